@@ -1,0 +1,30 @@
+"""Random crops of one domain's frames."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from pipeline.datasets import DatasetSpec, Sample, read_frame
+from pipeline.training import Item, random_crop
+
+
+def crop_reader(
+    spec: DatasetSpec, samples: list[Sample], crop: tuple[int, int]
+) -> Callable[[int, np.random.Generator], Item]:
+    """A function (frame index, generator) -> `rgb` (h, w, 3) uint8 crop and frame `name`.
+
+    Args:
+        crop: width and height in pixels; half of the crops are mirrored.
+    """
+
+    def read(index: int, rng: np.random.Generator) -> Item:
+        sample = samples[index]
+        rgb = read_frame(spec, sample)
+        rows, columns = random_crop(rng, (rgb.shape[1], rgb.shape[0]), crop, str(sample.image))
+        rgb = rgb[rows, columns]
+        if rng.random() < 0.5:
+            rgb = rgb[:, ::-1]
+        return {"rgb": torch.from_numpy(rgb.copy()), "name": str(sample.image)}
+
+    return read

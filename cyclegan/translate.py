@@ -1,0 +1,125 @@
+"""Translating frames with a trained generator: same size, same names, original labels."""
+
+import csv
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cyclegan.networks import ResnetGenerator, to_network, to_rgb
+from pipeline.config import ComputeConfig
+from pipeline.datasets import (
+    DatasetSpec,
+    Sample,
+    list_samples,
+    read_frame,
+    save_spec,
+    translated_path,
+    translated_spec,
+)
+from pipeline.errors import UserError
+from pipeline.files import replacing
+from pipeline.images import UInt8, write_image
+from pipeline.progress import progress
+from pipeline.training import load_checkpoint, make_fabric
+
+VERSION = 1
+GROUP = 4
+"""Frames translated at a time. A group is always made whole, so that a frame's neighbours in the
+batch, and with them its last bit, do not depend on where an earlier run was interrupted."""
+
+
+def load_generator(checkpoint: Path) -> ResnetGenerator:
+    """The source -> target generator of a training checkpoint."""
+    if not checkpoint.is_file():
+        raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-cyclegan` first.")
+    state = load_checkpoint(checkpoint)
+    generator = ResnetGenerator(state["config"]["blocks"], state["config"]["generator_width"])
+    generator.load_state_dict(state["networks"]["source_to_target"])
+    return generator
+
+
+def translate(checkpoint: Path, source: DatasetSpec, folder: Path, compute: ComputeConfig) -> None:
+    """Translate every frame of `source` into `folder/images`.
+
+    Pictures have the size at which the data set is read. Frames that are there already are kept.
+    `dataset.yaml`, the spec of the translated set with the original labels, and `manifest.csv`
+    are written last.
+
+    Raises:
+        UserError: no checkpoint, or a frame that cannot be read.
+    """
+    samples = list_samples(source, labelled=False)
+    fabric = make_fabric(compute)
+    generator = load_generator(checkpoint).to(  # type: ignore[call-overload]
+        fabric.device, memory_format=torch.channels_last
+    )
+    network = fabric.setup_module(generator.eval())
+    groups = [samples[i : i + GROUP] for i in range(0, len(samples), GROUP)]
+    todo = [g for g in groups if not all(translated_path(source, s, folder).is_file() for s in g)]
+    done = len(samples) - sum(map(len, todo))
+    with (
+        progress(folder, "translation", len(samples), done=done, unit="images") as advance,
+        ThreadPoolExecutor(max_workers=max(2, compute.workers)) as threads,
+    ):
+        writing: list[Future[None]] = []
+        for group, frames in _read_ahead(threads, source, todo):
+            pictures = translate_group(network, frames)
+            for future in writing:
+                future.result()
+            writing = [
+                threads.submit(write_image, translated_path(source, sample, folder), picture)
+                for sample, picture in zip(group, pictures, strict=True)
+            ]
+            advance(len(group))
+        for future in writing:
+            future.result()
+    with replacing(folder / "manifest.csv") as part, part.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "source", "translated"])
+        for sample in samples:
+            translated = translated_path(source, sample, folder).relative_to(folder)
+            writer.writerow([sample.name, sample.image, translated])
+    save_spec(translated_spec(source, folder), folder / "dataset.yaml")
+
+
+def _read_ahead(
+    threads: ThreadPoolExecutor, source: DatasetSpec, groups: list[list[Sample]]
+) -> Iterator[tuple[list[Sample], list[UInt8]]]:
+    """Each group with its frames; the next group is read while the current one is used."""
+    reading: list[Future[UInt8]] = []
+    for i, group in enumerate(groups):
+        current = reading or [threads.submit(read_frame, source, s) for s in group]
+        following = groups[i + 1] if i + 1 < len(groups) else []
+        reading = [threads.submit(read_frame, source, sample) for sample in following]
+        yield group, [future.result() for future in current]
+
+
+def translate_group(network: nn.Module, frames: list[UInt8]) -> list[UInt8]:
+    """Translate frames (H, W, 3) uint8; those of one size go through the network together."""
+    pictures: dict[int, UInt8] = {}
+    for shape in sorted({frame.shape for frame in frames}):
+        members = [i for i, frame in enumerate(frames) if frame.shape == shape]
+        translated = _translate_batch(network, np.stack([frames[i] for i in members]))
+        pictures |= dict(zip(members, translated, strict=True))
+    return [pictures[i] for i in range(len(frames))]
+
+
+def translate_frame(network: nn.Module, rgb: UInt8) -> UInt8:
+    """Translate one frame (H, W, 3) uint8 to a picture of exactly its size."""
+    return translate_group(network, [rgb])[0]
+
+
+@torch.inference_mode()
+def _translate_batch(network: nn.Module, rgb: UInt8) -> UInt8:
+    """(N, H, W, 3) uint8 -> the same shape, padded to multiples of 4 on the way."""
+    height, width = rgb.shape[1:3]
+    device = next(network.parameters()).device
+    x = to_network(torch.from_numpy(rgb).to(device))
+    x = F.pad(x, (0, -width % 4, 0, -height % 4), mode="reflect")
+    out = to_rgb(network(x.contiguous(memory_format=torch.channels_last)))
+    return np.ascontiguousarray(out[:, :height, :width].cpu().numpy())

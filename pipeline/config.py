@@ -1,0 +1,264 @@
+"""The configuration of a run: one YAML file, one frozen value."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from pipeline.datasets import DatasetSpec, spec_fields
+from pipeline.errors import UserError
+from pipeline.files import parse_yaml, read_yaml
+from pipeline.schema import Schema, parse
+
+Size = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
+"""Width and height in pixels."""
+
+_DATASETS = ("source", "target", "test")
+_VARIABLE = re.compile(r"\$\{?(\w+)\}?")
+
+
+class ComputeConfig(Schema):
+    """Where and how precisely to compute; no part of a stage's identity."""
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU when there is one."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """`auto`: bf16-mixed on a GPU, 32-true on a CPU. Losses are always fp32."""
+    workers: int = Field(0, ge=0)
+    """Processes that read frames ahead; 0 reads in the training process. No effect on results."""
+
+
+class CycleGANConfig(Schema):
+    """CycleGAN (Zhu et al., ICCV 2017); defaults are those of the reference implementation."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of weights, crops and image pool."""
+    blocks: int = Field(9, ge=1, le=32)
+    """Residual blocks of each generator."""
+    generator_width: int = Field(64, ge=4)
+    """Channels after the generator's first convolution."""
+    discriminator_width: int = Field(64, ge=4)
+    """Channels after the discriminator's first convolution."""
+    discriminator_layers: int = Field(3, ge=1, le=5)
+    """Strided layers of the PatchGAN; 3 see 70x70 pixels."""
+    crop: Size = (256, 256)
+    """Width and height of the random crops, multiples of 4."""
+    batch_size: int = Field(1, ge=1)
+    """Crops of each domain a step."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Adam's, with betas (0.5, 0.999)."""
+    cycle_weight: float = Field(10.0, ge=0)
+    """Weight of the L1 cycle loss (lambda)."""
+    identity_weight: float = Field(0.5, ge=0)
+    """Weight of the identity loss, as a multiple of `cycle_weight`; 0 skips it."""
+    pool_size: int = Field(50, ge=0)
+    """Translated images of each domain kept to train the discriminators; 0 uses the newest."""
+    epochs: int = Field(100, ge=1)
+    """Epochs at the full learning rate."""
+    decay_epochs: int = Field(100, ge=0)
+    """Further epochs in which the learning rate falls linearly towards 0."""
+    steps_per_epoch: int | None = Field(None, ge=1)
+    """Steps an epoch; none: as many as the larger set needs to be seen once."""
+    log_every: int = Field(20, ge=1)
+    """Steps between two entries of the log."""
+    sample_every: int = Field(1000, ge=1)
+    """Steps between two grids of sample pictures."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between two checkpoints: the most that a kill can lose."""
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if any(side % 4 for side in self.crop):
+            raise ValueError(f"crop {list(self.crop)} must be multiples of 4")
+        return self
+
+
+class AugmentationConfig(Schema):
+    """What every arm's training frames go through after decoding."""
+
+    scale: tuple[float, float] = (0.7, 1.5)
+    """Range of the random scale before the crop."""
+    flip: bool = True
+    """Mirror left and right in half of the draws."""
+    color: float = Field(0.4, ge=0, le=1)
+    """Strength of the colour jitter in brightness, contrast and saturation; 0 switches it off."""
+    hue: float = Field(0.05, ge=0, le=0.5)
+    """Strength of the hue jitter, as a part of the colour circle."""
+    blur: float = Field(0.3, ge=0, le=1)
+    """Share of the draws that are blurred."""
+    noise: float = Field(0.2, ge=0, le=1)
+    """Share of the draws that get sensor-like noise."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not 0.1 <= self.scale[0] <= self.scale[1] <= 4:
+            raise ValueError(f"scale {list(self.scale)} must be [low, high] within 0.1..4")
+        return self
+
+
+class SegmentationConfig(Schema):
+    """Training of the segmentation network: the same recipe for every arm."""
+
+    architecture: str = "deeplabv3plus"
+    """Any architecture of segmentation-models-pytorch, by name."""
+    encoder: str = "resnet50"
+    """Any encoder of segmentation-models-pytorch, by name."""
+    encoder_weights: str = "imagenet"
+    """`imagenet` (from the local cache or the hub), `none`, or the path of a state_dict."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the architecture, e.g. `decoder_channels`."""
+    crop: Size = (512, 512)
+    """Width and height of the random training crops."""
+    batch_size: int = Field(8, ge=1)
+    """Frames a step."""
+    steps: int = Field(40_000, ge=1)
+    """Training steps; the last checkpoint is the result."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """AdamW's, at its highest."""
+    encoder_learning_rate_factor: float = Field(1.0, gt=0)
+    """The encoder learns at this multiple of `learning_rate`."""
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    """Steps in which the learning rate rises linearly from 0."""
+    poly_power: float = Field(0.9, ge=0)
+    """The learning rate falls as (1 - step / steps) ** poly_power."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    log_every: int = Field(20, ge=1)
+    """Steps between two entries of the log."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between two checkpoints: the most that a kill can lose."""
+
+
+class EvaluationConfig(Schema):
+    """Scoring on the labelled frames of `test`."""
+
+    pictures: int = Field(6, ge=0)
+    """Frames whose predictions are kept as pictures for the report, evenly spaced."""
+
+
+ARM_SOURCES = ("source", "translated", "target")
+
+
+class Config(Schema):
+    """A whole run: three data sets, a label space, and how each stage works."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder is `runs/NAME`."""
+    label_space: str = "cityscapes19"
+    """A built-in label space, or the path of a YAML file."""
+    source: DatasetSpec
+    """Labelled synthetic frames."""
+    target: DatasetSpec
+    """Real frames to adapt to. Their labels are used by arms that train on `target` alone."""
+    test: DatasetSpec
+    """Labelled real frames that every arm is scored on; no stage trains on them."""
+    cyclegan: CycleGANConfig = CycleGANConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    arms: dict[
+        Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Literal["source", "translated", "target"]
+    ] = Field({"source_only": "source", "adapted": "translated", "oracle": "target"}, min_length=1)
+    """Arm -> the frames it trains on."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    """Seeds of the segmentation training; each arm is trained once with each."""
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} hold one twice")
+        return self
+
+
+def load_config(path: Path, settings: list[str] | None = None) -> Config:
+    """Read a configuration.
+
+    Each data set is written as `dataset: NAME_OR_FILE` plus the fields that differ. `${NAME}` in
+    any text is the environment variable. A relative `root` starts at the file that says it.
+
+    Args:
+        settings: `a.b=value` texts that win over the file; values are read as YAML.
+
+    Raises:
+        UserError: names every wrong field at once.
+    """
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected the settings of a run, found {data!r}")
+    for setting in settings or []:
+        _apply(data, setting)
+    problems: list[str] = []
+    data = _expand(data, "", problems)
+    for key in _DATASETS:
+        if isinstance(data.get(key), dict):
+            try:
+                data[key] = _resolve_dataset(data[key], path.parent)
+            except UserError as error:
+                problems.append(f"  {key}: {error}")
+    for section, key in (("", "label_space"), ("segmentation", "encoder_weights")):
+        holder = data.get(section, {}) if section else data
+        if isinstance(holder, dict) and isinstance(value := holder.get(key), str):
+            holder[key] = _absolute_file(value, path.parent)
+    try:
+        config = parse(Config, data, str(path))
+    except UserError as error:
+        if not problems:
+            raise
+        raise UserError("\n".join([str(error), *problems])) from error
+    if problems:
+        raise UserError("\n".join([f"{path}:", *problems]))
+    return config
+
+
+def _apply(data: dict[str, Any], setting: str) -> None:
+    """Put one `a.b=value` into `data`."""
+    keys, equals, text = setting.partition("=")
+    if not equals or not keys:
+        raise UserError(f"--set {setting!r}: expected KEY=VALUE, e.g. cyclegan.epochs=5")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {setting!r}: the value is not YAML: {error}") from error
+    *parents, last = keys.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise UserError(f"--set {setting!r}: {parent!r} is a value and has no keys below it")
+    # On the command line a relative path starts where the user stands.
+    data[last] = str(Path(value).absolute()) if last == "root" and value else value
+
+
+def _expand(value: Any, place: str, problems: list[str]) -> Any:
+    """Replace `${NAME}` by the environment variable in every text below `value`."""
+    if isinstance(value, dict):
+        return {k: _expand(v, f"{place}.{k}".strip("."), problems) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, place, problems) for item in value]
+    if not isinstance(value, str):
+        return value
+    for name in _VARIABLE.findall(value):
+        if name not in os.environ:
+            problems.append(
+                f"  {place}: environment variable {name} is not set (in {value!r}). "
+                f"Set it, or give the value with --set {place}=..."
+            )
+    return os.path.expandvars(value)
+
+
+def _resolve_dataset(fields: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Merge the fields of `dataset` under those given beside it; make `root` absolute."""
+    given = dict(fields)
+    named = given.pop("dataset", None)
+    merged = spec_fields(str(named), base) if named is not None else {}
+    if given.get("root"):
+        given["root"] = str(base.absolute() / str(given["root"]))
+    return merged | given
+
+
+def _absolute_file(value: str, base: Path) -> str:
+    """File names relative to the configuration become absolute; other words stay."""
+    is_file = value.endswith((".yaml", ".yml", ".pth", ".pt", ".bin", ".safetensors"))
+    return str((base / value).absolute()) if is_file else value

@@ -1,0 +1,396 @@
+"""A data set is a value: where its frames are, how its labels are encoded, which part is meant.
+
+A spec is a YAML file. File patterns hold fields in braces; an image and a label belong together
+when their fields are equal:
+
+    images: leftImg8bit/{split}/{city}/{frame}_leftImg8bit
+    labels: gtFine/{split}/{city}/{frame}_gtFine_labelIds
+
+A pattern without a file name ending matches any common image format.
+"""
+
+import fnmatch
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.errors import UserError
+from pipeline.files import read_yaml, write_yaml
+from pipeline.images import (
+    SUFFIXES,
+    UInt8,
+    open_image,
+    read_raw,
+    read_rgb,
+    resize_indices,
+    resize_rgb,
+)
+from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelSpace, check_name
+from pipeline.schema import Schema, near, parse
+
+_BUILT_IN = Path(__file__).parent / "specs"
+_FIELD = re.compile(r"\{(\w+)\}")
+_UNNAMED = 254
+
+
+def _named_table(values: Any) -> Any:
+    if isinstance(values, str):
+        if values != "cityscapes_ids":
+            raise ValueError(f"unknown table {values!r}; give 'cityscapes_ids' or a mapping")
+        return dict(CITYSCAPES_IDS)
+    return values
+
+
+class DatasetSpec(Schema):
+    """A labelled or unlabelled set of frames, or a part of one."""
+
+    name: str
+    """Shown in tables and reports."""
+    root: Path
+    """The folder that the patterns start from."""
+    images: str
+    """Pattern of the image files below `root`; fields in braces, ending optional."""
+    labels: str | None = None
+    """Pattern of the label files, with the same fields; none for unlabelled frames."""
+    label_root: Path | None = None
+    """The folder that `labels` starts from, where it is not `root`."""
+    encoding: Literal["ids", "rgb", "channel"] = "ids"
+    """How a label file stores its values: one value a pixel (palette index or grey value), an
+    RGB colour, or one channel of a colour image."""
+    channel: int = Field(0, ge=0, le=3)
+    """Which channel holds the value when `encoding` is `channel`: 0 is red."""
+    values: Annotated[dict[int | str, str], BeforeValidator(_named_table)] = Field(
+        default_factory=dict
+    )
+    """Raw value -> name. Colours are written `"R,G,B"`. The word `cityscapes_ids` stands for the
+    Cityscapes table."""
+    splits: dict[str, str] = Field(default_factory=dict)
+    """Further splits: name -> a wildcard over frame names, or a `.txt` list below `root`."""
+    split: str | None = None
+    """The split that is meant: a folder that `{split}` matches, or a key of `splits`."""
+    limit: int | None = Field(None, ge=1)
+    """Use at most this many frames, evenly spaced."""
+    width: int | None = Field(None, ge=16)
+    """Working width in pixels: frames and labels are resized to it when read, aspect kept;
+    none leaves them as they are."""
+    strict: bool = False
+    """Raise when a label file holds a value without a name, rather than ignore its pixels."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        fields = _FIELD.findall(self.images)
+        if not fields:
+            raise ValueError(
+                f"images pattern {self.images!r} has no field in braces; e.g. images/{{frame}}"
+            )
+        for pattern in (self.images, self.labels or ""):
+            if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+                raise ValueError(f"pattern {pattern!r} leaves the root; write it relative to root")
+        if self.labels is not None:
+            if set(_FIELD.findall(self.labels)) != set(fields):
+                raise ValueError(
+                    f"images {self.images!r} and labels {self.labels!r} must have the same fields"
+                )
+            if not self.values:
+                raise ValueError("labels are given but `values` names none of their raw values")
+        for raw, name in self.values.items():
+            check_name(name)
+            raw_value(raw, self.encoding)
+        return self
+
+    def names(self) -> set[str]:
+        """The vocabulary names that labels of this set can decode to."""
+        return set(self.values.values())
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One frame: its name (the fields joined by '/'), its image, and its label where wanted."""
+
+    name: str
+    image: Path
+    label: Path | None = None
+
+
+def raw_value(raw: int | str, encoding: str) -> int:
+    """The key of `values` as a number: ids as they are, colours as R * 65536 + G * 256 + B."""
+    if encoding == "rgb":
+        parts = str(raw).split(",")
+        if len(parts) != 3 or not all(p.strip().isdigit() and int(p) < 256 for p in parts):
+            raise ValueError(f'value {raw!r} is not a colour; write "R,G,B" with 0..255 each')
+        red, green, blue = (int(p) for p in parts)
+        return red << 16 | green << 8 | blue
+    if not isinstance(raw, int) or not 0 <= raw < 65536:
+        raise ValueError(f"value {raw!r} is not an id; write a whole number in 0..65535")
+    return raw
+
+
+def built_in_specs() -> dict[str, Path]:
+    """Name -> file of every data set that is known without being told."""
+    return {path.stem: path for path in sorted(_BUILT_IN.glob("*.yaml"))}
+
+
+def spec_fields(name_or_path: str, base: Path) -> dict[str, Any]:
+    """The fields of a built-in spec by name, or of a `.yaml` file given relative to `base`.
+
+    A relative `root` is taken from the folder of the file that says it.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = base / name_or_path
+    elif name_or_path in (known := built_in_specs()):
+        path = known[name_or_path]
+    else:
+        raise UserError(
+            f"No data set {name_or_path!r}.{near(name_or_path, known)} Built in: "
+            f"{', '.join(known)}; or give the path of a .yaml file."
+        )
+    fields = read_yaml(path)
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: expected the fields of a data set, found {fields!r}")
+    for key in ("root", "label_root"):
+        if fields.get(key) is not None:
+            fields[key] = str(path.parent.absolute() / os.path.expandvars(str(fields[key])))
+    return fields
+
+
+def load_spec(path: Path) -> DatasetSpec:
+    """Read a complete spec (one with a root) from a `.yaml` file."""
+    return parse(DatasetSpec, spec_fields(path.name, path.parent), str(path))
+
+
+def save_spec(spec: DatasetSpec, path: Path) -> None:
+    """Write a spec beside its frames: `root` relative to the file, so that the folder can move."""
+    fields = spec.model_dump(mode="json", exclude_defaults=True)
+    fields["root"] = os.path.relpath(spec.root, path.parent)
+    write_yaml(path, fields)
+
+
+def list_samples(spec: DatasetSpec, *, labelled: bool) -> list[Sample]:
+    """The frames of a data set, ordered by name.
+
+    Args:
+        labelled: find each frame's label file too. Without it `Sample.label` is None, so that
+            code which must not see labels cannot.
+
+    Raises:
+        UserError: no such root or split, no frame, two images of one name, images without label.
+    """
+    if not spec.root.is_dir():
+        raise UserError(
+            f"Data set {spec.name}: no folder {spec.root}. Set its `root` to where the data is."
+        )
+    fixed = {}
+    if "split" in _FIELD.findall(spec.images) and spec.split not in spec.splits:
+        folders = sorted({fields["split"] for fields, _ in _find(spec, {})})
+        if spec.split not in folders:
+            raise UserError(
+                f"Data set {spec.name}: no split {spec.split!r} in {spec.root}. "
+                f"Found: {', '.join([*folders, *spec.splits]) or 'none'}. Set `split`."
+            )
+        fixed = {"split": spec.split}
+    elif spec.split is not None and spec.split not in spec.splits:
+        raise UserError(
+            f"Data set {spec.name}: no split {spec.split!r}. "
+            f"Known: {', '.join(spec.splits) or 'none; leave `split` out'}."
+        )
+    found: dict[str, tuple[dict[str, str], Path]] = {}
+    for fields, path in _find(spec, fixed):
+        name = "/".join(fields.values())
+        if name in found:
+            raise UserError(
+                f"Data set {spec.name}: {found[name][1]} and {path} are both frame {name!r}. "
+                "Remove one, or give the pattern a file name ending."
+            )
+        found[name] = fields, path
+    names = sorted(found)
+    if spec.split in spec.splits:
+        names = _members(spec, spec.splits[spec.split], names)
+    if not names:
+        raise UserError(
+            f"Data set {spec.name}: no frame"
+            f"{f' in split {spec.split!r}' if spec.split else ''} matches {spec.images!r} below "
+            f"{spec.root}. Check `root`, `images` and `split`."
+        )
+    if spec.limit is not None and spec.limit < len(names):
+        names = [names[i * len(names) // spec.limit] for i in range(spec.limit)]
+    if not labelled:
+        return [Sample(name, found[name][1]) for name in names]
+    return _with_labels(spec, {name: found[name] for name in names})
+
+
+def _find(spec: DatasetSpec, fixed: dict[str, str]) -> list[tuple[dict[str, str], Path]]:
+    """Every image that the pattern matches: its fields in order, and its path."""
+    pattern = spec.images
+    for field, value in fixed.items():
+        pattern = pattern.replace("{" + field + "}", value)
+    any_suffix = Path(pattern).suffix.lower() not in SUFFIXES
+    parts = re.split(r"\{(\w+)\}", spec.images)
+    expression = re.escape(parts[0])
+    for field, literal in zip(parts[1::2], parts[2::2], strict=True):
+        first = f"(?P<{field}>" not in expression
+        expression += (f"(?P<{field}>[^/]+)" if first else f"(?P={field})") + re.escape(literal)
+    if any_suffix:
+        expression += r"\.\w+"
+    glob = _FIELD.sub("*", pattern) + (".*" if any_suffix else "")
+    matches = []
+    for path in spec.root.glob(glob):
+        match = re.fullmatch(expression, path.relative_to(spec.root).as_posix())
+        if match and path.suffix.lower() in SUFFIXES:
+            matches.append((match.groupdict(), path))
+    return matches
+
+
+def _members(spec: DatasetSpec, rule: str, names: list[str]) -> list[str]:
+    """The names that a split's rule selects: a wildcard, or a list in a text file."""
+    if not rule.endswith(".txt"):
+        return [name for name in names if fnmatch.fnmatchcase(name, rule)]
+    path = spec.root / rule
+    if not path.is_file():
+        raise UserError(f"Data set {spec.name}: split {spec.split!r} is listed in {path}: no file.")
+    listed = {Path(line.strip()).stem for line in path.read_text().splitlines() if line.strip()}
+    return [name for name in names if name.rsplit("/", 1)[-1] in listed]
+
+
+def _with_labels(spec: DatasetSpec, found: dict[str, tuple[dict[str, str], Path]]) -> list[Sample]:
+    if spec.labels is None:
+        raise UserError(f"Data set {spec.name} has no labels, and labels are needed here.")
+    root = spec.label_root or spec.root
+    suffixes = ("",) if Path(spec.labels).suffix.lower() in SUFFIXES else SUFFIXES
+    samples, orphans = [], []
+    for name, (fields, image) in found.items():
+        stem = _FIELD.sub(lambda match, fields=fields: fields[match[1]], spec.labels)  # type: ignore[misc]
+        label = next((p for s in suffixes if (p := root / (stem + s)).is_file()), None)
+        if label is None:
+            orphans.append(f"{image} (label {root / stem})")
+        samples.append(Sample(name, image, label))
+    if orphans:
+        raise UserError(
+            f"Data set {spec.name}: {len(orphans)} of {len(samples)} images have no label, first "
+            f"{orphans[0]}. Add the labels, or take these images out."
+        )
+    return samples
+
+
+def digest(samples: list[Sample]) -> str:
+    """A hash of the listing: frame names and image sizes in bytes, wherever they are stored."""
+    text = "\n".join(f"{sample.name} {sample.image.stat().st_size}" for sample in samples)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def translated_spec(spec: DatasetSpec, folder: Path) -> DatasetSpec:
+    """The spec of a translation of `spec`: new images below `folder`, the original labels.
+
+    Image files keep their names: the pattern's leading literal folder is dropped, so that
+    `images/{frame}` is found in `folder/images/{frame}`.
+    """
+    return spec.model_copy(
+        update={
+            "name": f"{spec.name} (translated)",
+            "root": folder,
+            "images": f"images/{_below_literal(spec.images)}",
+            "label_root": spec.label_root or spec.root,
+            "limit": None,
+            # A wildcard or list has done its work: what was selected is what is there.
+            "splits": {spec.split: "*"} if spec.split in spec.splits else {},
+        }
+    )
+
+
+def translated_path(spec: DatasetSpec, sample: Sample, folder: Path) -> Path:
+    """Where the translation of one frame of `spec` is kept below `folder`."""
+    literal = spec.images[: len(spec.images) - len(_below_literal(spec.images))]
+    return folder / "images" / sample.image.relative_to(spec.root / literal)
+
+
+def _below_literal(pattern: str) -> str:
+    """A pattern without its leading folders that have no field."""
+    literal = pattern[: pattern.index("{")]
+    return pattern[literal.rfind("/") + 1 :]
+
+
+def read_frame(spec: DatasetSpec, sample: Sample) -> UInt8:
+    """A frame as (H, W, 3) uint8 RGB at the data set's working width."""
+    rgb = read_rgb(sample.image)
+    return resize_rgb(rgb, _working_size(spec, (rgb.shape[1], rgb.shape[0])))
+
+
+def _working_size(spec: DatasetSpec, size: tuple[int, int]) -> tuple[int, int]:
+    if spec.width is None or spec.width == size[0]:
+        return size
+    return spec.width, max(1, round(size[1] * spec.width / size[0]))
+
+
+class LabelReader:
+    """Reads the labels of one data set as class indices of one label space."""
+
+    def __init__(self, spec: DatasetSpec, space: LabelSpace) -> None:
+        self.spec = spec
+        # 2^24 entries for colours: one gather a pixel, whatever the number of classes.
+        size = 1 << 24 if spec.encoding == "rgb" else 1 << 16
+        self._table = np.full(size, _UNNAMED if spec.strict else IGNORE, np.uint8)
+        for raw, name in spec.values.items():
+            self._table[raw_value(raw, spec.encoding)] = space.index_of(name)
+
+    def read(self, sample: Sample, *, native: bool = False) -> UInt8:
+        """The label of one frame, (H, W) uint8 class indices, `IGNORE` where none applies.
+
+        Args:
+            native: at the size on disk, for scoring, rather than at the working width.
+
+        Raises:
+            UserError: unreadable file, wrong encoding, a size unlike the image's, or a value
+                without a name when the spec is strict.
+        """
+        assert sample.label is not None, "list_samples was not asked for labels"
+        raw = self._values(sample.label)
+        size = (raw.shape[1], raw.shape[0])
+        with open_image(sample.image) as image:
+            image_size = image.size
+        working = _working_size(self.spec, size)
+        # Translated frames are stored at the working width beside labels of the original size.
+        if image_size not in (size, working):
+            raise UserError(
+                f"Sizes differ: image {sample.image} is {image_size[0]}x{image_size[1]}, its "
+                f"label {sample.label} is {size[0]}x{size[1]}. Take the frame out of the data "
+                "set, or set `width` if the images were resized."
+            )
+        classes = np.asarray(self._table[raw])
+        if self.spec.strict and (unnamed := classes == _UNNAMED).any():
+            values = ", ".join(str(v) for v in np.unique(raw[unnamed])[:10])
+            raise UserError(
+                f"{sample.label} holds values without a name: {values} "
+                f"({unnamed.mean():.1%} of its pixels). Name them in `values` of data set "
+                f"{self.spec.name} ('unlabeled' ignores them), or set `strict: false`."
+            )
+        return classes if native else resize_indices(classes, working)
+
+    def _values(self, path: Path) -> Any:
+        """Raw values (H, W) as table positions."""
+        raw = read_raw(path)
+        encoding = self.spec.encoding
+        if encoding == "ids":
+            if raw.ndim != 2:
+                raise UserError(
+                    f"{path} is a colour image, and data set {self.spec.name} says `encoding: "
+                    "ids`. Set `encoding` to rgb or channel."
+                )
+            return raw.astype(np.uint16, copy=False)
+        channels = 1 if raw.ndim == 2 else raw.shape[2]
+        needed = 3 if encoding == "rgb" else self.spec.channel + 1
+        if raw.ndim == 2 or channels < needed:
+            raise UserError(
+                f"{path} has {channels} channel(s), and data set {self.spec.name} says "
+                f"`encoding: {encoding}`, which needs {max(needed, 3)}. Set `encoding` to ids."
+            )
+        if encoding == "channel":
+            return raw[:, :, self.spec.channel].astype(np.uint16, copy=False)
+        wide = raw[:, :, :3].astype(np.uint32)
+        if wide.max(initial=0) > 255:
+            raise UserError(f"{path} is a 16-bit colour image; colours of 8 bits are expected.")
+        return wide[:, :, 0] << 16 | wide[:, :, 1] << 8 | wide[:, :, 2]

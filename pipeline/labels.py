@@ -1,0 +1,128 @@
+"""Labels in two steps: raw value -> name (a data set's spec), name -> class (a label space).
+
+Names come from one vocabulary, so any data set meets any label space.
+"""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from pipeline.errors import UserError
+from pipeline.files import read_yaml
+from pipeline.schema import Schema, near, parse
+
+IGNORE = 255
+"""Class index of pixels that are neither trained on nor scored."""
+
+CITYSCAPES_IDS: dict[int, str] = dict(
+    enumerate(
+        [
+            *["unlabeled", "ego vehicle", "rectification border", "out of roi", "static"],
+            *["dynamic", "ground", "road", "sidewalk", "parking", "rail track", "building"],
+            *["wall", "fence", "guard rail", "bridge", "tunnel", "pole", "polegroup"],
+            *["traffic light", "traffic sign", "vegetation", "terrain", "sky", "person"],
+            *["rider", "car", "truck", "bus", "caravan", "trailer", "train", "motorcycle"],
+            *["bicycle", "license plate"],
+        ]
+    )
+)
+"""The Cityscapes label ids 0..33 and their names; GTA5 adds 34 (Cityscapes itself has it as -1)."""
+
+VOCABULARY: frozenset[str] = frozenset(
+    {
+        *CITYSCAPES_IDS.values(),
+        "road line",  # painted markings, where a simulator tells them from road
+        "vehicle",  # car, truck or bus, where they are not told apart
+        "bicyclist",  # rider together with the bicycle
+    }
+)
+"""Every name that a data set may decode to and a label space may group."""
+
+_BUILT_IN = Path(__file__).parent / "label_spaces"
+
+
+class LabelClass(Schema):
+    """One class that a network predicts."""
+
+    name: str = Field(min_length=1)
+    """The class's name in tables and pictures."""
+    names: tuple[str, ...] = Field(min_length=1)
+    """The vocabulary names that belong to it."""
+    color: tuple[int, int, int]
+    """RGB in 0..255, for pictures."""
+
+    @model_validator(mode="after")
+    def _legal(self) -> Self:
+        for name in self.names:
+            check_name(name)
+        if not all(0 <= channel <= 255 for channel in self.color):
+            raise ValueError(f"color {self.color} has a channel outside 0..255")
+        return self
+
+
+class LabelSpace(Schema):
+    """The classes of a run, in order; the position of a class is its index."""
+
+    name: str
+    classes: tuple[LabelClass, ...] = Field(min_length=2, max_length=254)
+
+    @model_validator(mode="after")
+    def _one_class_a_name(self) -> Self:
+        owner: dict[str, str] = {}
+        for label_class in self.classes:
+            for name in label_class.names:
+                if name in owner:
+                    raise ValueError(
+                        f"name {name!r} belongs to both class {owner[name]!r} and class "
+                        f"{label_class.name!r}; keep it in one"
+                    )
+                owner[name] = label_class.name
+        if len({c.name for c in self.classes}) != len(self.classes):
+            raise ValueError("two classes share a name")
+        return self
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names by index."""
+        return [c.name for c in self.classes]
+
+    @property
+    def palette(self) -> npt.NDArray[np.uint8]:
+        """(256, 3) uint8 RGB by class index; indices without a class are black."""
+        table = np.zeros((256, 3), np.uint8)
+        for index, label_class in enumerate(self.classes):
+            table[index] = label_class.color
+        return table
+
+    def index_of(self, name: str) -> int:
+        """The class index of a vocabulary name, or `IGNORE` when no class holds it."""
+        for index, label_class in enumerate(self.classes):
+            if name in label_class.names:
+                return index
+        return IGNORE
+
+
+def check_name(name: str) -> None:
+    """Raise `ValueError` unless `name` is in the vocabulary."""
+    if name not in VOCABULARY:
+        raise ValueError(
+            f"unknown label name {name!r}.{near(name, VOCABULARY)} "
+            f"Names: {', '.join(sorted(VOCABULARY))}"
+        )
+
+
+def load_label_space(name_or_path: str) -> LabelSpace:
+    """A built-in label space by name, or one's own from a `.yaml` file."""
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = _BUILT_IN / f"{name_or_path}.yaml"
+        if not path.is_file():
+            names = sorted(p.stem for p in _BUILT_IN.glob("*.yaml"))
+            raise UserError(
+                f"No label space {name_or_path!r}.{near(name_or_path, names)} "
+                f"Built in: {', '.join(names)}; or give the path of a .yaml file."
+            )
+    return parse(LabelSpace, read_yaml(path), str(path))

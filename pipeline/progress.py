@@ -1,0 +1,85 @@
+"""Progress of long work: a bar for eyes, lines for logs, a file for `status`."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pipeline.files import read_json, write_json
+
+FILE = "progress.json"
+_FILE_SECONDS = 2.0
+_LINE_SECONDS = 30.0
+
+
+@contextmanager
+def progress(
+    folder: Path, title: str, total: int, *, done: int = 0, unit: str = "steps"
+) -> Iterator[Callable[[int], None]]:
+    """Show and record how far a stage is.
+
+    Args:
+        folder: the stage's folder; `progress.json` there holds `done`, `total`, `unit` and the
+            `seconds` worked so far, over all the runs that it took.
+        done: units finished earlier.
+
+    Yields:
+        A function to call with the number of units finished since the last call.
+    """
+    path = folder / FILE
+    before = float(read_json(path)["seconds"]) if done and path.is_file() else 0.0
+    start = time.monotonic()
+    last_file = last_line = start
+    now_done = done
+    console = Console(stderr=True)
+
+    def record() -> None:
+        seconds = round(before + time.monotonic() - start, 1)
+        write_json(path, {"done": now_done, "total": total, "unit": unit, "seconds": seconds})
+
+    with Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task(title, total=total, completed=done, rate="")
+
+        def advance(count: int) -> None:
+            nonlocal now_done, last_file, last_line
+            now_done += count
+            now = time.monotonic()
+            rate = (now_done - done) / max(now - start, 1e-9)
+            bar.update(task, completed=now_done, rate=f"{rate:.1f} {unit}/s")
+            if now - last_file > _FILE_SECONDS:
+                last_file = now
+                record()
+            if not console.is_terminal and now - last_line > _LINE_SECONDS:
+                last_line = now
+                left = (total - now_done) / rate
+                print(
+                    f"{title}: {now_done}/{total} {unit}, {rate:.1f} {unit}/s, "
+                    f"{left / 60:.1f} min left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+        record()
+        yield advance
+        record()

@@ -1,0 +1,82 @@
+"""What all our YAML models share: frozen, no unknown keys, every error shown at once."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import UserError
+
+
+class Schema(BaseModel):
+    """A frozen value read from YAML; unknown keys are errors, field docstrings describe."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+S = TypeVar("S", bound=Schema)
+
+
+def parse(model: type[S], data: Any, origin: str) -> S:
+    """Validate `data` as `model`.
+
+    Args:
+        origin: where the data came from, for the message (a file name).
+
+    Raises:
+        UserError: names every wrong field at once, with its value and what was expected.
+    """
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{origin}: expected a mapping of settings, found {type(data).__name__}. "
+            f"Keys: {', '.join(model.model_fields)}."
+        )
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(model, detail) for detail in error.errors()]
+        count = f"{len(lines)} error{'s' if len(lines) > 1 else ''}"
+        raise UserError("\n".join([f"{origin}: {count}", *lines])) from error
+
+
+def near(name: str, legal: Iterable[str]) -> str:
+    """A hint ` Did you mean 'x'?` when a legal name is near `name`, else an empty string."""
+    matches = difflib.get_close_matches(name, list(legal), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(m) for m in matches)}?" if matches else ""
+
+
+def _explain(model: type[BaseModel], detail: Any) -> str:
+    place = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        legal = _fields_at(model, detail["loc"][:-1])
+        hint = near(str(detail["loc"][-1]), legal)
+        return f"  {place}: unknown key.{hint} Keys here: {', '.join(legal)}."
+    if detail["type"] == "missing":
+        return f"  {place}: required, but not given."
+    message = detail["msg"].removeprefix("Value error, ")
+    value = detail["input"]
+    shown = "" if isinstance(value, dict | list) and len(str(value)) > 80 else f" (got {value!r})"
+    return f"  {place}: {message}{shown}" if place else f"  {message}"
+
+
+def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The legal keys of the nested model that `path` leads to."""
+    current: Any = model
+    for part in path:
+        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
+        if field is None:  # a key of a dict or an index of a list: its values' model
+            continue
+        current = _inner_model(field.annotation) or current
+    return list(current.model_fields)
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _inner_model(argument):
+            return found
+    return None

@@ -1,0 +1,214 @@
+"""What both training loops need: reproducible draws, checkpoints, a log, a device.
+
+Every random choice is a function of (seed, number of the draw or step). There is no generator
+whose state could be lost: a run that continues at step n makes the choices that an undisturbed
+run would make, with any number of reading processes.
+"""
+
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from pipeline.config import ComputeConfig
+from pipeline.errors import UserError
+from pipeline.files import replacing
+
+Item = dict[str, Any]
+
+
+class Draws(Dataset[Any]):
+    """Draw number -> item. Frames are visited in a new random order each epoch.
+
+    Args:
+        read: (frame index, generator of this draw) -> item; a pure function of the two.
+        frames: number of frames.
+        stream: tells apart the draws of several data sets under one seed.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, np.random.Generator], Item],
+        frames: int,
+        *,
+        seed: int,
+        stream: int = 0,
+    ) -> None:
+        self.read, self.frames, self.key = read, frames, (seed, stream)
+        self._order: tuple[int, Any] = (-1, None)
+
+    def __getitem__(self, draw: int) -> Item | UserError:
+        epoch, position = divmod(draw, self.frames)
+        if self._order[0] != epoch:
+            order = np.random.default_rng([*self.key, 0, epoch]).permutation(self.frames)
+            self._order = (epoch, order)
+        try:
+            return self.read(
+                int(self._order[1][position]), np.random.default_rng([*self.key, 1, draw])
+            )
+        except UserError as error:
+            # An exception that leaves a reading process comes out wrapped in its traceback.
+            return error
+
+    def __len__(self) -> int:
+        raise TypeError("draws have no end")
+
+
+def batches(draws: Draws, *, first: int, last: int, batch_size: int, workers: int) -> Iterator[Any]:
+    """The batches of steps `first` to `last` - 1, each of `batch_size` consecutive draws.
+
+    Raises:
+        UserError: a frame could not be read.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        draws,
+        sampler=range(first * batch_size, last * batch_size),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _collate(items: list[Any]) -> Any:
+    return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
+
+
+def random_crop(
+    rng: np.random.Generator, size: tuple[int, int], crop: tuple[int, int], name: str
+) -> tuple[slice, slice]:
+    """Rows and columns of a random `crop` (width, height) of a frame of `size` (width, height)."""
+    if size[0] < crop[0] or size[1] < crop[1]:
+        raise UserError(
+            f"{name} is {size[0]}x{size[1]}, smaller than the crop {crop[0]}x{crop[1]}. "
+            "Lower `crop`, or raise `width` of the data set."
+        )
+    left = int(rng.integers(size[0] - crop[0] + 1))
+    top = int(rng.integers(size[1] - crop[1] + 1))
+    return slice(top, top + crop[1]), slice(left, left + crop[0])
+
+
+def make_fabric(compute: ComputeConfig) -> Fabric:
+    """One device at the configured precision.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    gpu = torch.cuda.is_available()
+    if compute.accelerator == "cuda" and not gpu:
+        raise UserError("compute.accelerator is 'cuda', but torch sees no GPU. Use auto or cpu.")
+    accelerator = "cuda" if gpu and compute.accelerator != "cpu" else "cpu"
+    precision: Literal["32-true", "bf16-mixed"]
+    if compute.precision == "auto":
+        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    else:
+        precision = compute.precision
+    return Fabric(accelerator=accelerator, devices=1, precision=precision)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch's global generators (dropout, weights) as a function of (seed, step)."""
+    torch.manual_seed(int(np.random.default_rng([seed, step]).integers(2**63)))
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint of tensors and plain data, whole or not at all."""
+    with replacing(path) as part:
+        torch.save(state, part)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; runs no code from the file.
+
+    Raises:
+        UserError: the file is damaged or not a checkpoint of ours.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({reason}). Remove it and run again with "
+            "--force for its stage."
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds {type(state).__name__}, a dictionary was expected.")
+    return state
+
+
+class TrainingLog:
+    """`log.jsonl` and TensorBoard events, cut back to the checkpoint when training continues.
+
+    Losses stay on the device until `flush`, so that a step never waits for them. `flush` is also
+    where a loss that is not finite is found: it names the step and its files.
+    """
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / "log.jsonl"
+        kept = []
+        if self.path.is_file():
+            for line in self.path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # a kill in the middle of a line
+                    continue
+                if entry["step"] <= step:
+                    kept.append(line + "\n")
+        with replacing(self.path) as part:
+            part.write_text("".join(kept))
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._waiting: list[tuple[int, list[str], dict[str, torch.Tensor]]] = []
+
+    def add(self, step: int, names: list[str], losses: dict[str, torch.Tensor]) -> None:
+        """Keep the losses of one step and the frames that they came from."""
+        self._waiting.append((step, names, {k: v.detach() for k, v in losses.items()}))
+
+    def flush(self, **numbers: float) -> None:
+        """Write the mean losses since the last flush and `numbers` as one entry.
+
+        Raises:
+            UserError: a loss was not finite.
+        """
+        if not self._waiting:
+            return
+        keys = list(self._waiting[0][2])
+        table = torch.stack(
+            [torch.stack([losses[k].float() for k in keys]) for _, _, losses in self._waiting]
+        ).cpu()
+        bad = (~table.isfinite()).nonzero()
+        if len(bad):
+            step, names, _ = self._waiting[int(bad[0, 0])]
+            raise UserError(
+                f"Loss {keys[int(bad[0, 1])]!r} is {table[bad[0, 0], bad[0, 1]].item()} at step "
+                f"{step}, on {', '.join(names)}. Look at these frames (blank or damaged ones are "
+                "the usual cause) or lower learning_rate. The last checkpoint is unharmed: run "
+                "again to continue from it."
+            )
+        step = self._waiting[-1][0]
+        entry = {"step": step, **dict(zip(keys, table.mean(0).tolist(), strict=True)), **numbers}
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        for key, value in entry.items():
+            if key != "step":
+                self._events.add_scalar(key, value, step)
+        self._waiting.clear()
+
+    def picture(self, step: int, name: str, rgb: Any) -> None:
+        """Add (H, W, 3) uint8 RGB to the TensorBoard events."""
+        self._events.add_image(name, rgb, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Finish the TensorBoard file."""
+        self._events.close()

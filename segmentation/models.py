@@ -1,0 +1,144 @@
+"""Networks of segmentation-models-pytorch by name, with errors that help."""
+
+from pathlib import Path
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import SegmentationConfig
+from pipeline.errors import UserError
+from pipeline.schema import near
+from pipeline.training import load_checkpoint
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+STRIDE = 32
+"""Sides that every architecture accepts are multiples of this."""
+
+
+class Segmenter(nn.Module):
+    """A segmentation network with its input normalisation.
+
+    `network` is the network of segmentation-models-pytorch.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 RGB of any size -> (N, classes, H, W) float32 logits."""
+        height, width = rgb.shape[1:3]
+        x = (rgb.permute(0, 3, 1, 2).float().div(255) - self.mean) / self.std
+        x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
+        return logits[:, :, :height, :width].float()
+
+
+def check_names(config: SegmentationConfig) -> list[str]:
+    """What is wrong with the names in a recipe; empty when nothing is.
+
+    Names the value, near legal names, and where the full list is.
+    """
+    problems = []
+    architectures = list(smp.MODEL_ARCHITECTURES_MAPPING)
+    if config.architecture not in architectures:
+        problems.append(
+            f"segmentation.architecture: no architecture {config.architecture!r}."
+            f"{near(config.architecture, architectures)} Known: {', '.join(architectures)}."
+        )
+    encoders = list(smp.encoders.get_encoder_names())
+    # `tu-` hands any name on to timm.
+    if config.encoder not in encoders and not config.encoder.startswith("tu-"):
+        problems.append(
+            f"segmentation.encoder: no encoder {config.encoder!r}."
+            f"{near(config.encoder, encoders)} Known: {', '.join(encoders)}; or tu-NAME for any "
+            "network of timm."
+        )
+    weights = config.encoder_weights
+    if weights not in {"imagenet", "none"} and not Path(weights).is_file():
+        problems.append(
+            f"segmentation.encoder_weights: no file {weights!r}. Give 'imagenet', 'none' or the "
+            "path of an encoder's state_dict."
+        )
+    return problems
+
+
+def build_model(config: SegmentationConfig, classes: int, *, pretrained: bool = True) -> Segmenter:
+    """The network of a recipe.
+
+    Args:
+        classes: number of output channels.
+        pretrained: load the encoder's weights; without it they are left random, for a network
+            whose checkpoint is loaded next.
+
+    Raises:
+        UserError: unknown names or options, or encoder weights that do not fit.
+    """
+    if problems := check_names(config):
+        raise UserError("\n".join(problems))
+    hub = config.encoder_weights == "imagenet"
+    try:
+        network = smp.create_model(
+            config.architecture,
+            config.encoder,
+            encoder_weights="imagenet" if hub and pretrained else None,
+            classes=classes,
+            **config.options,
+        )
+    except OSError as error:
+        raise UserError(
+            f"The ImageNet weights of encoder {config.encoder!r} are neither cached nor to be "
+            f"downloaded ({error}). Set segmentation.encoder_weights to a local file or 'none'."
+        ) from error
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{config.architecture} with encoder {config.encoder} and options {config.options} "
+            f"cannot be built: {error}. Change segmentation.options or the names."
+        ) from error
+    if pretrained and config.encoder_weights not in {"imagenet", "none"}:
+        load_encoder(network.encoder, Path(config.encoder_weights))
+    mean, std = _normalisation(config)
+    return Segmenter(network, mean, std)
+
+
+def _normalisation(config: SegmentationConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The input statistics that smp or timm states for the encoder, else ImageNet's."""
+    settings = (smp.encoders.encoders.get(config.encoder) or {}).get("pretrained_settings") or {}
+    stated = settings.get("imagenet") or {}
+    if "mean" in stated:
+        return tuple(stated["mean"]), tuple(stated["std"])
+    name = config.encoder.removeprefix("timm-").removeprefix("tu-")
+    known = timm.get_pretrained_cfg(name)
+    return (known.mean, known.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def load_encoder(encoder: nn.Module, path: Path) -> None:
+    """Load an encoder's weights from a state_dict; a classifier's surplus keys are left aside.
+
+    Raises:
+        UserError: keys are missing or shapes differ.
+    """
+    state = load_checkpoint(path)
+    own = encoder.state_dict()
+    needed = {key for key in own if not key.endswith("num_batches_tracked")}
+    missing = sorted(key for key in needed if key not in state)
+    differing = sorted(k for k in needed if k in state and state[k].shape != own[k].shape)
+    if missing or differing:
+        shown = [f"missing {k}" for k in missing[:3]]
+        shown += [f"{k} {tuple(state[k].shape)} not {tuple(own[k].shape)}" for k in differing[:3]]
+        raise UserError(
+            f"{path} does not fit the encoder: {len(missing)} keys missing, {len(differing)} of "
+            f"another shape ({'; '.join(shown)}). Give the state_dict of this very encoder."
+        )
+    weights = {key: state.get(key, value) for key, value in own.items()}
+    # smp's encoders drop a classifier's head themselves and refuse a state_dict without one.
+    nn.Module.load_state_dict(encoder, weights)
