@@ -33,7 +33,6 @@ from pipeline.training import (
     seed_step,
 )
 
-VERSION = 1
 CHECKPOINT = Path("checkpoints") / "last.pt"
 SAMPLE_FRAMES = 3
 
@@ -106,8 +105,6 @@ def train(
     target_to_source = fabric.setup_module(networks["target_to_source"])
     source_critic = fabric.setup_module(networks["source_critic"])
     target_critic = fabric.setup_module(networks["target_critic"])
-    generator_step = fabric.setup_optimizers(optimizers["generators"])
-    critic_step = fabric.setup_optimizers(optimizers["critics"])
 
     readers = [
         Draws(crop_reader(spec, samples, config.crop), len(samples), seed=config.seed, stream=i)
@@ -159,9 +156,9 @@ def train(
             losses["cycle_target"] = weight * F.l1_loss(back_target, real_target)
             losses["fool_target_critic"] = gan_loss(target_critic(fake_target), real=True)
             losses["fool_source_critic"] = gan_loss(source_critic(fake_source), real=True)
-            generator_step.zero_grad()
+            optimizers["generators"].zero_grad()
             fabric.backward(torch.stack(list(losses.values())).sum())
-            generator_step.step()
+            optimizers["generators"].step()
 
             # Discriminators, on real images and on images from the pools.
             _trainable(critics, True)
@@ -170,9 +167,9 @@ def train(
             pooled_source = pools["source"].query(fake_source, rng)
             losses["target_critic"] = critic_loss(target_critic, real_target, pooled_target)
             losses["source_critic"] = critic_loss(source_critic, real_source, pooled_source)
-            critic_step.zero_grad()
+            optimizers["critics"].zero_grad()
             fabric.backward(losses["target_critic"] + losses["source_critic"])
-            critic_step.step()
+            optimizers["critics"].step()
 
             log.add(step, [*source_batch["name"], *target_batch["name"]], losses)
             last = step == steps

@@ -27,7 +27,6 @@ from pipeline.images import UInt8, write_image
 from pipeline.progress import progress
 from pipeline.training import load_checkpoint, make_fabric
 
-VERSION = 1
 GROUP = 4
 """Frames translated at a time. A group is always made whole, so that a frame's neighbours in the
 batch, and with them its last bit, do not depend on where an earlier run was interrupted."""

@@ -93,7 +93,9 @@ def _ratio(part: Any, whole: Any) -> float:
 
 
 def _ratios(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> Float:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    ratios = np.full(len(part), np.nan)
+    np.divide(part, whole, out=ratios, where=whole > 0)
+    return ratios
 
 
 def _mean_present(values: Float) -> float:

@@ -99,9 +99,13 @@ class DatasetSpec(Schema):
                 )
             if not self.values:
                 raise ValueError("labels are given but `values` names none of their raw values")
+        owner: dict[int, str] = {}
         for raw, name in self.values.items():
             check_name(name)
-            raw_value(raw, self.encoding)
+            value = raw_value(raw, self.encoding)
+            if value in owner:
+                raise ValueError(f"value {raw!r} is named both {owner[value]!r} and {name!r}")
+            owner[value] = name
         return self
 
     def names(self) -> set[str]:
@@ -126,9 +130,9 @@ def raw_value(raw: int | str, encoding: str) -> int:
             raise ValueError(f'value {raw!r} is not a colour; write "R,G,B" with 0..255 each')
         red, green, blue = (int(p) for p in parts)
         return red << 16 | green << 8 | blue
-    if not isinstance(raw, int) or not 0 <= raw < 65536:
+    if not str(raw).isdigit() or int(raw) > 65535:
         raise ValueError(f"value {raw!r} is not an id; write a whole number in 0..65535")
-    return raw
+    return int(raw)
 
 
 def built_in_specs() -> dict[str, Path]:

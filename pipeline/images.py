@@ -57,8 +57,9 @@ def read_raw(path: Path) -> npt.NDArray[np.integer]:
 def open_image(path: Path) -> Image.Image:
     """Open and decode an image file with PIL; `UserError` names a file that cannot be read."""
     try:
-        image = Image.open(path)
-        image.load()
+        with path.open("rb") as file:
+            image = Image.open(file)
+            image.load()
     except FileNotFoundError as error:
         raise UserError(f"No file {path}.") from error
     except (OSError, SyntaxError, ValueError) as error:

@@ -53,7 +53,7 @@ def training_reader(
     config: AugmentationConfig,
     crop: tuple[int, int],
 ) -> Callable[[int, np.random.Generator], Item]:
-    """A function (frame index, generator) -> `rgb` (h, w, 3) uint8, `label` (h, w) int64, `name`."""
+    """(frame index, generator) -> `rgb` (h, w, 3) uint8, `label` (h, w) int64 and `name`."""
     labels = LabelReader(spec, space)
     augment = augmentation(config, crop)
 

@@ -20,8 +20,6 @@ from pipeline.progress import progress
 from pipeline.training import make_fabric
 from segmentation.train import load_segmenter
 
-VERSION = 1
-
 
 def evaluate(
     config: EvaluationConfig,
@@ -112,7 +110,7 @@ def predict(network: nn.Module, rgb: UInt8, size: tuple[int, ...]) -> UInt8:
         (height, width) uint8.
     """
     device = next(network.parameters()).device
-    logits: Any = network(torch.from_numpy(np.ascontiguousarray(rgb))[None].to(device))
+    logits: Any = network(torch.tensor(rgb[None], device=device))
     if logits.shape[2:] != tuple(size):
         logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
     # `max` finds the same index as `argmax` in half the time on a CPU.

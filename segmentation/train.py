@@ -22,7 +22,6 @@ from pipeline.training import (
 from segmentation.data import training_reader
 from segmentation.models import Segmenter, build_model
 
-VERSION = 1
 CHECKPOINT = Path("checkpoints") / "last.pt"
 
 
@@ -64,7 +63,6 @@ def train(
 
     network = fabric.setup_module(model)
     network.train()
-    stepper = fabric.setup_optimizers(optimizer)
     read = training_reader(dataset, samples, space, config.augmentation, config.crop)
     loader = batches(
         Draws(read, len(samples), seed=seed),
@@ -84,9 +82,9 @@ def train(
             logits = network(batch["rgb"].to(fabric.device, non_blocking=True))
             label = batch["label"].to(fabric.device, non_blocking=True)
             loss = cross_entropy(logits, label)
-            stepper.zero_grad()
+            optimizer.zero_grad()
             fabric.backward(loss)
-            stepper.step()
+            optimizer.step()
 
             log.add(step, batch["name"], {"loss": loss})
             save = step == config.steps or step % config.checkpoint_every == 0

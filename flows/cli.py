@@ -1,0 +1,324 @@
+"""The command line. Libraries are imported where they are used: `--help` answers at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.stages import Stage
+    from pipeline.config import Config
+
+app = typer.Typer(
+    help="Sim-to-real adaptation for semantic segmentation: train a CycleGAN, translate synthetic "
+    "frames, train segmentation networks, and report how much of the gap was closed. "
+    "Any command takes --debug, which shows the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one setting.")
+]
+Forced = Annotated[
+    list[str] | None,
+    typer.Option("--force", metavar="STAGE", help="Make a stage and what reads it anew."),
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Configure the run first, as `run` would.")
+]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML configuration.")],
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="Run folder [runs/NAME].")
+    ] = None,
+    settings: Settings = None,
+    force: Forced = None,
+) -> None:
+    """Run the whole chain as a Prefect flow; continue it where it was interrupted."""
+    from pipeline.config import load_config
+
+    loaded = load_config(config, settings)
+    _run_flow(loaded, run_folder or Path("runs") / loaded.name, force or [])
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder.")] = Path(
+        "runs/demo"
+    ),
+    settings: Settings = None,
+) -> None:
+    """Draw a toy world and run the whole chain on it: minutes on two CPU cores."""
+    from pipeline.config import load_config
+    from pipeline.files import write_text
+    from pipeline.toyworld import write_toy_world
+
+    write_toy_world(out / "data")
+    config = out / "demo.yaml"
+    write_text(config, (Path(__file__).parent / "demo.yaml").read_text())
+    _run_flow(load_config(config, settings), out, [])
+
+
+def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
+    from flows.prepare import missing_classes, prepare
+    from flows.stages import is_done
+    from pipeline.runs import locked
+
+    if missing := missing_classes(config):
+        print(
+            f"Note: data set {config.source.name} has no {', '.join(missing)}: the arms that "
+            "train on it cannot learn these classes.",
+            file=sys.stderr,
+        )
+    with locked(folder):
+        stages = prepare(config, folder, forced)
+    if not all(is_done(folder, stage.name) for stage in stages):
+        _prefect_settings(folder)
+        from flows.adapt import adapt
+
+        adapt(run=str(folder))
+    _show_result(folder)
+
+
+def _prefect_settings(folder: Path) -> None:
+    """Keep Prefect's files in the run, its telemetry off and its log quiet.
+
+    Settings of the user's own win; with `PREFECT_API_URL` the flow reports to that server.
+    """
+    defaults = {
+        "PREFECT_HOME": str(folder.absolute() / ".prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # Errors are shown by us, once and without a traceback.
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _show_result(folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.files import read_json
+
+    report = read_json(folder / "report" / "report.json")
+    table = Table("arm", "per-pixel accuracy", "mean class accuracy", "mean IoU")
+    metrics = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
+    for arm, values in report["arms"].items():
+        table.add_row(arm, *[_percent(values[metric]["mean"]) for metric in metrics])
+    table.add_row("gap closed", *[_percent(report["gap_closed"][metric]) for metric in metrics])
+    console = Console()
+    console.print(table)
+    console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def _run_stages(folder: Path, command: str, config: Path | None, settings: list[str]) -> None:
+    """Do every stage of one command, without Prefect."""
+    from flows.prepare import prepare
+    from flows.stages import check, plan, run_stage
+    from pipeline.config import load_config
+    from pipeline.errors import UserError
+    from pipeline.runs import locked, read_run
+
+    if settings and not config:
+        raise UserError("--set needs --config CONFIG; a run keeps the settings it was made with.")
+    with locked(folder):
+        if config:
+            prepare(load_config(config, settings), folder, [])
+        stages = plan(read_run(folder), folder)
+        inputs = check(folder, stages)
+        for stage in (s for s in stages if s.command == command):
+            done = run_stage(folder, stage, inputs[stage.name])
+            print(f"{stage.name}: {'done' if done else 'was complete'}", file=sys.stderr)
+
+
+@app.command("train-cyclegan")
+def train_cyclegan(run: RunFolder, config: ConfigOption = None, settings: Settings = None) -> None:
+    """Train the translator of a run."""
+    _run_stages(run, "train-cyclegan", config, settings or [])
+
+
+@app.command()
+def translate(run: RunFolder) -> None:
+    """Translate the source frames of a run."""
+    _run_stages(run, "translate", None, [])
+
+
+@app.command("train-segmentation")
+def train_segmentation(
+    run: RunFolder, config: ConfigOption = None, settings: Settings = None
+) -> None:
+    """Train the segmentation networks of a run: every arm, every seed."""
+    _run_stages(run, "train-segmentation", config, settings or [])
+
+
+@app.command()
+def evaluate(run: RunFolder) -> None:
+    """Score the segmentation networks of a run."""
+    _run_stages(run, "evaluate", None, [])
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write the report of a run."""
+    _run_stages(run, "report", None, [])
+    _show_result(run)
+
+
+@app.command()
+def status(run: RunFolder) -> None:
+    """Show the stages of a run: state, progress, time, what is left."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.stages import plan
+    from pipeline.runs import read_run
+
+    stages = plan(read_run(run), run)
+    table = Table("stage", "state", "progress", "time", "left")
+    for row in status_rows(run, stages):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def status_rows(run: Path, stages: "list[Stage]") -> list[tuple[str, str, str, str, str]]:
+    """Name, state, progress, time worked and time left of each stage.
+
+    The time left of a stage that has not begun is that of finished stages of the same command.
+    """
+    from pipeline.files import read_json
+    from pipeline.progress import FILE
+    from pipeline.runs import INPUTS_FILE, STAGE_FILE
+
+    taken: dict[str, list[float]] = {}
+    for stage in stages:
+        if (path := run / stage.name / STAGE_FILE).is_file():
+            taken.setdefault(stage.command, []).append(read_json(path)["seconds"])
+    rows = []
+    for stage in stages:
+        folder = run / stage.name
+        done = total = 0
+        seconds, unit, left = 0.0, "", None
+        if (folder / FILE).is_file():
+            known = read_json(folder / FILE)
+            done, total, unit = known["done"], known["total"], known["unit"]
+            seconds = known["seconds"]
+        progress = f"{done}/{total} {unit}" if total else ""
+        if (folder / STAGE_FILE).is_file():
+            state, seconds, left = "done", read_json(folder / STAGE_FILE)["seconds"], 0.0
+        elif (folder / INPUTS_FILE).is_file():
+            state = "begun"
+            left = seconds / done * (total - done) if done else None
+        else:
+            state = "to do"
+            peers = taken.get(stage.command)
+            left = sum(peers) / len(peers) if peers else None
+        rows.append((stage.name, state, progress, _minutes(seconds), _minutes(left)))
+    return rows
+
+
+def _minutes(seconds: float | None) -> str:
+    return "?" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the report.")],
+) -> None:
+    """Write one report over several runs."""
+    from pipeline.errors import UserError
+    from pipeline.runs import read_run
+    from reports.report import write_comparison
+
+    names = [folder.resolve().name for folder in runs]
+    if len(set(names)) != len(names):
+        raise UserError(f"Two runs share a folder name: {', '.join(names)}. Rename one.")
+    pairs = zip(names, runs, strict=True)
+    write_comparison({name: (read_run(folder), folder) for name, folder in pairs}, out)
+    print(f"Report: {out / 'index.html'}")
+
+
+@app.command()
+def datasets() -> None:
+    """List the data sets that are known by name."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.datasets import built_in_specs, spec_fields
+
+    table = Table("name", "images", "labels", "encoding")
+    for name in built_in_specs():
+        fields = spec_fields(name, Path())
+        table.add_row(name, fields["images"], fields["labels"], fields["encoding"])
+    Console().print(table)
+
+
+@app.command()
+def check(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML configuration.")],
+    settings: Settings = None,
+) -> None:
+    """Check a configuration and its data as `run` does before it starts."""
+    from flows.prepare import missing_classes, preflight
+    from pipeline.config import load_config
+
+    loaded = load_config(config, settings)
+    preflight(loaded)
+    missing = missing_classes(loaded)
+    print(f"{config}: nothing in the way of a run.")
+    if missing:
+        print(f"Classes that {loaded.source.name} cannot supply: {', '.join(missing)}.")
+
+
+def _guard_packages() -> None:
+    """Stop when a foreign package of a name as common as ours is imported instead of ours."""
+    from importlib.util import find_spec
+
+    home = Path(__file__).parent.parent
+    for name in ("pipeline", "cyclegan", "segmentation", "reports", "flows"):
+        spec = find_spec(name)
+        origin = Path(spec.origin) if spec and spec.origin else None
+        if origin is None or origin.parent.parent != home:
+            sys.exit(
+                f"Package {name!r} is taken from {origin}, not from {home}. Use an environment "
+                "of this project's own (make install)."
+            )
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one message and status 2."""
+    _guard_packages()
+    from pipeline.errors import UserError
+
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(args=arguments)
+    except (UserError, OSError) as error:
+        if debug:
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped. The same command continues.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Everything that is looked at before any work starts."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from flows.stages import Stage, check, force, is_done, plan
+from pipeline.config import Config
+from pipeline.datasets import DatasetSpec, LabelReader, list_samples, read_frame
+from pipeline.errors import UserError
+from pipeline.labels import load_label_space
+from pipeline.runs import write_run
+
+
+def preflight(config: Config) -> None:
+    """Check that every data set, name and size of a configuration can work.
+
+    Looks at the listing and the first frame of each data set; frames beyond that are checked
+    when they are read.
+
+    Raises:
+        UserError: shows all that is wrong at once.
+    """
+    problems: list[str] = []
+
+    def collect(look: Callable[[], None]) -> None:
+        try:
+            look()
+        except UserError as error:
+            problems.append(str(error))
+
+    kinds = set(config.arms.values())
+    collect(lambda: _look_at(config, config.source, bool(kinds & {"source", "translated"})))
+    collect(lambda: _look_at(config, config.target, "target" in kinds))
+    collect(lambda: _look_at(config, config.test, True))
+    if "translated" in kinds:
+        for spec in (config.source, config.target):
+            collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
+    collect(lambda: _names(config))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _look_at(config: Config, spec: DatasetSpec, labelled: bool) -> None:
+    samples = list_samples(spec, labelled=labelled)
+    read_frame(spec, samples[0])
+    if labelled:
+        space = load_label_space(config.label_space)
+        LabelReader(spec, space).read(samples[0])
+        if not any(spec.names() & set(c.names) for c in space.classes):
+            raise UserError(
+                f"Data set {spec.name} names nothing that label space {space.name} has a class "
+                "for. Choose another label_space, or mend `values`."
+            )
+
+
+def _crop_fits(config: Config, spec: DatasetSpec) -> None:
+    sample = list_samples(spec, labelled=False)[0]
+    height, width = read_frame(spec, sample).shape[:2]
+    if width < config.cyclegan.crop[0] or height < config.cyclegan.crop[1]:
+        raise UserError(
+            f"cyclegan.crop {list(config.cyclegan.crop)} is larger than {sample.image}, which is "
+            f"read at {width}x{height}. Lower the crop, or raise `width` of {spec.name}."
+        )
+
+
+def _names(config: Config) -> None:
+    from segmentation.models import check_names
+
+    if problems := check_names(config.segmentation):
+        raise UserError("\n".join(problems))
+
+
+def missing_classes(config: Config) -> list[str]:
+    """The classes of the label space that the source data set has no name for."""
+    space = load_label_space(config.label_space)
+    return [c.name for c in space.classes if not config.source.names() & set(c.names)]
+
+
+def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:
+    """Check a configuration against its data and the run folder, then record it there.
+
+    Args:
+        forced: names of stages to remove, with all that reads them.
+
+    Returns:
+        The plan of the run.
+
+    Raises:
+        UserError: something cannot work, or the run holds stages made from other settings.
+    """
+    stages = plan(config, run)
+    if forced or not all(is_done(run, stage.name) for stage in stages):
+        preflight(config)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {run}: {error.strerror}. Give another folder with --run DIR."
+        ) from error
+    force(run, stages, forced)
+    check(run, stages)
+    write_run(run, config)
+    return stages

@@ -1,0 +1,257 @@
+"""The stages of a run, bound to its folder: what each reads, where it writes, how it is done.
+
+The command line and the Prefect flow both walk this plan, so either continues what the other
+began.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.datasets import DatasetSpec, digest, list_samples, load_spec
+from pipeline.errors import UserError
+from pipeline.files import read_json, remove_tree
+from pipeline.labels import LabelSpace, load_label_space
+from pipeline.progress import FILE as PROGRESS_FILE
+from pipeline.runs import (
+    STAGE_FILE,
+    Inputs,
+    begin_stage,
+    fingerprint,
+    finish_stage,
+    stage_state,
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run."""
+
+    name: str
+    """Its folder below the run, e.g. `segmentation/adapted/seed-0`."""
+    command: str
+    """The command that runs it alone."""
+    reads: tuple[str, ...]
+    """Names of the stages whose results it reads."""
+    inputs: Callable[[], Inputs]
+    """Everything its result depends on, without what `reads` adds."""
+    work: Callable[[Path], None]
+    """Fills the folder; continues where an earlier call was interrupted."""
+
+
+# Work functions import their libraries when called: `status` needs neither torch nor smp.
+
+
+def plan(config: Config, run: Path) -> list[Stage]:
+    """The stages of a run, each after those that it reads."""
+    space = load_label_space(config.label_space)
+    stages = []
+    if "translated" in config.arms.values():
+        stages += [_cyclegan(config), _translation(config, run)]
+    trained = []
+    for seed in config.seeds:
+        for arm in config.arms:
+            training = _training(config, run, space, arm, seed)
+            stages += [training, _evaluation(config, run, space, arm, seed)]
+            trained.append(stages[-1].name)
+    return [*stages, _report(config, run, tuple(trained))]
+
+
+def _cyclegan(config: Config) -> Stage:
+    def inputs() -> Inputs:
+        return {
+            "version": 1,
+            "config": config.cyclegan.model_dump(mode="json"),
+            "source": _frames(config.source),
+            "target": _frames(config.target),
+        }
+
+    def work(folder: Path) -> None:
+        from cyclegan.train import train
+
+        train(config.cyclegan, config.source, config.target, folder, config.compute)
+
+    return Stage("cyclegan", "train-cyclegan", (), inputs, work)
+
+
+def _translation(config: Config, run: Path) -> Stage:
+    def inputs() -> Inputs:
+        return {"version": 1, "source": _frames(config.source)}
+
+    def work(folder: Path) -> None:
+        from cyclegan.train import CHECKPOINT
+        from cyclegan.translate import translate
+
+        translate(run / "cyclegan" / CHECKPOINT, config.source, folder, config.compute)
+
+    return Stage("translated", "translate", ("cyclegan",), inputs, work)
+
+
+def _training(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:
+    kind = config.arms[arm]
+
+    def inputs() -> Inputs:
+        spec = config.target if kind == "target" else config.source
+        return {
+            "version": 1,
+            "config": config.segmentation.model_dump(mode="json"),
+            "seed": seed,
+            "label_space": space.model_dump(mode="json"),
+            "frames": kind,
+            "dataset": _frames(spec, labelled=True),
+        }
+
+    def work(folder: Path) -> None:
+        from segmentation.train import train
+
+        spec = {"source": config.source, "target": config.target}.get(kind)
+        spec = spec or load_spec(run / "translated" / "dataset.yaml")
+        title = f"segmentation {arm} seed {seed}"
+        train(config.segmentation, space, spec, seed, folder, config.compute, title=title)
+
+    reads = ("translated",) if kind == "translated" else ()
+    return Stage(_path("segmentation", arm, seed), "train-segmentation", reads, inputs, work)
+
+
+def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:
+    training = _path("segmentation", arm, seed)
+
+    def inputs() -> Inputs:
+        return {
+            "version": 1,
+            "config": config.evaluation.model_dump(mode="json"),
+            "test": _frames(config.test, labelled=True),
+        }
+
+    def work(folder: Path) -> None:
+        from segmentation.evaluate import evaluate
+        from segmentation.train import CHECKPOINT
+
+        evaluate(
+            config.evaluation,
+            space,
+            config.test,
+            run / training / CHECKPOINT,
+            folder,
+            config.compute,
+            arm=arm,
+            seed=seed,
+        )
+
+    return Stage(_path("evaluation", arm, seed), "evaluate", (training,), inputs, work)
+
+
+def _report(config: Config, run: Path, evaluations: tuple[str, ...]) -> Stage:
+    def inputs() -> Inputs:
+        return {"version": 1, "name": config.name}
+
+    def work(folder: Path) -> None:
+        from reports.report import write_report
+
+        write_report(config, run, folder)
+
+    return Stage("report", "report", evaluations, inputs, work)
+
+
+def _path(kind: str, arm: str, seed: int) -> str:
+    return f"{kind}/{arm}/seed-{seed}"
+
+
+@cache
+def _listing(spec_json: str, labelled: bool) -> str:
+    spec = DatasetSpec.model_validate_json(spec_json)
+    return digest(list_samples(spec, labelled=labelled))
+
+
+def _frames(spec: DatasetSpec, *, labelled: bool = False) -> Inputs:
+    """A data set as a part of a stage's identity: how it is read and what is there, not where."""
+    unseen = {"root", "label_root"}
+    if not labelled:
+        unseen |= {"labels", "encoding", "channel", "values", "strict"}
+    fields = spec.model_dump(mode="json", exclude=unseen, exclude_defaults=True)
+    # JSON has text keys only.
+    fields |= {"values": {str(k): v for k, v in spec.values.items()}} if labelled else {}
+    return {**fields, "samples": _listing(spec.model_dump_json(), labelled)}
+
+
+def all_inputs(stages: list[Stage]) -> dict[str, Inputs]:
+    """Each stage's inputs by name, with the fingerprints of what it reads."""
+    inputs: dict[str, Inputs] = {}
+    for stage in stages:
+        reads = {name: fingerprint(inputs[name]) for name in stage.reads}
+        inputs[stage.name] = {**stage.inputs(), "reads": reads}
+    return inputs
+
+
+def check(run: Path, stages: list[Stage]) -> dict[str, Inputs]:
+    """The inputs of all stages, after comparing them with what the run holds.
+
+    Raises:
+        UserError: a stage was made from other inputs.
+    """
+    inputs = all_inputs(stages)
+    for stage in stages:
+        stage_state(run, stage.name, inputs[stage.name])
+    return inputs
+
+
+def run_stage(run: Path, stage: Stage, inputs: Inputs) -> bool:
+    """Do one stage, or what is left of it; False when it was complete already.
+
+    Raises:
+        UserError: it was made from other inputs, or what it reads is not complete.
+    """
+    state = stage_state(run, stage.name, inputs)
+    if state == "done":
+        return False
+    for name in stage.reads:
+        if not is_done(run, name):
+            raise UserError(
+                f"Stage {stage.name} reads {name}, which is not complete in {run}. "
+                f"Run `sim2real run` or the command of that stage first."
+            )
+    folder = run / stage.name
+    if state == "absent":
+        begin_stage(folder, inputs)
+    start = time.monotonic()
+    stage.work(folder)
+    recorded = folder / PROGRESS_FILE
+    seconds = time.monotonic() - start
+    finish_stage(
+        folder,
+        inputs,
+        seconds=read_json(recorded)["seconds"] if recorded.is_file() else seconds,
+    )
+    return True
+
+
+def force(run: Path, stages: list[Stage], wanted: list[str]) -> list[str]:
+    """Remove the stages of these names (or all below them) and every stage that reads them.
+
+    Returns:
+        The names of the removed stages.
+
+    Raises:
+        UserError: a name that no stage has.
+    """
+    removed: list[str] = []
+    for name in wanted:
+        if not any(stage.name == name or stage.name.startswith(name + "/") for stage in stages):
+            known = [stage.name for stage in stages]
+            raise UserError(
+                f"--force {name!r}: no such stage. Stages: {', '.join(known)}; or a folder of them."
+            )
+    for stage in stages:
+        named = any(stage.name == n or stage.name.startswith(n + "/") for n in wanted)
+        if named or any(name in removed for name in stage.reads):
+            removed.append(stage.name)
+            remove_tree(run / stage.name)
+    return removed
+
+
+def is_done(run: Path, name: str) -> bool:
+    """Whether a stage of a run is complete."""
+    return (run / name / STAGE_FILE).is_file()

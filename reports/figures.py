@@ -1,0 +1,287 @@
+"""Pictures and plots of a report, ready to stand inside a page: data URIs and plotly divs."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import plotly.graph_objects as go
+from markupsafe import Markup
+from PIL import Image
+
+from pipeline.config import Config
+from pipeline.datasets import DatasetSpec, LabelReader, list_samples, read_frame
+from pipeline.errors import UserError
+from pipeline.images import UInt8, read_raw, read_rgb, resize_indices, resize_rgb
+from pipeline.labels import LabelSpace
+from reports.tables import AFTER, BEFORE, IDEAL, Evaluation, evaluation_folder, ordered_arms
+
+PAIRS = 6
+"""Source and translated frames shown beside each other."""
+POINTS = 600
+"""Longer curves are averaged down to about this many points."""
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+INK, LINE = "#1f2933", "#dfe4ea"
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_ARM_COLORS = {BEFORE: "#d55e00", AFTER: "#0072b2", IDEAL: "#009e73"}
+_MORE_COLORS = ("#cc79a7", "#56b4e9", "#e69f00", "#5f6b7a")
+
+Step = tuple[str, str, str]
+"""Key in the log, its name in the legend, its colour."""
+RECONSTRUCTION: tuple[Step, ...] = (
+    ("cycle_source", "source → translated → back", "#d55e00"),
+    ("cycle_target", "target → translated → back", "#009e73"),
+    ("identity", "identity", "#0072b2"),
+)
+ADVERSARIAL: tuple[Step, ...] = (
+    ("fool_target_critic", "source → target generator", "#d55e00"),
+    ("fool_source_critic", "target → source generator", "#009e73"),
+    ("target_critic", "critic of target frames", "#0072b2"),
+    ("source_critic", "critic of source frames", "#cc79a7"),
+)
+
+
+def arm_colors(arms: Sequence[str]) -> dict[str, str]:
+    """One colour an arm, the same in every figure."""
+    more = [arm for arm in arms if arm not in _ARM_COLORS]
+    extra = {arm: _MORE_COLORS[i % len(_MORE_COLORS)] for i, arm in enumerate(more)}
+    return {arm: (_ARM_COLORS | extra)[arm] for arm in arms}
+
+
+def photo(rgb: UInt8, width: int) -> str:
+    """(H, W, 3) uint8 as a JPEG data URI, at most `width` pixels wide."""
+    size = _size_within(rgb.shape, width)
+    return _data_uri(Image.fromarray(resize_rgb(rgb, size)), "JPEG", quality=85, optimize=True)
+
+
+def label_picture(indices: UInt8, palette: UInt8, width: int) -> str:
+    """(H, W) uint8 class indices as a PNG data URI, at most `width` pixels wide."""
+    image = Image.fromarray(resize_indices(indices, _size_within(indices.shape, width)))
+    image.putpalette(palette.tobytes())
+    return _data_uri(image, "PNG", optimize=True)
+
+
+def _size_within(shape: tuple[int, ...], width: int) -> tuple[int, int]:
+    """Width and height of at most `width`, aspect kept; small pictures stay as they are."""
+    scale = min(1.0, width / shape[1])
+    return round(shape[1] * scale), max(1, round(shape[0] * scale))
+
+
+def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def frame_count(spec: DatasetSpec) -> int | None:
+    """How many frames a data set has, or None when it is not where it was."""
+    try:
+        return len(list_samples(spec, labelled=False))
+    except UserError:
+        return None
+
+
+def frame_strip(
+    run: Path, config: Config, space: LabelSpace, evaluations: dict[str, list[Evaluation]]
+) -> list[dict[str, Any]]:
+    """For each kept frame: its name, the frame, the ground truth, each arm's prediction.
+
+    Predictions are those of the first seed.
+
+    Raises:
+        UserError: the test set or a prediction is no longer there.
+    """
+    arms = ordered_arms(config)
+    kept = {arm: evaluations[arm][0].get("pictures", {}) for arm in arms}
+    names = [name for name in kept[arms[0]] if all(name in kept[arm] for arm in arms)]
+    if not names:
+        return []
+    samples = {sample.name: sample for sample in list_samples(config.test, labelled=True)}
+    gone = [name for name in names if name not in samples]
+    if gone:
+        raise UserError(f"Data set {config.test.name} no longer has frame {gone[0]!r}.")
+    labels = LabelReader(config.test, space)
+    strip = []
+    for name in names:
+        sample = samples[name]
+        predictions = {
+            arm: read_raw(evaluation_folder(run, arm, config.seeds[0]) / kept[arm][name])
+            for arm in arms
+        }
+        strip.append(
+            {
+                "name": name,
+                "frame": photo(read_frame(config.test, sample), 400),
+                "truth": label_picture(labels.read(sample, native=True), space.palette, 400),
+                "predictions": {
+                    arm: label_picture(prediction.astype(np.uint8), space.palette, 400)
+                    for arm, prediction in predictions.items()
+                },
+            }
+        )
+    return strip
+
+
+def translated_pairs(run: Path) -> list[dict[str, str]]:
+    """A few source frames, evenly spaced, each with its translation.
+
+    Raises:
+        UserError: nothing has been translated, or a frame is no longer there.
+    """
+    path = run / "translated" / "manifest.csv"
+    if not path.is_file():
+        raise UserError(f"No file {path}.")
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    count = min(PAIRS, len(rows))
+    chosen = [rows[(2 * i + 1) * len(rows) // (2 * count)] for i in range(count)]
+    return [
+        {
+            "name": row["name"],
+            "source": photo(read_rgb(Path(row["source"])), 480),
+            "translated": photo(read_rgb(path.parent / row["translated"]), 480),
+        }
+        for row in chosen
+    ]
+
+
+def last_sample_grid(run: Path) -> dict[str, Any] | None:
+    """The newest grid of CycleGAN samples and its step, or None when there is none."""
+    grids = sorted((run / "cyclegan" / "samples").glob("step-*.png"))
+    if not grids:
+        return None
+    step = int(grids[-1].stem.removeprefix("step-"))
+    return {"step": step, "picture": photo(read_rgb(grids[-1]), 1600)}
+
+
+def read_log(path: Path) -> pd.DataFrame:
+    """A `log.jsonl` as a table, averaged down to about `POINTS` rows; empty when there is none."""
+    table = pd.DataFrame(list(_entries(path)))
+    group = -(-len(table) // POINTS)
+    if group < 2:
+        return table
+    means = table.groupby(np.arange(len(table)) // group).mean()
+    means["step"] = table["step"].groupby(np.arange(len(table)) // group).last()
+    return means
+
+
+def _entries(path: Path) -> Iterator[dict[str, float]]:
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # the training was killed in the middle of a line
+            continue
+
+
+def cyclegan_curves(log: pd.DataFrame, steps: Sequence[Step]) -> Any:
+    """Losses of CycleGAN training over its steps."""
+    figure = go.Figure()
+    for key, name, color in steps:
+        if key in log:  # identity is not logged when its weight is 0
+            figure.add_trace(_curve(log["step"], log[key], name, color))
+    return _styled(figure, height=320)
+
+
+def segmentation_curves(logs: dict[str, list[pd.DataFrame]]) -> Any:
+    """Training loss of all arms and seeds, one colour an arm."""
+    figure = go.Figure()
+    colors = arm_colors(list(logs))
+    for arm, tables in logs.items():
+        for i, log in enumerate(table for table in tables if len(table)):
+            figure.add_trace(
+                _curve(log["step"], log["loss"], arm, colors[arm], group=arm, legend=i == 0)
+            )
+    return _styled(figure, height=340)
+
+
+def _curve(
+    steps: Any, values: Any, name: str, color: str, *, group: str | None = None, legend: bool = True
+) -> Any:
+    return go.Scatter(
+        # 32-bit numbers go into the page as base64, a third of their size as text.
+        x=np.asarray(steps, np.float32),
+        y=np.asarray(values, np.float32),
+        name=name,
+        mode="lines" if len(steps) > 1 else "markers",
+        line={"color": color, "width": 1.6},
+        marker={"color": color},
+        legendgroup=group,
+        showlegend=legend,
+        hovertemplate="%{y:.3f} at step %{x:,.0f}",
+    )
+
+
+def confusion_figure(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Any:
+    """A square heatmap of row-normalised pixel counts: rows are truth, columns predictions.
+
+    Args:
+        counts: (K, K) int64.
+    """
+    rows = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
+    # Plotly reads markup in labels; names are to be shown as they are.
+    labels = [html.escape(name) for name in names]
+    few = len(names) <= 12
+    figure = go.Figure(
+        go.Heatmap(
+            z=np.round(100 * share, 2),
+            x=labels,
+            y=labels,
+            customdata=counts,
+            text=[[f"{100 * s:.0f}" if s >= 0.005 else "" for s in row] for row in share],
+            texttemplate="%{text}" if few else None,
+            textfont={"size": 10},
+            zmin=0,
+            zmax=100,
+            colorscale="Blues",
+            showscale=False,
+            xgap=1,
+            ygap=1,
+            hoverongaps=False,
+            hovertemplate=(
+                "truth %{y}<br>predicted %{x}<br>%{z:.1f}% of the truth, "
+                "%{customdata:,} pixels<extra></extra>"
+            ),
+        )
+    )
+    axis = {"constrain": "domain", "showgrid": False, "zeroline": False, "dtick": 1}
+    size = {"size": 11 if few else 9}
+    figure.update_xaxes(tickangle=-90 if len(names) > 7 else -45, tickfont=size, **axis)
+    figure.update_yaxes(autorange="reversed", scaleanchor="x", tickfont=size, **axis)
+    return _styled(figure, height=480, hovermode="closest")
+
+
+def _styled(figure: Any, *, height: int, hovermode: str = "x unified") -> Any:
+    axis = {"gridcolor": LINE, "linecolor": LINE, "zeroline": False, "automargin": True}
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        font={"family": FONT, "size": 12, "color": INK},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hovermode=hovermode,
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+    )
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    return figure
+
+
+def plot_div(figure: Any, name: str) -> Markup:
+    """A figure as HTML that needs plotly.js in the page; `name` is its id there."""
+    text = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=name,
+        config={"displaylogo": False, "responsive": True, "displayModeBar": False},
+    )
+    return Markup(text)

@@ -1,0 +1,252 @@
+"""The report of a run, and of several: files that can be mailed, made from files on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.files import read_json, replacing, write_json, write_text
+from pipeline.labels import LabelSpace, load_label_space
+from reports import figures, tables
+from reports.tables import METRICS, Evaluation, Summary
+
+HEADLINE = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
+
+
+def write_report(config: Config, run: Path, folder: Path) -> None:
+    """Write `index.html`, `report.json`, `per_class.csv` and `report.md` into `folder`.
+
+    `index.html` holds everything it shows and asks no network for anything. Pictures that are no
+    longer there are left out, and the report says so.
+
+    Raises:
+        UserError: an arm or seed has not been scored.
+    """
+    space = load_label_space(config.label_space)
+    evaluations = tables.read_evaluations(run, config)
+    report = tables.summary(config, evaluations)
+    table = tables.per_class(report, evaluations)
+    write_json(folder / "report.json", report)
+    with replacing(folder / "per_class.csv") as part:
+        table.to_csv(part, index=False)
+    write_text(folder / "report.md", tables.markdown(report, table))
+    page = _environment().get_template("report.html.j2")
+    write_text(
+        folder / "index.html",
+        page.render(
+            title=config.name,
+            config=config,
+            report=report,
+            arms=tables.ordered_arms(config),
+            colors=figures.arm_colors(tables.ordered_arms(config)),
+            sentences=tables.result_sentences(report),
+            cards=[_card(report, metric) for metric in HEADLINE],
+            counts={
+                "source": figures.frame_count(config.source),
+                "target": figures.frame_count(config.target),
+            },
+            space=space,
+            strip=_or_reason(figures.frame_strip, run, config, space, evaluations),
+            pairs=_or_reason(figures.translated_pairs, run),
+            grid=_or_reason(figures.last_sample_grid, run),
+            has_translation="translated" in config.arms.values(),
+            rows=table.astype(object).where(table.notna(), None).to_dict("records"),
+            confusions=_confusions(evaluations),
+            curves=_curves(run, config),
+            unsupplied=_unsupplied(config, space),
+            run_facts=_run_facts(run),
+            durations=_durations(run, config),
+            settings=_settings(config),
+            plotly=Markup(get_plotlyjs()),
+        ),
+    )
+
+
+def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None:
+    """Write `index.html`, `report.json` and `report.md` over several runs into `folder`.
+
+    Args:
+        runs: name to show -> its configuration and folder.
+
+    Raises:
+        UserError: a run has not been scored, or two were scored on different classes or frames.
+    """
+    if not runs:
+        raise UserError("No run to compare. Give the folders of two or more runs.")
+    evaluations = {
+        name: tables.read_evaluations(run, config) for name, (config, run) in runs.items()
+    }
+    _comparable({name: tables.first_evaluation(found) for name, found in evaluations.items()})
+    reports = {name: tables.summary(runs[name][0], found) for name, found in evaluations.items()}
+    changed = tables.settings_that_differ({name: config for name, (config, _) in runs.items()})
+    first = next(iter(reports.values()))
+    write_json(
+        folder / "report.json",
+        {key: first[key] for key in ("label_space", "dataset", "split", "images")}
+        | {"runs": reports},
+    )
+    write_text(folder / "report.md", tables.comparison_markdown(reports, changed))
+    arms = list(dict.fromkeys(arm for report in reports.values() for arm in report["arms"]))
+    page = _environment().get_template("comparison.html.j2")
+    write_text(
+        folder / "index.html",
+        page.render(
+            title="Comparison of runs",
+            reports=reports,
+            first=first,
+            colors=figures.arm_colors(arms),
+            cards=[{"metric": metric, "title": METRICS[metric]} for metric in HEADLINE],
+            sentences={name: tables.result_sentences(report) for name, report in reports.items()},
+            classes=list(next(iter(first["class_iou"].values()))),
+            changed=changed,
+        ),
+    )
+
+
+def _comparable(evaluations: dict[str, Evaluation]) -> None:
+    """Raise `UserError` unless all were scored on the same classes and frames."""
+    (name, first), *others = evaluations.items()
+    for other, evaluation in others:
+        spaces = [e["protocol"]["label_space"] for e in (first, evaluation)]
+        if spaces[0] != spaces[1] or first["classes"] != evaluation["classes"]:
+            differ = [
+                f"{s} with {len(e['classes'])} classes"
+                for s, e in zip(spaces, (first, evaluation), strict=True)
+            ]
+            what = "the label spaces"
+        elif any(first[key] != evaluation[key] for key in ("dataset", "split", "images")):
+            differ = [
+                f"{tables.scored_on(e)} with {e['images']} frames" for e in (first, evaluation)
+            ]
+            what = "the test sets"
+        else:
+            continue
+        raise UserError(
+            f"{name} and {other} cannot be compared: {what} differ ({differ[0]}; {differ[1]}). "
+            "Compare runs that were scored on the same frames and classes."
+        )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("reports", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": tables.percent,
+        "points": tables.points,
+        "spread": tables.spread,
+        "class_value": tables.class_value,
+    }
+    environment.globals |= {
+        "METRICS": METRICS,
+        "TRAINED_ON": tables.TRAINED_ON,
+        "BEFORE": tables.BEFORE,
+        "AFTER": tables.AFTER,
+        "IDEAL": tables.IDEAL,
+        "scored_on": tables.scored_on,
+    }
+    return environment
+
+
+def _card(report: Summary, metric: str) -> dict[str, Any]:
+    """One headline metric; says why where there is no share of the gap."""
+    arms, closed = report["arms"], report["gap_closed"][metric]
+    reason = None
+    if closed is None:
+        missing = [a for a in (tables.BEFORE, tables.AFTER, tables.IDEAL) if a not in arms]
+        reason = f"no {' and no '.join(missing)} arm" if missing else "there is no gap to close"
+    return {"metric": metric, "title": METRICS[metric], "closed": closed, "reason": reason}
+
+
+def _or_reason(make: Any, *inputs: Any) -> Any:
+    """What `make` returns, or as text why it cannot: pictures may have moved since the run."""
+    try:
+        return make(*inputs)
+    except UserError as error:
+        return str(error)
+
+
+def _confusions(evaluations: dict[str, list[Evaluation]]) -> dict[str, Markup]:
+    names = tables.first_evaluation(evaluations)["classes"]
+    return {
+        arm: figures.plot_div(
+            figures.confusion_figure(tables.summed_confusion(scores).counts, names),
+            f"confusion-{arm}",
+        )
+        for arm, scores in evaluations.items()
+    }
+
+
+def _curves(run: Path, config: Config) -> dict[str, Markup]:
+    """Name -> plot, for the trainings that left a log."""
+    curves: dict[str, Markup] = {}
+    log = figures.read_log(run / "cyclegan" / "log.jsonl")
+    if len(log):
+        for name, steps in (
+            ("reconstruction", figures.RECONSTRUCTION),
+            ("adversarial", figures.ADVERSARIAL),
+        ):
+            curves[name] = figures.plot_div(figures.cyclegan_curves(log, steps), name)
+    logs = {
+        arm: [
+            figures.read_log(run / "segmentation" / arm / f"seed-{seed}" / "log.jsonl")
+            for seed in config.seeds
+        ]
+        for arm in tables.ordered_arms(config)
+    }
+    if any(len(table) for found in logs.values() for table in found):
+        curves["segmentation"] = figures.plot_div(figures.segmentation_curves(logs), "segmentation")
+    return curves
+
+
+def _unsupplied(config: Config, space: LabelSpace) -> list[str]:
+    """Classes that no label of the source data set can decode to."""
+    names = config.source.names()
+    return [c.name for c in space.classes if not names & set(c.names)]
+
+
+def _run_facts(run: Path) -> dict[str, Any]:
+    """Versions, commit and machine of a run; empty when it was not recorded."""
+    path = run / "run.json"
+    facts: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return facts
+
+
+def _durations(run: Path, config: Config) -> dict[str, str]:
+    """Stage -> how long it took, for the stages that are complete."""
+    stages = ["cyclegan", "translated"] + [
+        f"{stage}/{arm}/seed-{seed}"
+        for stage in ("segmentation", "evaluation")
+        for arm in tables.ordered_arms(config)
+        for seed in config.seeds
+    ]
+    found = {name: run / name / "stage.json" for name in stages}
+    return {
+        name: _duration(read_json(path)["seconds"])
+        for name, path in found.items()
+        if path.is_file()
+    }
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
+
+
+def _settings(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

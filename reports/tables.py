@@ -1,0 +1,351 @@
+"""The numbers of a report, collected from the evaluations of a run. No metric is computed here."""
+
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas as pd
+
+from pipeline.config import Config
+from pipeline.confusion import ConfusionMatrix
+from pipeline.errors import UserError
+from pipeline.files import read_json
+
+Evaluation = dict[str, Any]
+"""The content of one `evaluation.json`."""
+Summary = dict[str, Any]
+"""The content of a `report.json`."""
+
+METRICS = {
+    "pixel_accuracy": "per-pixel accuracy",
+    "mean_class_accuracy": "mean class accuracy",
+    "mean_iou": "mean IoU",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+}
+"""Key in `evaluation.json` -> what it is called in a text."""
+BEFORE, AFTER, IDEAL = "source_only", "adapted", "oracle"
+"""The arms between which the gap is measured."""
+TRAINED_ON = {
+    "source": "synthetic frames as they are",
+    "translated": "translated synthetic frames",
+    "target": "real frames with their labels",
+}
+
+
+def ordered_arms(config: Config) -> list[str]:
+    """The arms from the lower end of the gap to its upper end."""
+    return sorted(config.arms, key=lambda arm: (arm != BEFORE, arm == IDEAL))
+
+
+def evaluation_folder(run: Path, arm: str, seed: int) -> Path:
+    """Where the scores of one arm and seed are."""
+    return run / "evaluation" / arm / f"seed-{seed}"
+
+
+def read_evaluations(run: Path, config: Config) -> dict[str, list[Evaluation]]:
+    """Arm -> its evaluations in the order of `config.seeds`.
+
+    Raises:
+        UserError: an arm or seed has not been scored.
+    """
+    files = {
+        arm: [evaluation_folder(run, arm, seed) / "evaluation.json" for seed in config.seeds]
+        for arm in ordered_arms(config)
+    }
+    missing = [str(path) for paths in files.values() for path in paths if not path.is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"No file {missing[0]}{more}. Run `sim2real evaluate {run}` first.")
+    return {arm: [read_json(path) for path in paths] for arm, paths in files.items()}
+
+
+def summary(config: Config, evaluations: dict[str, list[Evaluation]]) -> Summary:
+    """The content of `report.json`: the same for equal runs, wherever and whenever they ran."""
+    first = first_evaluation(evaluations)
+    arms = {
+        arm: {metric: _over_seeds(scores, metric) for metric in METRICS}
+        for arm, scores in evaluations.items()
+    }
+    closed = {
+        arm: {metric: gap_closed(arms, arm, metric) for metric in METRICS}
+        for arm in arms
+        if arm not in (BEFORE, IDEAL)
+    }
+    return {
+        "name": config.name,
+        "label_space": first["protocol"]["label_space"],
+        "dataset": first["dataset"],
+        "split": first["split"],
+        "images": first["images"],
+        "protocol": first["protocol"],
+        "arms": arms,
+        "gap_closed": closed.get(AFTER, dict.fromkeys(METRICS)),
+        "gap_closed_by_arm": closed,
+        **{
+            key: {
+                arm: {name: _mean(s[key][name] for s in scores) for name in first["classes"]}
+                for arm, scores in evaluations.items()
+            }
+            for key in ("class_accuracy", "class_iou")
+        },
+    }
+
+
+def gap_closed(arms: dict[str, Any], arm: str, metric: str) -> float | None:
+    """(arm - source_only) / (oracle - source_only), of the means over seeds.
+
+    None when one of the three is missing or the oracle is not better than source_only.
+    """
+    before, after, ideal = (
+        arms[name][metric]["mean"] if name in arms else None for name in (BEFORE, arm, IDEAL)
+    )
+    if before is None or after is None or ideal is None or ideal <= before:
+        return None
+    return float((after - before) / (ideal - before))
+
+
+def first_evaluation(evaluations: dict[str, list[Evaluation]]) -> Evaluation:
+    """Any evaluation: what does not depend on the arm is equal in all of them."""
+    return next(iter(evaluations.values()))[0]
+
+
+def summed_confusion(evaluations: list[Evaluation]) -> ConfusionMatrix:
+    """The pixel counts of all seeds together."""
+    total = ConfusionMatrix(len(evaluations[0]["classes"]))
+    for evaluation in evaluations:
+        total.counts += ConfusionMatrix.from_counts(evaluation["confusion"]).counts
+    return total
+
+
+def per_class(report: Summary, evaluations: dict[str, list[Evaluation]]) -> pd.DataFrame:
+    """One row a class: its share of the scored pixels, accuracy and IoU of each arm."""
+    first = first_evaluation(evaluations)
+    counts = ConfusionMatrix.from_counts(first["confusion"]).counts
+    table = pd.DataFrame({"class": first["classes"]})
+    for arm in evaluations:
+        for column, key in (("accuracy", "class_accuracy"), ("iou", "class_iou")):
+            values = report[key][arm]
+            table[f"{column}_{arm}"] = pd.array([values[c] for c in first["classes"]], "Float64")
+    table["share_of_truth"] = counts.sum(axis=1) / max(1, int(counts.sum()))
+    return table
+
+
+def result_sentences(report: Summary) -> list[str]:
+    """What the run found, in plain language and without flattery."""
+    arms, metric = report["arms"], "pixel_accuracy"
+    spread = _spread_sentence(report)
+    missing = [arm for arm in (BEFORE, AFTER) if arm not in arms]
+    if missing:
+        return [f"This run has no {' and no '.join(missing)} arm: no gap can be given.", *spread]
+    before, after = (arms[arm][metric]["mean"] for arm in (BEFORE, AFTER))
+    if before is None or after is None:
+        return ["No pixel was scored."]
+    change = f"from {percent(before)} to {percent(after)} ({points(after - before)} points)"
+    if IDEAL not in arms:
+        verb = "raises" if after > before else "does not raise"
+        return [
+            f"Training on translated frames {verb} {METRICS[metric]}: {change}.",
+            "There is no oracle arm, so the size of the gap to real training data is not known.",
+            *spread,
+        ]
+    ideal, closed = arms[IDEAL][metric]["mean"], report["gap_closed"]
+    if closed[metric] is None:
+        return [
+            f"Training on translated frames takes {METRICS[metric]} {change}.",
+            f"The oracle, trained on real frames, reaches {percent(ideal)}, no more than "
+            "source_only: there is no gap to close.",
+            *spread,
+        ]
+    if after < before:
+        lines = [
+            f"Training on translated frames made it worse: {METRICS[metric]} went {change}; the "
+            f"oracle, trained on real frames, reaches {percent(ideal)}."
+        ]
+    else:
+        lines = [
+            f"Training on translated frames closes {percent(closed[metric], 0)} of the per-pixel "
+            f"gap to training on real frames: {METRICS[metric]} went {change}; the oracle reaches "
+            f"{percent(ideal)}."
+        ]
+    others = [
+        f"{percent(closed[m], 0)} of the gap in {METRICS[m]}"
+        for m in ("mean_class_accuracy", "mean_iou")
+        if closed[m] is not None
+    ]
+    if others:
+        worse = any(closed[m] is not None and closed[m] < 0 for m in METRICS)
+        note = " A negative share means that the gap has grown." if worse else ""
+        lines.append(f"It closes {' and '.join(others)}.{note}")
+    return [*lines, *spread]
+
+
+def _spread_sentence(report: Summary) -> list[str]:
+    arms, metric = report["arms"], "pixel_accuracy"
+    seeds = max(len(scores[metric]["seeds"]) for scores in arms.values())
+    if seeds == 1:
+        return ["One seed: no spread known."]
+    lines = [f"Values are means over {seeds} seeds ± their standard deviation."]
+    pair = [arms[arm][metric] for arm in (BEFORE, AFTER) if arm in arms]
+    if len(pair) == 2 and all(p["std"] is not None for p in pair):
+        difference = abs(pair[1]["mean"] - pair[0]["mean"])
+        if difference < max(p["std"] for p in pair):
+            lines.append(
+                f"The difference in {METRICS[metric]} is smaller than the spread of the seeds: "
+                "take it as no difference."
+            )
+    return lines
+
+
+def markdown(report: Summary, table: pd.DataFrame) -> str:
+    """The report as GitHub markdown."""
+    arms = list(report["arms"])
+    headline = [
+        [arm, *(spread(report["arms"][arm][metric]) for metric in METRICS)] for arm in arms
+    ] + [
+        [f"gap closed by {arm}", *(percent(value, 0) for value in closed.values())]
+        for arm, closed in report["gap_closed_by_arm"].items()
+    ]
+    columns = ["share_of_truth", *(f"{key}_{arm}" for key in ("accuracy", "iou") for arm in arms)]
+    classes = [
+        [row["class"], *(class_value(row[column]) for column in columns)]
+        for row in table.to_dict("records")
+    ]
+    titles = ["share of truth", *(f"{key} {arm}" for key in ("accuracy", "IoU") for arm in arms)]
+    return "\n".join(
+        [
+            f"# {_cell(report['name'])}",
+            "",
+            *result_sentences(report),
+            "",
+            *_grid(["arm", *METRICS.values()], headline),
+            "",
+            f"Scored on {report['images']} frames of {_cell(scored_on(report))}, label space "
+            f"{_cell(report['label_space'])}. Pictures, curves and confusion matrices: "
+            "`index.html`.",
+            "",
+            "## Classes",
+            "",
+            *_grid(["class", *titles], classes),
+            "",
+            "## Protocol",
+            "",
+            *_protocol(report["protocol"]),
+            "",
+        ]
+    )
+
+
+def comparison_markdown(reports: dict[str, Summary], changed: dict[str, dict[str, str]]) -> str:
+    """Several runs as GitHub markdown."""
+    first = next(iter(reports.values()))
+    rows = [
+        [run, arm, *(spread(scores[metric]) for metric in METRICS)]
+        for run, report in reports.items()
+        for arm, scores in report["arms"].items()
+    ]
+    gaps = [
+        [run, arm, *(percent(value, 0) for value in closed.values())]
+        for run, report in reports.items()
+        for arm, closed in report["gap_closed_by_arm"].items()
+    ]
+    settings = [[key, *(values[run] for run in reports)] for key, values in changed.items()]
+    return "\n".join(
+        [
+            "# Comparison",
+            "",
+            f"Scored on {first['images']} frames of {_cell(scored_on(first))}, label space "
+            f"{_cell(first['label_space'])}.",
+            "",
+            *_grid(["run", "arm", *METRICS.values()], rows),
+            "",
+            "## Gap closed",
+            "",
+            *_grid(["run", "arm", *METRICS.values()], gaps),
+            "",
+            "## Settings that differ",
+            "",
+            *(_grid(["setting", *reports], settings) if settings else ["None."]),
+            "",
+        ]
+    )
+
+
+def settings_that_differ(configs: dict[str, Config]) -> dict[str, dict[str, str]]:
+    """Setting -> run -> value, for the settings in which the runs are not alike."""
+    flat = {run: _flat(config.model_dump(mode="json")) for run, config in configs.items()}
+    keys = dict.fromkeys(key for settings in flat.values() for key in settings)
+    table = {key: {run: flat[run].get(key, "–") for run in flat} for key in keys}
+    return {
+        key: values
+        for key, values in table.items()
+        if len(set(values.values())) > 1 and key != "name" and not key.startswith("compute.")
+    }
+
+
+def _flat(value: Any, place: str = "") -> dict[str, str]:
+    if isinstance(value, dict) and value:
+        return {
+            k: v for key, item in value.items() for k, v in _flat(item, f"{place}.{key}").items()
+        }
+    return {place.removeprefix("."): str(value)}
+
+
+def scored_on(report: Summary) -> str:
+    """The name of the test set, with its split."""
+    return f"{report['dataset']} ({report['split']})" if report["split"] else report["dataset"]
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction as percent; a dash when there is none."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.{digits}f}%".replace("-", "−")
+
+
+def points(value: float) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def spread(score: dict[str, Any]) -> str:
+    """Mean ± standard deviation in percent."""
+    text = percent(score["mean"])
+    return text if score["std"] is None else f"{text[:-1]} ± {100 * score['std']:.1f}%"
+
+
+def class_value(value: Any) -> str:
+    """A class's value in percent; `absent` when no seed has one."""
+    return "absent" if value is None or pd.isna(value) else percent(float(value))
+
+
+def _over_seeds(evaluations: list[Evaluation], metric: str) -> dict[str, Any]:
+    seeds = {str(evaluation["seed"]): evaluation[metric] for evaluation in evaluations}
+    present = [value for value in seeds.values() if value is not None]
+    return {
+        "mean": _mean(present),
+        "std": stdev(present) if len(present) > 1 else None,
+        "seeds": seeds,
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return fmean(present) if present else None
+
+
+def _protocol(protocol: dict[str, Any]) -> list[str]:
+    return [f"- {key.replace('_', ' ')}: {_cell(value)}" for key, value in protocol.items()]
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A markdown table, numbers to the right."""
+    cells = [[_cell(text) for text in row] for row in (header, *rows)]
+    lines = [cells[0], ["---", *["---:"] * (len(header) - 1)], *cells[1:]]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cell(value: Any) -> str:
+    """Text that stays text in a markdown table."""
+    return html.escape(str(value), quote=False).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,91 @@
+"""Shared fixtures: a small toy world, a tiny configuration, the command line as a user calls it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pipeline
+from pipeline.toyworld import write_toy_world
+
+ROOT = Path(__file__).parent.parent
+assert Path(pipeline.__file__).parent.parent == ROOT, f"foreign package {pipeline.__file__}"
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "source": {"dataset": "gta5", "root": "${WORLD}/toy-sim"},
+    "target": {"dataset": "cityscapes", "root": "${WORLD}/toy-real", "split": "train"},
+    "test": {"dataset": "cityscapes", "root": "${WORLD}/toy-real", "split": "val"},
+    "cyclegan": {
+        "blocks": 1,
+        "generator_width": 4,
+        "discriminator_width": 4,
+        "crop": [64, 48],
+        "pool_size": 3,
+        "steps_per_epoch": 6,
+        "epochs": 1,
+        "decay_epochs": 1,
+        "log_every": 2,
+        "sample_every": 6,
+        "checkpoint_every": 3,
+    },
+    "segmentation": {
+        "architecture": "unet",
+        "encoder": "resnet18",
+        "encoder_weights": "none",
+        "options": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
+        "crop": [64, 48],
+        "batch_size": 2,
+        "steps": 8,
+        "checkpoint_every": 3,
+        "log_every": 2,
+    },
+    "evaluation": {"pictures": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with toy-sim (10 frames) and toy-real (10 train, 4 val), 128x64."""
+    root = tmp_path_factory.mktemp("world")
+    write_toy_world(root, sim_frames=10, real_train_frames=10, real_val_frames=4)
+    return root
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration file of a run that takes seconds."""
+    monkeypatch.setenv("WORLD", str(world))
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Call `sim2real` in a process of its own, in `tmp_path`."""
+
+    def call(*arguments: str | Path, env: dict[str, str] | None = None) -> Any:
+        return subprocess.run(
+            cli_command(*arguments),
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return call
+
+
+def cli_command(*arguments: str | Path) -> list[str]:
+    """The command line of `sim2real` with this Python."""
+    return [sys.executable, "-m", "flows.cli", *map(str, arguments)]

@@ -1,0 +1,266 @@
+"""Data sets in their true on-disk layouts, label encodings, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.datasets import (
+    DatasetSpec,
+    LabelReader,
+    list_samples,
+    load_spec,
+    read_frame,
+    save_spec,
+    spec_fields,
+    translated_path,
+    translated_spec,
+)
+from pipeline.errors import UserError
+from pipeline.labels import CITYSCAPES_IDS, IGNORE, load_label_space
+from pipeline.schema import parse
+
+CITYSCAPES = load_label_space("cityscapes19")
+
+
+def spec(name: str, root: Path, **fields: Any) -> DatasetSpec:
+    """A built-in spec at a root."""
+    return parse(DatasetSpec, {**spec_fields(name, root), "root": root, **fields}, name)
+
+
+def own(root: Path, **fields: Any) -> DatasetSpec:
+    """A spec of images/ and labels/ with ids."""
+    given = {"images": "images/{frame}", "labels": "labels/{frame}", "values": {7: "road"}}
+    return parse(DatasetSpec, {"name": "own", "root": root, **given, **fields}, "own")
+
+
+def write(path: Path, pixels: Any) -> Path:
+    """Write an array as an image file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+    return path
+
+
+def pair(root: Path, label: Any, name: str = "a.png") -> None:
+    """Write one image of the label's size, and the label."""
+    label = np.asarray(label, np.uint8)
+    write(root / "images" / name, np.zeros((*label.shape[:2], 3)))
+    write(root / "labels" / name, label)
+
+
+def test_gta5_layout(world: Path) -> None:
+    gta5 = spec("gta5", world / "toy-sim")
+    samples = list_samples(gta5, labelled=True)
+    assert [s.name for s in samples] == [f"{i:05d}" for i in range(1, 11)]
+    with Image.open(samples[0].label) as image:  # type: ignore[arg-type]
+        assert image.mode == "P"
+        ids = np.asarray(image)
+    classes = LabelReader(gta5, CITYSCAPES).read(samples[0])
+    for raw in np.unique(ids):
+        assert (classes[ids == raw] == CITYSCAPES.index_of(CITYSCAPES_IDS[raw])).all()
+    assert read_frame(gta5, samples[0]).shape == (64, 128, 3)
+
+
+def test_cityscapes_layout_and_splits(world: Path) -> None:
+    root = world / "toy-real"
+    train = list_samples(spec("cityscapes", root, split="train"), labelled=True)
+    val = list_samples(spec("cityscapes", root, split="val"), labelled=True)
+    assert len(train) == 10
+    assert len(val) == 4
+    first = train[0]
+    city, frame = first.name.split("/")[1:]
+    assert first.image == root / f"leftImg8bit/train/{city}/{frame}_leftImg8bit.png"
+    assert first.label == root / f"gtFine/train/{city}/{frame}_gtFine_labelIds.png"
+    with pytest.raises(UserError, match=r"no split 'test'.*Found: train, val"):
+        list_samples(spec("cityscapes", root, split="test"), labelled=False)
+
+
+def test_camvid_layout_and_a_split_by_wildcard(tmp_path: Path) -> None:
+    for name in ("train/0016E5_1", "test/0001TP_1", "test/Seq05VD_f1", "test/Seq05VD_f2"):
+        split, frame = name.split("/")
+        write(tmp_path / f"{split}/{frame}.png", np.zeros((4, 6, 3)))
+        write(tmp_path / f"{split}annot/{frame}.png", [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]])
+        write(tmp_path / f"{split}annot/{frame}.png", np.arange(24).reshape(4, 6) % 12)
+    clean = spec("camvid", tmp_path, split="test_clean")
+    samples = list_samples(clean, labelled=True)
+    assert [s.name for s in samples] == ["test/Seq05VD_f1", "test/Seq05VD_f2"]
+    classes = LabelReader(clean, load_label_space("camvid11")).read(samples[0])
+    assert classes.ravel()[:12].tolist() == [*range(11), IGNORE]
+    assert len(list_samples(spec("camvid", tmp_path, split="test"), labelled=True)) == 3
+
+
+def test_a_split_by_list(tmp_path: Path) -> None:
+    for name in "abc":
+        pair(tmp_path, [[7]], f"{name}.png")
+    (tmp_path / "val.txt").write_text("a.png\nc\n\n")
+    chosen = own(tmp_path, splits={"val": "val.txt"}, split="val")
+    assert [s.name for s in list_samples(chosen, labelled=True)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".tif", ".JPG"])
+def test_any_common_image_format(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / f"images/a{suffix}", np.full((8, 8, 3), 100))
+    write(tmp_path / "labels/a.png", np.full((8, 8), 7))
+    (sample,) = list_samples(own(tmp_path), labelled=True)
+    assert np.abs(read_frame(own(tmp_path), sample).astype(int) - 100).max() <= 3
+
+
+def test_limit_is_evenly_spaced(world: Path) -> None:
+    names = [s.name for s in list_samples(spec("gta5", world / "toy-sim", limit=3), labelled=False)]
+    assert names == ["00001", "00004", "00007"]
+
+
+def test_rgb_labels(tmp_path: Path) -> None:
+    pair(tmp_path, [[[128, 64, 128], [70, 130, 180], [1, 2, 3]]])
+    rgb = own(tmp_path, encoding="rgb", values={"128,64,128": "road", "70,130,180": "sky"})
+    (sample,) = list_samples(rgb, labelled=True)
+    assert LabelReader(rgb, CITYSCAPES).read(sample).tolist() == [[0, 10, IGNORE]]
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_one_channel_labels(tmp_path: Path, depth: Any) -> None:
+    write(tmp_path / "images/a.png", np.zeros((1, 3, 3)))
+    (tmp_path / "labels").mkdir()
+    bgr = np.zeros((1, 3, 3), depth)
+    bgr[..., 2] = [[7, 23, 99]]  # OpenCV writes blue first: this is the red channel
+    bgr[..., 1] = 50
+    cv2.imwrite(str(tmp_path / "labels/a.png"), bgr)
+    red = own(tmp_path, encoding="channel", channel=0, values={7: "road", 23: "sky"})
+    (sample,) = list_samples(red, labelled=True)
+    assert LabelReader(red, CITYSCAPES).read(sample).tolist() == [[0, 10, IGNORE]]
+
+
+def test_width_resizes_frames_and_labels(world: Path) -> None:
+    half = spec("gta5", world / "toy-sim", width=64)
+    sample = list_samples(half, labelled=True)[0]
+    assert read_frame(half, sample).shape == (32, 64, 3)
+    reader = LabelReader(half, CITYSCAPES)
+    assert reader.read(sample).shape == (32, 64)
+    assert reader.read(sample, native=True).shape == (64, 128)
+
+
+def test_translated_spec_reuses_labels_and_file_names(tmp_path: Path, world: Path) -> None:
+    source = spec("gta5", world / "toy-sim", width=64, limit=4)
+    for sample in list_samples(source, labelled=False):
+        path = translated_path(source, sample, tmp_path)
+        assert path == tmp_path / "images" / sample.image.name
+        write(path, read_frame(source, sample))
+    save_spec(translated_spec(source, tmp_path), tmp_path / "dataset.yaml")
+    translated = load_spec(tmp_path / "dataset.yaml")
+    pairs = zip(
+        list_samples(source, labelled=True), list_samples(translated, labelled=True), strict=True
+    )
+    for old, new in pairs:
+        assert (old.name, old.label) == (new.name, new.label)
+        assert (
+            LabelReader(source, CITYSCAPES).read(old)
+            == LabelReader(translated, CITYSCAPES).read(new)
+        ).all()
+
+
+def test_translated_spec_of_a_wildcard_split(tmp_path: Path) -> None:
+    for name in ("a1", "a2", "b1"):
+        pair(tmp_path / "data", [[7] * 16], f"{name}.png")
+    source = own(tmp_path / "data", splits={"some": "a*"}, split="some")
+    out = tmp_path / "out"
+    for sample in list_samples(source, labelled=False):
+        write(translated_path(source, sample, out), np.zeros((1, 16, 3)))
+    names = [s.name for s in list_samples(translated_spec(source, out), labelled=True)]
+    assert names == ["a1", "a2"]
+
+
+# What is refused.
+
+
+def test_missing_root(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no folder .*nowhere\. Set its `root`"):
+        list_samples(own(tmp_path / "nowhere"), labelled=False)
+
+
+def test_empty_set(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no frame matches 'images/\{frame\}'"):
+        list_samples(own(tmp_path), labelled=False)
+
+
+def test_orphan_images(tmp_path: Path) -> None:
+    pair(tmp_path, [[7]])
+    write(tmp_path / "images/lonely.png", np.zeros((1, 1, 3)))
+    with pytest.raises(UserError, match=r"1 of 2 images have no label, first .*lonely.png"):
+        list_samples(own(tmp_path), labelled=True)
+    assert len(list_samples(own(tmp_path), labelled=False)) == 2
+
+
+def test_two_images_of_one_name(tmp_path: Path) -> None:
+    pair(tmp_path, [[7]])
+    write(tmp_path / "images/a.jpg", np.zeros((1, 1, 3)))
+    with pytest.raises(UserError, match="both frame 'a'"):
+        list_samples(own(tmp_path), labelled=False)
+
+
+def test_sizes_that_differ(tmp_path: Path) -> None:
+    write(tmp_path / "images/a.png", np.zeros((4, 6, 3)))
+    write(tmp_path / "labels/a.png", np.full((4, 5), 7))
+    (sample,) = list_samples(own(tmp_path), labelled=True)
+    with pytest.raises(UserError, match=r"a\.png is 6x4, its label .*a\.png is 5x4"):
+        LabelReader(own(tmp_path), CITYSCAPES).read(sample)
+
+
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_truncated_png(tmp_path: Path, folder: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    pair(tmp_path, noise)
+    path = write(tmp_path / folder / "a.png", noise)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (sample,) = list_samples(own(tmp_path), labelled=True)
+    with pytest.raises(UserError, match=rf"{folder}/a\.png cannot be read as an image"):
+        read_frame(own(tmp_path), sample)
+        LabelReader(own(tmp_path), CITYSCAPES).read(sample)
+
+
+def test_unnamed_values_are_ignored_or_refused(tmp_path: Path) -> None:
+    pair(tmp_path, [[7, 9, 250, 250]])
+    (sample,) = list_samples(own(tmp_path), labelled=True)
+    assert LabelReader(own(tmp_path), CITYSCAPES).read(sample).tolist() == [[0, *[IGNORE] * 3]]
+    with pytest.raises(UserError, match=r"values without a name: 9, 250 \(75\.0% of its pixels\)"):
+        LabelReader(own(tmp_path, strict=True), CITYSCAPES).read(sample)
+
+
+def test_wrong_encodings(tmp_path: Path) -> None:
+    pair(tmp_path, [[[7, 7, 7]]], "colour.png")
+    (sample,) = list_samples(own(tmp_path), labelled=True)
+    with pytest.raises(UserError, match="is a colour image"):
+        LabelReader(own(tmp_path), CITYSCAPES).read(sample)
+    other = tmp_path / "other"
+    pair(other, [[7]])
+    rgb = own(other, encoding="rgb", values={"7,7,7": "road"})
+    with pytest.raises(UserError, match=r"has 1 channel\(s\)"):
+        LabelReader(rgb, CITYSCAPES).read(list_samples(rgb, labelled=True)[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"values": {7: "raod"}}, "unknown label name 'raod'. Did you mean 'road'"),
+        ({"values": {"x": "road"}}, "value 'x' is not an id"),
+        ({"values": {7: "road", "07": "sky"}}, "named both 'road' and 'sky'"),
+        ({"encoding": "rgb", "values": {"1,2": "road"}}, "value '1,2' is not a colour"),
+        ({"images": "../{frame}"}, "leaves the root"),
+        ({"images": "images/*.png"}, "no field in braces"),
+        ({"labels": "labels/{other}"}, "must have the same fields"),
+        ({"values": "carla"}, "unknown table 'carla'"),
+        ({"imagse": "x"}, "Did you mean 'images'"),
+        ({"values": {}}, "names none of their raw values"),
+    ],
+)
+def test_bad_specs(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        own(tmp_path, **fields)
+    assert message in str(error.value)
+
+
+def test_unknown_data_set_suggests_near_names(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"No data set 'gta'.*Did you mean 'gta5'"):
+        spec_fields("gta", tmp_path)
