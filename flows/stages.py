@@ -172,8 +172,6 @@ def _frames(spec: DatasetSpec, *, labelled: bool = False) -> Inputs:
     if not labelled:
         unseen |= {"labels", "encoding", "channel", "values", "strict"}
     fields = spec.model_dump(mode="json", exclude=unseen, exclude_defaults=True)
-    # JSON has text keys only.
-    fields |= {"values": {str(k): v for k, v in spec.values.items()}} if labelled else {}
     return {**fields, "samples": _listing(spec.model_dump_json(), labelled)}
 
 

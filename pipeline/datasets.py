@@ -39,12 +39,13 @@ _FIELD = re.compile(r"\{(\w+)\}")
 _UNNAMED = 254
 
 
-def _named_table(values: Any) -> Any:
+def _table(values: Any) -> Any:
+    """Look up a named table; write keys as text, as they come back from JSON."""
     if isinstance(values, str):
         if values != "cityscapes_ids":
             raise ValueError(f"unknown table {values!r}; give 'cityscapes_ids' or a mapping")
-        return dict(CITYSCAPES_IDS)
-    return values
+        values = CITYSCAPES_IDS
+    return {str(k): v for k, v in values.items()} if isinstance(values, dict) else values
 
 
 class DatasetSpec(Schema):
@@ -65,9 +66,7 @@ class DatasetSpec(Schema):
     RGB colour, or one channel of a colour image."""
     channel: int = Field(0, ge=0, le=3)
     """Which channel holds the value when `encoding` is `channel`: 0 is red."""
-    values: Annotated[dict[int | str, str], BeforeValidator(_named_table)] = Field(
-        default_factory=dict
-    )
+    values: Annotated[dict[str, str], BeforeValidator(_table)] = Field(default_factory=dict)
     """Raw value -> name. Colours are written `"R,G,B"`. The word `cityscapes_ids` stands for the
     Cityscapes table."""
     splits: dict[str, str] = Field(default_factory=dict)
@@ -122,15 +121,15 @@ class Sample:
     label: Path | None = None
 
 
-def raw_value(raw: int | str, encoding: str) -> int:
+def raw_value(raw: str, encoding: str) -> int:
     """The key of `values` as a number: ids as they are, colours as R * 65536 + G * 256 + B."""
     if encoding == "rgb":
-        parts = str(raw).split(",")
+        parts = raw.split(",")
         if len(parts) != 3 or not all(p.strip().isdigit() and int(p) < 256 for p in parts):
             raise ValueError(f'value {raw!r} is not a colour; write "R,G,B" with 0..255 each')
         red, green, blue = (int(p) for p in parts)
         return red << 16 | green << 8 | blue
-    if not str(raw).isdigit() or int(raw) > 65535:
+    if not raw.isdigit() or int(raw) > 65535:
         raise ValueError(f"value {raw!r} is not an id; write a whole number in 0..65535")
     return int(raw)
 

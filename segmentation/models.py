@@ -1,5 +1,6 @@
 """Networks of segmentation-models-pytorch by name, with errors that help."""
 
+import inspect
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
@@ -15,6 +16,7 @@ from pipeline.training import load_checkpoint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_OUR_ARGUMENTS = {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes"}
 STRIDE = 32
 """Sides that every architecture accepts are multiples of this."""
 
@@ -55,6 +57,16 @@ def check_names(config: SegmentationConfig) -> list[str]:
             f"segmentation.architecture: no architecture {config.architecture!r}."
             f"{near(config.architecture, architectures)} Known: {', '.join(architectures)}."
         )
+    else:
+        # The constructors swallow options that they do not know.
+        model = smp.MODEL_ARCHITECTURES_MAPPING[config.architecture]
+        options = set(inspect.signature(model.__init__).parameters) - _OUR_ARGUMENTS
+        problems += [
+            f"segmentation.options: {config.architecture} has no option {key!r}."
+            f"{near(key, options)} Known: {', '.join(sorted(options))}."
+            for key in config.options
+            if key not in options
+        ]
     encoders = list(smp.encoders.get_encoder_names())
     # `tu-` hands any name on to timm.
     if config.encoder not in encoders and not config.encoder.startswith("tu-"):
@@ -128,6 +140,8 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
         UserError: keys are missing or shapes differ.
     """
     state = load_checkpoint(path)
+    # smp keeps timm's own networks (`tu-`) one level down.
+    state |= {f"model.{key}": value for key, value in state.items()}
     own = encoder.state_dict()
     needed = {key for key in own if not key.endswith("num_batches_tracked")}
     missing = sorted(key for key in needed if key not in state)

