@@ -1,6 +1,5 @@
 """Everything that is looked at before any work starts."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,14 +91,6 @@ def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:
     stages = plan(config, run)
     if forced or not all(is_done(run, stage.name) for stage in stages):
         preflight(config)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"Cannot write to {run}: {error.strerror}. Give another folder with --run DIR."
-        ) from error
     force(run, stages, forced)
     check(run, stages)
     write_run(run, config)

@@ -81,10 +81,11 @@ def write_image(path: Path, rgb: UInt8) -> None:
             raise OSError(f"could not write {path}")
 
 
-def write_indices(path: Path, indices: UInt8, palette: UInt8) -> None:
-    """Write (H, W) uint8 class indices as a palette PNG drawn in `palette` (256, 3) uint8."""
+def write_indices(path: Path, indices: UInt8, palette: UInt8 | None) -> None:
+    """Write (H, W) uint8 indices as a PNG drawn in `palette` (256, 3) uint8, or in grey."""
     image = Image.fromarray(indices)
-    image.putpalette(palette.tobytes())
+    if palette is not None:
+        image.putpalette(palette.tobytes())
     with replacing(path) as part:
         image.save(part, format="PNG")
 

@@ -108,8 +108,14 @@ def read_run(folder: Path) -> Config:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run for as long as the block lasts, also after a kill."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {folder}: {error.strerror}. Give another folder with --run DIR."
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -11,8 +11,6 @@ colours in 0..255 RGB. Labels are Cityscapes label ids.
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +22,11 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+from pipeline.images import write_image, write_indices
+from pipeline.labels import CITYSCAPES_IDS, load_label_space
 
 Colour = tuple[float, float, float]
 Span = tuple[float, float]
@@ -44,15 +46,6 @@ VAL_CITY = "tolmstadt"
 UNLABELED, EGO, ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE = 0, 1, 7, 8, 11, 12, 13, 17
 LIGHT, SIGN, VEGETATION, TERRAIN, SKY, PERSON, RIDER, CAR = 19, 20, 21, 22, 23, 24, 25, 26
 TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = 27, 28, 31, 32, 33
-COLOURS: Mapping[int, tuple[int, int, int]] = {
-    UNLABELED: (0, 0, 0), EGO: (0, 0, 0), ROAD: (128, 64, 128), SIDEWALK: (244, 35, 232),
-    BUILDING: (70, 70, 70), WALL: (102, 102, 156), FENCE: (190, 153, 153), POLE: (153, 153, 153),
-    LIGHT: (250, 170, 30), SIGN: (220, 220, 0), VEGETATION: (107, 142, 35),
-    TERRAIN: (152, 251, 152), SKY: (70, 130, 180), PERSON: (220, 20, 60), RIDER: (255, 0, 0),
-    CAR: (0, 0, 142), TRUCK: (0, 0, 70), BUS: (0, 60, 100), TRAIN: (0, 80, 100),
-    MOTORCYCLE: (0, 0, 230), BICYCLE: (119, 11, 32),
-}  # fmt: skip
-
 _SCALE = 4  # the picture is drawn this many times larger and averaged down
 _FAR = 120.0  # metres to the end of the street
 _NEAR = 2.0
@@ -494,11 +487,11 @@ def render_scene(
 
     ``size`` is (width, height) in pixels. Returns the picture, (H, W, 3) uint8 RGB, and its
     labels, (H, W) uint8 Cityscapes label ids; only "real" frames hold id 1, ego vehicle.
-    Raises ValueError for an illegal size or an unknown style.
+    Raises UserError for an illegal size or an unknown style.
     """
     _check_size(size)
     if style not in STYLES:
-        raise ValueError(f"style is {style!r}; legal are {', '.join(map(repr, STYLES))}")
+        raise UserError(f"style is {style!r}; legal are {', '.join(map(repr, STYLES))}")
     p = _Painter(STYLES[style], rng, size)
     _street(p)
     if p.style.bonnet:
@@ -514,20 +507,7 @@ def _check_size(size: tuple[int, int]) -> None:
     (width, height), low, high = size, MIN_SIZE, MAX_SIZE
     if not (low[0] <= width <= high[0] and low[1] <= height <= high[1]):
         legal = f"{low[0]}x{low[1]} to {high[0]}x{high[1]}"
-        raise ValueError(f"size is {width}x{height}; legal are {legal}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_bytes(data)
-    os.replace(beside, path)
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
+        raise UserError(f"size is {width}x{height}; legal are {legal}")
 
 
 def _frame_paths(stream: int, index: int) -> tuple[Path, Path]:
@@ -548,19 +528,16 @@ def _frame_paths(stream: int, index: int) -> tuple[Path, Path]:
 
 
 def _refuse_other_world(root: Path, record: Path, wanted: Mapping[str, Any]) -> None:
-    try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{record} is no toy world's record ({error}): remove {root}") from error
+    found = read_json(record)
     if not isinstance(found, dict):
-        raise ValueError(f"{record} is no toy world's record: remove {root}")
+        raise UserError(f"{record} is no toy world's record: remove {root}")
     differs = [
         f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} asked for"
         for key in sorted({*found, *wanted})
         if found.get(key) != wanted.get(key)
     ]
     if differs:
-        raise ValueError(
+        raise UserError(
             f"{root} holds another toy world ({'; '.join(differs)}): "
             "remove it, choose another directory, or ask for the same arguments"
         )
@@ -580,7 +557,7 @@ def write_toy_world(
     Frame ``i`` depends on ``seed``, its set and ``i`` alone: a larger world starts with the
     smaller one's frames, and the same arguments give the same bytes. ``size`` is (width, height)
     in pixels. A complete world made with the same arguments is left as it is; an interrupted one
-    is continued. Raises ValueError for illegal arguments or when ``root`` holds another world.
+    is continued. Raises UserError for illegal arguments or when ``root`` holds another world.
     """
     _check_size(size)
     counts = {
@@ -590,9 +567,9 @@ def write_toy_world(
     }
     for name, (count, most) in counts.items():
         if not 1 <= count <= most:
-            raise ValueError(f"{name} is {count}; legal are 1 to {most}")
+            raise UserError(f"{name} is {count}; legal are 1 to {most}")
     if seed < 0:
-        raise ValueError(f"seed is {seed}; legal are 0 and above")
+        raise UserError(f"seed is {seed}; legal are 0 and above")
     wanted: dict[str, Any] = {name: count for name, (count, _) in counts.items()}
     wanted |= {"size": list(size), "seed": seed, "version": VERSION}
 
@@ -605,12 +582,12 @@ def write_toy_world(
     if unfinished.exists():
         _refuse_other_world(root, unfinished, wanted)
     elif taken := [name for name in ("toy-sim", "toy-real") if (root / name).exists()]:
-        raise ValueError(f"{root} holds {' and '.join(taken)} but no {RECORD}: remove them first")
+        raise UserError(f"{root} holds {' and '.join(taken)} but no {RECORD}: remove them first")
     else:
-        _write(unfinished, (json.dumps(wanted, indent=2) + "\n").encode())
+        write_json(unfinished, wanted)
 
-    palette = np.zeros((256, 3), np.uint8)
-    palette[list(COLOURS)] = list(COLOURS.values())
+    space = load_label_space("cityscapes19")
+    palette = space.palette[[space.index_of(CITYSCAPES_IDS.get(i, "")) for i in range(256)]]
     for stream, name in enumerate(counts):
         for index in range(wanted[name]):
             picture_path, label_path = (root / path for path in _frame_paths(stream, index))
@@ -618,9 +595,6 @@ def write_toy_world(
                 continue
             rng = np.random.default_rng([seed, stream, index])
             picture, ids = render_scene(rng, size, "real" if stream else "sim")
-            labels = Image.fromarray(ids)
-            if stream == 0:
-                labels.putpalette(palette.tobytes())
-            _write(label_path, _png(labels))
-            _write(picture_path, _png(Image.fromarray(picture)))
+            write_indices(label_path, ids, None if stream else palette)
+            write_image(picture_path, picture)
     os.replace(unfinished, record)

@@ -124,7 +124,10 @@ def seed_step(seed: int, step: int) -> None:
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint of tensors and plain data, whole or not at all."""
     with replacing(path) as part:
-        torch.save(state, part)
+        try:
+            torch.save(state, part)
+        except RuntimeError as error:  # how torch reports a full disk
+            raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from reports.tables import AFTER, BEFORE, IDEAL, Evaluation, evaluation_folder, 
 
 PAIRS = 6
 """Source and translated frames shown beside each other."""
+FEW = 12
+"""Up to so many classes, a confusion matrix has room for its numbers, and three fit in a row."""
 POINTS = 600
 """Longer curves are averaged down to about this many points."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
@@ -229,7 +231,7 @@ def confusion_figure(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Any
     share = np.divide(counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
     # Plotly reads markup in labels; names are to be shown as they are.
     labels = [html.escape(name) for name in names]
-    few = len(names) <= 12
+    few = len(names) <= FEW
     figure = go.Figure(
         go.Heatmap(
             z=np.round(100 * share, 2),
@@ -238,7 +240,7 @@ def confusion_figure(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Any
             customdata=counts,
             text=[[f"{100 * s:.0f}" if s >= 0.005 else "" for s in row] for row in share],
             texttemplate="%{text}" if few else None,
-            textfont={"size": 10},
+            textfont={"size": 9},
             zmin=0,
             zmax=100,
             colorscale="Blues",
@@ -253,10 +255,18 @@ def confusion_figure(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Any
         )
     )
     axis = {"constrain": "domain", "showgrid": False, "zeroline": False, "dtick": 1}
-    size = {"size": 11 if few else 9}
+    size = {"size": 10}
     figure.update_xaxes(tickangle=-90 if len(names) > 7 else -45, tickfont=size, **axis)
-    figure.update_yaxes(autorange="reversed", scaleanchor="x", tickfont=size, **axis)
-    return _styled(figure, height=480, hovermode="closest")
+    figure.update_yaxes(
+        autorange="reversed", scaleanchor="x", constraintoward="top", tickfont=size, **axis
+    )
+    _styled(figure, height=340 if few else 480, hovermode="closest")
+    # Margins that plotly fits by itself chase the square's size, round after round.
+    figure.update_xaxes(automargin=False)
+    figure.update_yaxes(automargin=False)
+    room = min(150, 16 + 6 * max(map(len, names)))
+    figure.update_layout(margin={"l": room, "b": room})
+    return figure
 
 
 def _styled(figure: Any, *, height: int, hovermode: str = "x unified") -> Any:

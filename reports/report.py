@@ -145,13 +145,14 @@ def _environment() -> Environment:
         "points": tables.points,
         "spread": tables.spread,
         "class_value": tables.class_value,
+        "share": tables.share,
     }
     environment.globals |= {
         "METRICS": METRICS,
         "TRAINED_ON": tables.TRAINED_ON,
         "BEFORE": tables.BEFORE,
         "AFTER": tables.AFTER,
-        "IDEAL": tables.IDEAL,
+        "FEW": figures.FEW,
         "scored_on": tables.scored_on,
     }
     return environment
@@ -222,30 +223,27 @@ def _run_facts(run: Path) -> dict[str, Any]:
 
 
 def _durations(run: Path, config: Config) -> dict[str, str]:
-    """Stage -> how long it took, for the stages that are complete."""
-    stages = ["cyclegan", "translated"] + [
-        f"{stage}/{arm}/seed-{seed}"
+    """Stage -> how long it took, seeds together, for the stages that are complete."""
+    stages = {"CycleGAN": ["cyclegan"], "translation": ["translated"]} | {
+        f"{stage} {arm}": [f"{stage}/{arm}/seed-{seed}" for seed in config.seeds]
         for stage in ("segmentation", "evaluation")
         for arm in tables.ordered_arms(config)
-        for seed in config.seeds
-    ]
-    found = {name: run / name / "stage.json" for name in stages}
-    return {
-        name: _duration(read_json(path)["seconds"])
-        for name, path in found.items()
-        if path.is_file()
     }
+    durations = {}
+    for stage, folders in stages.items():
+        files = [run / folder / "stage.json" for folder in folders]
+        if all(path.is_file() for path in files):
+            durations[stage] = _duration(sum(read_json(path)["seconds"] for path in files))
+    return durations
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 1:
         return f"{seconds:.0f} s"
-    return (
-        f"{minutes} min {rest:02d} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _settings(config: Config) -> str:

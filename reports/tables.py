@@ -170,14 +170,14 @@ def result_sentences(report: Summary) -> list[str]:
             f"{percent(ideal)}."
         ]
     others = [
-        f"{percent(closed[m], 0)} of the gap in {METRICS[m]}"
+        f"in {METRICS[m]}: {percent(closed[m], 0)}"
         for m in ("mean_class_accuracy", "mean_iou")
         if closed[m] is not None
     ]
     if others:
         worse = any(closed[m] is not None and closed[m] < 0 for m in METRICS)
         note = " A negative share means that the gap has grown." if worse else ""
-        lines.append(f"It closes {' and '.join(others)}.{note}")
+        lines.append(f"Gap closed {', '.join(others)}.{note}")
     return [*lines, *spread]
 
 
@@ -207,9 +207,13 @@ def markdown(report: Summary, table: pd.DataFrame) -> str:
         [f"gap closed by {arm}", *(percent(value, 0) for value in closed.values())]
         for arm, closed in report["gap_closed_by_arm"].items()
     ]
-    columns = ["share_of_truth", *(f"{key}_{arm}" for key in ("accuracy", "iou") for arm in arms)]
+    columns = [*(f"{key}_{arm}" for key in ("accuracy", "iou") for arm in arms)]
     classes = [
-        [row["class"], *(class_value(row[column]) for column in columns)]
+        [
+            row["class"],
+            share(row["share_of_truth"]),
+            *(class_value(row[column]) for column in columns),
+        ]
         for row in table.to_dict("records")
     ]
     titles = ["share of truth", *(f"{key} {arm}" for key in ("accuracy", "IoU") for arm in arms)]
@@ -318,6 +322,11 @@ def spread(score: dict[str, Any]) -> str:
 def class_value(value: Any) -> str:
     """A class's value in percent; `absent` when no seed has one."""
     return "absent" if value is None or pd.isna(value) else percent(float(value))
+
+
+def share(value: float) -> str:
+    """A share of the pixels in percent that tells few from none."""
+    return "–" if value == 0 else "<0.1%" if value < 0.001 else percent(value)
 
 
 def _over_seeds(evaluations: list[Evaluation], metric: str) -> dict[str, Any]:

@@ -1,0 +1,37 @@
+# Each verb sets up all it needs on a machine with python3 and make.
+.PHONY: install demo test test-all check bench
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# uv from the system if there is one, else from pip; both install the same versions.
+UV := $(shell command -v uv 2>/dev/null || echo $(VENV)/tool/bin/uv)
+
+install: $(READY)
+
+$(VENV)/tool/bin/uv:
+	python3 -m venv $(VENV)/tool
+	$(VENV)/tool/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+$(READY): pyproject.toml constraints.txt $(filter $(VENV)/%,$(UV))
+	test -x $(BIN)/python || $(UV) venv --quiet --allow-existing --python "$$(command -v python3)" $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode \
+		--constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/sim2real demo
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/training_steps.py

@@ -1,0 +1,207 @@
+"""The command line: every mistake is one clear message, status 2, no traceback."""
+
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from flows import cli as cli_module
+from pipeline.images import read_raw
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Fails:
+    """Call `sim2real` in this process; assert that it fails as a user's mistake."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["sim2real", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli_module.main()
+        message = capsys.readouterr().err
+        assert stop.value.code == 2, message
+        assert "Traceback" not in message
+        return message
+
+    return call
+
+
+@pytest.fixture
+def own_world(tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the toy world to damage."""
+    copy = tmp_path / "world"
+    shutil.copytree(world, copy)
+    monkeypatch.setenv("WORLD", str(copy))
+    return copy
+
+
+def test_status_two_and_no_traceback_from_outside(cli: Cli, tiny: Path) -> None:
+    result = cli("run", tiny, "--set", "cyclegan.bloks=3", "--set", "seeds=no", "--set", "name= ")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "3 errors" in result.stderr
+    assert "cyclegan.bloks: unknown key. Did you mean 'blocks'?" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tiny.parent / "runs").exists()
+
+
+def test_debug_shows_the_traceback(cli: Cli, tiny: Path) -> None:
+    result = cli("--debug", "run", tiny, "--set", "seeds=no")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_config_errors_all_at_once(fails: Fails, tiny: Path) -> None:
+    message = fails(
+        *["run", tiny, "--set", "segmentation.stepz=3", "--set", "cyclegan.epochs=many"],
+        *["--set", "segmentation.batch_size=0"],
+    )
+    assert "Did you mean 'steps'" in message
+    assert "'many'" in message
+    assert "greater than or equal to 1 (got 0)" in message
+
+
+def test_all_data_and_name_errors_at_once(fails: Fails, tiny: Path) -> None:
+    message = fails(
+        *["run", tiny, "--set", "source.root=nowhere", "--set", "target.split=tain"],
+        *["--set", "segmentation.architecture=unett", "--set", "segmentation.encoder=resnet"],
+    )
+    assert "no folder" in message
+    assert "Set its `root`" in message
+    assert "no split 'tain'" in message
+    assert "Found: train, val" in message
+    assert "Did you mean 'unet'" in message
+    assert "no encoder 'resnet'" in message
+
+
+def test_empty_split(fails: Fails, own_world: Path, tiny: Path) -> None:
+    shutil.rmtree(own_world / "toy-real/leftImg8bit/val")
+    (own_world / "toy-real/leftImg8bit/val/city").mkdir(parents=True)
+    assert "no split 'val'" in fails("run", tiny)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_truncated_first_frame_is_found_before_any_work(
+    fails: Fails, own_world: Path, tiny: Path
+) -> None:
+    path = own_world / "toy-sim/images/00001.png"
+    truncate(path)
+    assert f"{path} cannot be read as an image" in fails("run", tiny, "--run", "r")
+    assert not Path("r/config.yaml").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_truncated_later_frame_stops_the_stage(
+    fails: Fails, own_world: Path, tiny: Path, workers: int
+) -> None:
+    path = own_world / "toy-sim/images/00007.png"
+    truncate(path)
+    message = fails("train-cyclegan", "r", "--config", tiny, "--set", f"compute.workers={workers}")
+    assert f"{path} cannot be read as an image" in message
+    assert not Path("r/cyclegan/stage.json").exists()
+
+
+def test_label_of_another_size(fails: Fails, own_world: Path, tiny: Path) -> None:
+    path = own_world / "toy-sim/labels/00001.png"
+    with Image.open(path) as image:
+        image.crop((0, 0, 100, 64)).save(path)
+    message = fails("run", tiny)
+    assert "is 128x64, its label" in message
+    assert "is 100x64" in message
+
+
+def test_value_without_a_name_in_strict_mode(fails: Fails, own_world: Path, tiny: Path) -> None:
+    path = own_world / "toy-sim/labels/00001.png"
+    ids = np.array(read_raw(path), np.uint8)
+    ids[:8] = 200
+    Image.fromarray(ids).save(path)
+    message = fails("run", tiny, "--set", "source.strict=true")
+    assert "values without a name: 200 (12.5% of its pixels)" in message
+
+
+def test_no_place_to_write(fails: Fails, tiny: Path) -> None:
+    assert "Cannot write to /proc/sim2real" in fails("run", tiny, "--run", "/proc/sim2real")
+    Path("file").write_text("")
+    assert "Cannot write to file/run" in fails("run", tiny, "--run", "file/run")
+
+
+def test_full_disk_leaves_nothing_half_written(fails: Fails, tiny: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        message = fails("train-cyclegan", "r", "--config", tiny)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "last.pt" in message
+    assert list(Path("r/cyclegan/checkpoints").iterdir()) == []
+    assert not Path("r/cyclegan/stage.json").exists()
+
+
+def test_stage_out_of_order(fails: Fails, tiny: Path) -> None:
+    assert "is no run folder" in fails("translate", "nowhere")
+    text = yaml.safe_load(tiny.read_text())
+    text["cyclegan"] |= {"steps_per_epoch": 1, "checkpoint_every": 1}
+    tiny.write_text(yaml.safe_dump(text))
+    fails("train-cyclegan", "r", "--config", tiny, "--set", "source.root=nowhere")
+    message = fails("train-segmentation", "r", "--config", tiny, "--set", "arms={a: translated}")
+    assert "reads translated, which is not complete" in message
+
+
+def test_more_data_errors_than_one_command(fails: Fails, tiny: Path) -> None:
+    assert "No file" in fails("run", "none.yaml")
+    assert "needs --config" in fails("train-cyclegan", "r", "--set", "seeds=[1]")
+    assert "no run folder" in fails("status", "r")
+    assert "no run folder" in fails("compare", "r", "--out", "x")
+
+
+def test_help_and_lists(cli: Cli) -> None:
+    result = cli("--help")
+    assert result.returncode == 0
+    for command in (
+        *["run", "demo", "train-cyclegan", "translate", "train-segmentation", "evaluate"],
+        *["report", "status", "compare", "datasets", "check"],
+    ):
+        assert f"  {command} " in result.stdout
+    listing = cli("datasets").stdout
+    for name in ("gta5", "cityscapes", "camvid"):
+        assert name in listing
+
+
+def test_check_of_a_good_configuration(cli: Cli, tiny: Path) -> None:
+    result = cli("check", tiny)
+    assert result.returncode == 0, result.stderr
+    assert "nothing in the way" in result.stdout
+
+
+def test_missing_classes_are_said(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["sim2real", "check", str(tiny), "--set", "source.values={7: road, 23: sky, 26: car}"],
+    )
+    with pytest.raises(SystemExit):
+        cli_module.main()
+    assert "cannot supply: sidewalk, building" in capsys.readouterr().out
+
+
+def test_damaged_record(fails: Fails, tiny: Path) -> None:
+    Path("r/cyclegan").mkdir(parents=True)
+    Path("r/cyclegan/inputs.json").write_text('{"half')
+    assert "is not valid JSON" in fails("run", tiny, "--run", "r")

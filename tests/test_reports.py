@@ -1,0 +1,453 @@
+"""The report: its numbers by hand, its page in a browser."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.config import Config, load_config
+from pipeline.confusion import ConfusionMatrix
+from pipeline.datasets import LabelReader, list_samples, read_frame, translated_path
+from pipeline.errors import UserError
+from pipeline.files import write_json, write_text, write_yaml
+from pipeline.images import write_image, write_indices
+from pipeline.labels import load_label_space
+from pipeline.runs import write_run
+from pipeline.toyworld import write_toy_world
+from reports.figures import POINTS, read_log
+from reports.report import write_comparison, write_report
+from reports.tables import gap_closed, result_sentences
+
+Counts = list[list[int]]
+NASTY = "<script>alert('x')</script>"
+DEFAULT_ARMS = {"source_only": "source", "adapted": "translated", "oracle": "target"}
+# Two of three classes are in the ground truth, 10 pixels each; accuracies by hand in the tests.
+COUNTS: dict[str, list[Counts]] = {
+    "source_only": [[[6, 4, 0], [5, 5, 0], [0, 0, 0]], [[7, 3, 0], [4, 6, 0], [0, 0, 0]]],
+    "adapted": [[[7, 3, 0], [3, 7, 0], [0, 0, 0]], [[8, 2, 0], [2, 8, 0], [0, 0, 0]]],
+    "oracle": [[[9, 1, 0], [1, 9, 0], [0, 0, 0]], [[9, 1, 0], [1, 9, 0], [0, 0, 0]]],
+}
+LOSSES = (
+    *["identity", "cycle_source", "cycle_target", "fool_target_critic", "fool_source_critic"],
+    *["target_critic", "source_critic"],
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    write_toy_world(root, sim_frames=8, real_train_frames=2, real_val_frames=4, size=(64, 32))
+    return root
+
+
+def make_config(world: Path, folder: Path, **changes: Any) -> Config:
+    """A run's configuration over a label space of three classes, one of them in no label."""
+    write_yaml(
+        folder / "space.yaml",
+        {
+            "name": "three",
+            "classes": [
+                {"name": "road", "names": ["road"], "color": [128, 64, 128]},
+                {"name": NASTY, "names": ["building"], "color": [70, 70, 70]},
+                {"name": "bicyclist", "names": ["bicyclist"], "color": [119, 11, 32]},
+            ],
+        },
+    )
+    sim = {"dataset": "gta5", "root": str(world / "toy-sim"), "name": f"sim {NASTY}"}
+    real = {"dataset": "cityscapes", "root": str(world / "toy-real")}
+    write_yaml(
+        folder / "config.yaml",
+        {
+            "name": "tiny",
+            "label_space": "space.yaml",
+            "source": sim,
+            "target": real | {"split": "train"},
+            "test": real | {"split": "val"},
+            "arms": DEFAULT_ARMS,
+            "seeds": [0, 1],
+            **changes,
+        },
+    )
+    return load_config(folder / "config.yaml")
+
+
+def write_evaluation(folder: Path, config: Config, arm: str, seed: int, counts: Counts) -> None:
+    space = load_label_space(config.label_space)
+    pictures = {}
+    for sample in list_samples(config.test, labelled=True)[:2]:
+        pictures[sample.name] = f"predictions/{sample.name.replace('/', '-')}.png"
+        truth = LabelReader(config.test, space).read(sample, native=True)
+        write_indices(folder / pictures[sample.name], truth % 3, space.palette)
+    write_json(
+        folder / "evaluation.json",
+        {
+            "protocol": {"label_space": space.name, "resolution": "ground truth", "ignore": 255},
+            "dataset": config.test.name,
+            "split": config.test.split,
+            "images": 4,
+            "arm": arm,
+            "seed": seed,
+            "classes": space.class_names,
+            "pictures": pictures,
+            "confusion": counts,
+            **ConfusionMatrix.from_counts(counts).metrics(space.class_names),
+        },
+    )
+
+
+def make_run(
+    config: Config, run: Path, counts: dict[str, list[Counts]] = COUNTS, *, seconds: float = 61
+) -> Path:
+    """All files that a finished run leaves for its report."""
+    write_run(run, config)
+    for arm in config.arms:
+        for seed in config.seeds:
+            evaluation = run / "evaluation" / arm / f"seed-{seed}"
+            write_evaluation(evaluation, config, arm, seed, counts[arm][seed])
+            training = run / "segmentation" / arm / f"seed-{seed}"
+            lines = [{"step": s, "loss": 1 / s, "learning_rate": 0.1} for s in range(1, 30)]
+            write_text(training / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            write_json(training / "stage.json", {"seconds": seconds})
+    lines = [{"step": s, **dict.fromkeys(LOSSES, 1 / s)} for s in range(1, 30)]
+    write_text(run / "cyclegan/log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    rows = []
+    for sample in list_samples(config.source, labelled=False):
+        frame = read_frame(config.source, sample)
+        path = translated_path(config.source, sample, run / "translated")
+        write_image(path, 255 - frame)
+        rows.append([sample.name, sample.image, path.relative_to(run / "translated")])
+    pd.DataFrame(rows, columns=["name", "source", "translated"]).to_csv(
+        run / "translated" / "manifest.csv", index=False
+    )
+    write_image(run / "cyclegan/samples/step-0000029.png", np.concatenate([frame] * 6, axis=1))
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """A run with its report in `report/`."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = make_config(world, folder)
+    run = make_run(config, folder / "run")
+    write_report(config, run, run / "report")
+    return config, run
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def test_numbers_are_those_of_the_evaluations(finished: tuple[Config, Path]) -> None:
+    report = read_report(finished[1] / "report")
+
+    source_only = report["arms"]["source_only"]["pixel_accuracy"]
+    assert source_only["seeds"] == {"0": 0.55, "1": 0.65}
+    assert source_only["mean"] == pytest.approx(0.6)
+    assert source_only["std"] == pytest.approx(0.1 / 2**0.5)
+    assert report["arms"]["oracle"]["pixel_accuracy"]["std"] == 0
+    # (0.75 - 0.6) / (0.9 - 0.6)
+    assert report["gap_closed"]["pixel_accuracy"] == pytest.approx(0.5)
+    # IoU of a class is tp / (tp + fp + fn): seed 0 7 / 13 twice, seed 1 8 / 12 twice.
+    adapted = (7 / 13 + 8 / 12) / 2
+    assert report["arms"]["adapted"]["mean_iou"]["mean"] == pytest.approx(adapted)
+    assert report["class_iou"]["adapted"]["road"] == pytest.approx(adapted)
+    assert report["class_accuracy"]["source_only"] == {
+        "road": pytest.approx(0.65),
+        NASTY: pytest.approx(0.55),
+        "bicyclist": None,
+    }
+    assert report["gap_closed_by_arm"] == {"adapted": report["gap_closed"]}
+    keys = ("name", "label_space", "dataset", "split", "images")
+    assert [report[key] for key in keys] == ["tiny", "three", "cityscapes", "val", 4]
+    assert list(report["arms"]) == ["source_only", "adapted", "oracle"]
+
+
+def test_class_table(finished: tuple[Config, Path]) -> None:
+    table = pd.read_csv(finished[1] / "report" / "per_class.csv", index_col="class")
+
+    assert list(table.index) == ["road", NASTY, "bicyclist"]
+    assert list(table["share_of_truth"]) == [0.5, 0.5, 0]
+    assert table.loc["road", "accuracy_oracle"] == pytest.approx(0.9)
+    assert table.loc["road", "iou_oracle"] == pytest.approx(9 / 11)
+    assert table.loc["bicyclist"].drop("share_of_truth").isna().all()
+
+
+def test_markdown_holds_the_headline(finished: tuple[Config, Path]) -> None:
+    text = (finished[1] / "report" / "report.md").read_text()
+
+    assert "| source_only | 60.0 ± 7.1% |" in text
+    assert "| gap closed by adapted | 50% |" in text
+    assert "closes 50% of the per-pixel gap" in text
+    assert "| bicyclist | – | absent |" in text
+    assert "<script>" not in text
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"source_only": 0.5, "adapted": 0.6, "oracle": 0.7}, 0.5),
+        ({"source_only": 0.5, "adapted": 0.4, "oracle": 0.7}, -0.5),
+        ({"source_only": 0.5, "adapted": 0.6}, None),
+        ({"adapted": 0.6, "oracle": 0.7}, None),
+        ({"source_only": 0.7, "adapted": 0.6, "oracle": 0.7}, None),
+        ({"source_only": 0.7, "adapted": 0.6, "oracle": 0.5}, None),
+        ({"source_only": None, "adapted": 0.6, "oracle": 0.7}, None),
+    ],
+)
+def test_gap_closed(values: dict[str, float | None], expected: float | None) -> None:
+    arms = {arm: {"m": {"mean": value}} for arm, value in values.items()}
+
+    closed = gap_closed(arms, "adapted", "m")
+
+    assert closed == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"source_only": 0.5, "adapted": 0.4, "oracle": 0.7}, "made it worse"),
+        ({"source_only": 0.5, "adapted": 0.6}, "no oracle arm"),
+        ({"source_only": 0.7, "adapted": 0.8, "oracle": 0.6}, "no gap to close"),
+        ({"adapted": 0.6, "oracle": 0.7}, "no source_only arm"),
+        ({"source_only": 0.5, "adapted": 0.6, "oracle": 0.7}, "One seed: no spread known."),
+    ],
+)
+def test_result_is_told_honestly(values: dict[str, float], expected: str) -> None:
+    metrics = ("pixel_accuracy", "mean_class_accuracy", "mean_iou", "frequency_weighted_iou")
+    arms = {
+        arm: {m: {"mean": value, "std": None, "seeds": {"0": value}} for m in metrics}
+        for arm, value in values.items()
+    }
+    closed = {m: gap_closed(arms, "adapted", m) for m in metrics}
+
+    sentences = " ".join(result_sentences({"arms": arms, "gap_closed": closed}))
+
+    assert expected in sentences
+
+
+def test_difference_within_the_spread_is_called_none(world: Path, tmp_path: Path) -> None:
+    config = make_config(world, tmp_path)
+    near = COUNTS | {"adapted": [COUNTS["source_only"][1], COUNTS["source_only"][0]]}
+    run = make_run(config, tmp_path / "run", near)
+
+    write_report(config, run, run / "report")
+
+    assert "take it as no difference" in (run / "report" / "report.md").read_text()
+
+
+def test_equal_runs_give_equal_reports(
+    world: Path, tmp_path: Path, finished: tuple[Config, Path]
+) -> None:
+    config = make_config(world, tmp_path)
+    run = make_run(config, tmp_path / "elsewhere", seconds=5000)
+
+    write_report(config, run, tmp_path / "report")
+
+    for name in ("report.json", "per_class.csv", "report.md"):
+        first = (finished[1] / "report" / name).read_bytes()
+        assert (tmp_path / "report" / name).read_bytes() == first
+    assert str(world) not in (tmp_path / "report" / "report.json").read_text()
+
+
+def test_more_arms_and_one_seed(world: Path, tmp_path: Path) -> None:
+    arms = DEFAULT_ARMS | {"harder": "translated"}
+    config = make_config(world, tmp_path, arms=arms, seeds=[0])
+    counts = COUNTS | {"harder": COUNTS["oracle"]}
+    run = make_run(config, tmp_path / "run", counts)
+
+    write_report(config, run, run / "report")
+
+    report = read_report(run / "report")
+    assert report["gap_closed_by_arm"]["harder"]["pixel_accuracy"] == pytest.approx(1)
+    assert report["arms"]["adapted"]["mean_iou"]["std"] is None
+    assert list(report["arms"]) == ["source_only", "adapted", "harder", "oracle"]
+
+
+def test_without_translation(world: Path, tmp_path: Path) -> None:
+    config = make_config(world, tmp_path, arms={"source_only": "source"})
+    run = make_run(config, tmp_path / "run")
+    for name in ("cyclegan", "translated"):
+        shutil.rmtree(run / name)
+
+    write_report(config, run, run / "report")
+
+    assert set(read_report(run / "report")["gap_closed"].values()) == {None}
+    page = (run / "report" / "index.html").read_text()
+    assert "Source frames and their translations" not in page
+
+
+def test_unscored_arm_is_named(world: Path, tmp_path: Path) -> None:
+    config = make_config(world, tmp_path)
+    run = make_run(config, tmp_path / "run")
+    missing = run / "evaluation" / "adapted" / "seed-1" / "evaluation.json"
+    missing.unlink()
+
+    with pytest.raises(UserError, match="sim2real evaluate") as error:
+        write_report(config, run, run / "report")
+
+    assert str(missing) in str(error.value)
+    assert not (run / "report").exists()
+
+
+def test_data_that_has_moved_leaves_a_line(world: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "world"
+    shutil.copytree(world, copy)
+    config = make_config(copy, tmp_path)
+    run = make_run(config, tmp_path / "run")
+    shutil.rmtree(copy)
+
+    write_report(config, run, run / "report")
+
+    page = (run / "report" / "index.html").read_text()
+    assert page.count("The frames are not shown.") == 2
+
+
+class Page(HTMLParser):
+    """The tags of a page, and the text of its style sheets."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.style = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "style":
+            self.style += data
+
+
+def assert_self_contained(text: str) -> None:
+    page = Page(text)
+    addresses = [
+        value
+        for _, attributes in page.tags
+        for key, value in attributes.items()
+        if key in {"src", "href", "srcset", "data", "action", "poster", "background"}
+    ]
+    assert all(address and address.startswith("data:") for address in addresses)
+    assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"url\(|@import", page.style)
+
+
+def test_page_is_self_contained(finished: tuple[Config, Path]) -> None:
+    text = (finished[1] / "report" / "index.html").read_text()
+
+    assert_self_contained(text)
+    images = [attributes for tag, attributes in Page(text).tags if tag == "img"]
+    # Two frames with ground truth and three predictions; six pairs; one grid.
+    assert len(images) == 2 * 5 + 6 * 2 + 1
+
+
+def test_names_are_escaped(finished: tuple[Config, Path]) -> None:
+    text = (finished[1] / "report" / "index.html").read_text()
+
+    assert NASTY not in text
+    assert "&lt;script&gt;alert" in text
+
+
+def test_page_names_classes_without_source_labels(finished: tuple[Config, Path]) -> None:
+    text = (finished[1] / "report" / "index.html").read_text()
+
+    assert "cannot supply 1 of 3 classes" in text
+
+
+def test_long_logs_are_averaged(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": s, "loss": float(s % 2)}) for s in range(1, 10 * POINTS + 1)]
+    write_text(tmp_path / "log.jsonl", "\n".join(lines) + '\n{"step": 60')
+
+    log = read_log(tmp_path / "log.jsonl")
+
+    assert len(log) == POINTS
+    assert set(log["loss"]) == {0.5}
+    assert log["step"].iloc[-1] == 10 * POINTS
+    assert len(read_log(tmp_path / "none.jsonl")) == 0
+
+
+def test_comparison(world: Path, tmp_path: Path, finished: tuple[Config, Path]) -> None:
+    config = make_config(world, tmp_path, arms={"adapted": "translated"}, cyclegan={"blocks": 3})
+    run = make_run(config, tmp_path / "run")
+
+    write_comparison({"first": finished, "few <b>": (config, run)}, tmp_path / "out")
+
+    report = read_report(tmp_path / "out")
+    assert report["runs"]["first"] == read_report(finished[1] / "report")
+    assert set(report["runs"]["few <b>"]["gap_closed"].values()) == {None}
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert_self_contained(text)
+    assert "few &lt;b&gt;" in text
+    assert "cyclegan.blocks" in text
+    assert "| cyclegan.blocks | 9 | 3 |" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"split": "train"}, ["cityscapes (val)", "cityscapes (train)"]),
+        ({"dataset": "mine"}, ["cityscapes (val)", "mine (val)"]),
+        ({"images": 3}, ["4 frames", "3 frames"]),
+        ({"protocol": {"label_space": "other"}}, ["three", "other"]),
+        ({"classes": ["road", "car"]}, ["3 classes", "2 classes"]),
+    ],
+)
+def test_unlike_runs_are_not_compared(
+    world: Path,
+    tmp_path: Path,
+    finished: tuple[Config, Path],
+    change: dict[str, Any],
+    names: list[str],
+) -> None:
+    config = make_config(world, tmp_path, arms={"source_only": "source"}, seeds=[0])
+    path = tmp_path / "run" / "evaluation" / "source_only" / "seed-0"
+    write_evaluation(path, config, "source_only", 0, COUNTS["source_only"][0])
+    evaluation = json.loads((path / "evaluation.json").read_text())
+    write_json(path / "evaluation.json", evaluation | change)
+
+    with pytest.raises(UserError, match="first and second cannot be compared") as error:
+        write_comparison({"first": finished, "second": (config, tmp_path / "run")}, tmp_path)
+
+    assert all(name in str(error.value) for name in names)
+
+
+def test_page_in_a_browser(finished: tuple[Config, Path]) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    api = pytest.importorskip("playwright.sync_api")
+    switches = (
+        *["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
+        *["--disable-background-networking", "--disable-component-update", "--disable-sync"],
+    )
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(switches))
+        for width in (1280, 400):
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            problems: list[str] = []
+            requests: list[str] = []
+            page.on("console", lambda message, found=problems: found.append(message.text))
+            page.on("pageerror", lambda error, found=problems: found.append(str(error)))
+            page.on("dialog", lambda dialog, found=problems: found.append(dialog.message))
+            page.on("request", lambda request, found=requests: found.append(request.url))
+            page.goto((finished[1] / "report" / "index.html").as_uri())
+            page.wait_for_selector("#segmentation .main-svg")
+            plots = page.locator(".js-plotly-plot")
+            assert plots.count() == 6  # three matrices, two of CycleGAN, one of segmentation
+            drawn = ".scatterlayer .trace path, .heatmaplayer image"
+            assert all(plot.locator(drawn).count() for plot in plots.all())
+            assert "<script>" in page.locator("#confusion-adapted").inner_text()
+            broken = "[...document.images].filter(image => !image.naturalWidth).length"
+            assert page.evaluate(broken) == 0
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert problems == []
+            assert not [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
+            page.close()
+        browser.close()

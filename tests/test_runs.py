@@ -1,0 +1,159 @@
+"""Run folders: what counts as done, what is refused, what a force removes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.stages import Stage, all_inputs, check, force, is_done, plan, run_stage
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.files import replacing, write_json
+from pipeline.progress import progress
+from pipeline.runs import differences, fingerprint, locked, stage_state
+
+
+def stage(name: str, calls: list[str], reads: tuple[str, ...] = (), **config: Any) -> Stage:
+    """A stage that writes one file and notes that it was called."""
+
+    def work(folder: Path) -> None:
+        calls.append(name)
+        (folder / "result.txt").write_text("made")
+
+    return Stage(name, name, reads, lambda: {"version": 1, "config": config}, work)
+
+
+def do(run: Path, stages: list[Stage]) -> list[bool]:
+    """Run all stages in order."""
+    inputs = check(run, stages)
+    return [run_stage(run, s, inputs[s.name]) for s in stages]
+
+
+def test_done_stages_are_skipped(tmp_path: Path) -> None:
+    calls: list[str] = []
+    stages = [stage("a", calls), stage("b", calls, ("a",))]
+    assert do(tmp_path, stages) == [True, True]
+    assert do(tmp_path, stages) == [False, False]
+    assert calls == ["a", "b"]
+    record = json.loads((tmp_path / "b/stage.json").read_text())
+    assert record["inputs"]["reads"] == {"a": fingerprint(all_inputs(stages)["a"])}
+
+
+def test_interrupted_stage_goes_on(tmp_path: Path) -> None:
+    calls: list[str] = []
+    do(tmp_path, [stage("a", calls)])
+    (tmp_path / "a/stage.json").unlink()
+    (tmp_path / "a/half.txt").write_text("kept")
+    assert do(tmp_path, [stage("a", calls)]) == [True]
+    assert (tmp_path / "a/half.txt").is_file()
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_other_settings_are_refused_and_named(tmp_path: Path, complete: bool) -> None:
+    calls: list[str] = []
+    do(tmp_path, [stage("a", calls, epochs=5), stage("b", calls, ("a",))])
+    if not complete:
+        (tmp_path / "a/stage.json").unlink()
+    with pytest.raises(UserError) as error:
+        do(tmp_path, [stage("a", calls, epochs=7), stage("b", calls, ("a",))])
+    for part in ("config.epochs: 5 -> 7", "--run DIR", "--force a"):
+        assert part in str(error.value)
+    assert calls == ["a", "b"]
+
+
+def test_a_change_upstream_is_found_downstream(tmp_path: Path) -> None:
+    calls: list[str] = []
+    do(tmp_path, [stage("a", calls, epochs=5), stage("b", calls, ("a",))])
+    changed = [stage("a", calls, epochs=7), stage("b", calls, ("a",))]
+    assert force(tmp_path, changed, ["a"]) == ["a", "b"]
+    assert not (tmp_path / "a").exists()
+    assert do(tmp_path, changed) == [True, True]
+
+
+def test_force_takes_a_folder_of_stages_and_refuses_others(tmp_path: Path) -> None:
+    calls: list[str] = []
+    stages = [stage("s/one", calls), stage("s/two", calls), stage("t", calls, ("s/two",))]
+    do(tmp_path, stages)
+    assert force(tmp_path, stages, ["s/two"]) == ["s/two", "t"]
+    assert is_done(tmp_path, "s/one")
+    assert force(tmp_path, stages, ["s"]) == ["s/one", "s/two", "t"]
+    with pytest.raises(UserError, match=r"'x': no such stage\. Stages: s/one, s/two, t"):
+        force(tmp_path, stages, ["x"])
+
+
+def test_a_stage_waits_for_what_it_reads(tmp_path: Path) -> None:
+    stages = [stage("a", []), stage("b", [], ("a",))]
+    with pytest.raises(UserError, match="reads a, which is not complete"):
+        run_stage(tmp_path, stages[1], all_inputs(stages)["b"])
+
+
+def test_differences_are_named() -> None:
+    old, new = {"a": {"b": 1, "c": [1, 2]}, "d": 0}, {"a": {"b": 2, "c": [1, 2]}, "e": 3}
+    assert differences(old, new) == ["a.b: 1 -> 2", "d: 0 -> None", "e: None -> 3"]
+
+
+def test_plan_of_a_run(tiny: Path, tmp_path: Path) -> None:
+    stages = plan(load_config(tiny, ["seeds=[0, 1]"]), tmp_path)
+    names = [s.name for s in stages]
+    assert names[:2] == ["cyclegan", "translated"]
+    assert names[-1] == "report"
+    assert len(names) == 2 + 2 * 3 * 2 + 1
+    for position, item in enumerate(stages):
+        assert all(name in names[:position] for name in item.reads)
+    without = plan(load_config(tiny, ["arms={source_only: source, oracle: target}"]), tmp_path)
+    assert "cyclegan" not in [s.name for s in without]
+
+
+def test_identity_is_not_where_the_data_is_nor_how_fast(
+    tiny: Path, tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = all_inputs(plan(load_config(tiny), tmp_path))
+    moved = tmp_path / "moved"
+    moved.symlink_to(world)
+    monkeypatch.setenv("WORLD", str(moved))
+    assert all_inputs(plan(load_config(tiny, ["compute.workers=2"]), tmp_path)) == before
+    other = all_inputs(plan(load_config(tiny, ["source.limit=5"]), tmp_path))
+    assert other["cyclegan"] != before["cyclegan"]
+    assert other["segmentation/oracle/seed-0"] == before["segmentation/oracle/seed-0"]
+
+
+def test_state_through_json(tmp_path: Path) -> None:
+    inputs = {"crop": (1, 2)}
+    assert stage_state(tmp_path, "a", inputs) == "absent"
+    write_json(tmp_path / "a/inputs.json", inputs)
+    assert stage_state(tmp_path, "a", inputs) == "begun"
+
+
+def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match="worked on by another process"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, 1)
+    with pytest.raises(OSError, match="disk"), replacing(path) as part:
+        part.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "1\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_progress_is_recorded_and_continues(tmp_path: Path) -> None:
+    with progress(tmp_path, "work", 10) as advance:
+        advance(4)
+    first = json.loads((tmp_path / "progress.json").read_text())
+    assert (first["done"], first["total"], first["unit"]) == (4, 10, "steps")
+    write_json(tmp_path / "progress.json", first | {"seconds": 100.0})
+    with progress(tmp_path, "work", 10, done=4) as advance:
+        advance(6)
+    last = json.loads((tmp_path / "progress.json").read_text())
+    assert last["done"] == 10
+    assert last["seconds"] >= 100
