@@ -1,0 +1,44 @@
+"""The pairs of `configs/` on data that is not part of the project; skipped where it is absent."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import load_config
+from pipeline.datasets import LabelReader, list_samples, read_frame
+from pipeline.labels import IGNORE, load_label_space
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(
+    "SIM2REAL_DATA" not in os.environ,
+    reason="SIM2REAL_DATA does not name a folder with toonsim, streetsim and camvid",
+)
+
+
+@pytest.mark.parametrize("name", ["toonsim_to_camvid", "streetsim_to_camvid"])
+def test_listing_and_labels(name: str) -> None:
+    config = load_config(ROOT / "configs" / f"{name}.yaml")
+    space = load_label_space(config.label_space)
+    counts = {"source": 1000, "target": 367, "test": 171}
+    for key, count in counts.items():
+        spec = getattr(config, key)
+        samples = list_samples(spec, labelled=True)
+        assert len(samples) == count
+        frame = read_frame(spec, samples[0])
+        assert frame.shape == (180, 240, 3)
+        strict = spec.model_copy(update={"strict": True})
+        label = LabelReader(strict, space).read(samples[0])
+        assert label.shape == (180, 240)
+        assert (np.unique(label)[:-1] < 11).all()
+        assert (label != IGNORE).mean() > 0.5
+
+
+def test_the_test_split_shares_no_drive_with_the_target() -> None:
+    config = load_config(ROOT / "configs" / "toonsim_to_camvid.yaml")
+    listed = (config.test.root / "splits" / "test_clean.txt").read_text().split()
+    names = [s.name for s in list_samples(config.test, labelled=False)]
+    assert names == sorted(f"test/{name}" for name in listed)
+    target = {s.image.name.split("_")[0] for s in list_samples(config.target, labelled=False)}
+    assert "Seq05VD" not in target
