@@ -31,40 +31,38 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     evaluations = tables.read_evaluations(run, config)
     report = tables.summary(config, evaluations)
     table = tables.per_class(report, evaluations)
+    template = _environment().get_template("report.html.j2")
+    page = template.render(
+        title=config.name,
+        config=config,
+        report=report,
+        arms=tables.ordered_arms(config),
+        colors=figures.arm_colors(tables.ordered_arms(config)),
+        sentences=tables.result_sentences(report),
+        cards=[_card(report, metric) for metric in HEADLINE],
+        counts={
+            "source": figures.frame_count(config.source),
+            "target": figures.frame_count(config.target),
+        },
+        space=space,
+        strip=_or_reason(figures.frame_strip, run, config, space, evaluations),
+        pairs=_or_reason(figures.translated_pairs, run),
+        grid=_or_reason(figures.last_sample_grid, run),
+        has_translation="translated" in config.arms.values(),
+        rows=table.astype(object).where(table.notna(), None).to_dict("records"),
+        confusions=_confusions(evaluations),
+        curves=_curves(run, config),
+        unsupplied=_unsupplied(config, space),
+        run_facts=_run_facts(run),
+        durations=_durations(run, config),
+        settings=_settings(config),
+        plotly=Markup(get_plotlyjs()),
+    )
     write_json(folder / "report.json", report)
     with replacing(folder / "per_class.csv") as part:
         table.to_csv(part, index=False)
     write_text(folder / "report.md", tables.markdown(report, table))
-    page = _environment().get_template("report.html.j2")
-    write_text(
-        folder / "index.html",
-        page.render(
-            title=config.name,
-            config=config,
-            report=report,
-            arms=tables.ordered_arms(config),
-            colors=figures.arm_colors(tables.ordered_arms(config)),
-            sentences=tables.result_sentences(report),
-            cards=[_card(report, metric) for metric in HEADLINE],
-            counts={
-                "source": figures.frame_count(config.source),
-                "target": figures.frame_count(config.target),
-            },
-            space=space,
-            strip=_or_reason(figures.frame_strip, run, config, space, evaluations),
-            pairs=_or_reason(figures.translated_pairs, run),
-            grid=_or_reason(figures.last_sample_grid, run),
-            has_translation="translated" in config.arms.values(),
-            rows=table.astype(object).where(table.notna(), None).to_dict("records"),
-            confusions=_confusions(evaluations),
-            curves=_curves(run, config),
-            unsupplied=_unsupplied(config, space),
-            run_facts=_run_facts(run),
-            durations=_durations(run, config),
-            settings=_settings(config),
-            plotly=Markup(get_plotlyjs()),
-        ),
-    )
+    write_text(folder / "index.html", page)
 
 
 def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None:
@@ -92,10 +90,10 @@ def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None
     )
     write_text(folder / "report.md", tables.comparison_markdown(reports, changed))
     arms = list(dict.fromkeys(arm for report in reports.values() for arm in report["arms"]))
-    page = _environment().get_template("comparison.html.j2")
+    template = _environment().get_template("comparison.html.j2")
     write_text(
         folder / "index.html",
-        page.render(
+        template.render(
             title="Comparison of runs",
             reports=reports,
             first=first,

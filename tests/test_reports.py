@@ -418,6 +418,16 @@ def test_unlike_runs_are_not_compared(
     assert all(name in str(error.value) for name in names)
 
 
+# Plots follow the window's width a little later, so look for up to five seconds.
+PAGE_FITS = """async () => {
+    const fits = () => document.documentElement.scrollWidth <= window.innerWidth
+        && [...document.querySelectorAll(".main-svg")]
+            .every(plot => plot.getBoundingClientRect().right <= window.innerWidth);
+    for (let i = 0; i < 100 && !fits(); i++) await new Promise(go => setTimeout(go, 50));
+    return fits();
+}"""
+
+
 def test_page_in_a_browser(finished: tuple[Config, Path]) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -429,25 +439,25 @@ def test_page_in_a_browser(finished: tuple[Config, Path]) -> None:
     )
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(switches))
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        problems: list[str] = []
+        requests: list[str] = []
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: problems.append(dialog.message))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((finished[1] / "report" / "index.html").as_uri())
+        page.wait_for_selector("#segmentation .main-svg")
         for width in (1280, 400):
-            page = browser.new_page(viewport={"width": width, "height": 900})
-            problems: list[str] = []
-            requests: list[str] = []
-            page.on("console", lambda message, found=problems: found.append(message.text))
-            page.on("pageerror", lambda error, found=problems: found.append(str(error)))
-            page.on("dialog", lambda dialog, found=problems: found.append(dialog.message))
-            page.on("request", lambda request, found=requests: found.append(request.url))
-            page.goto((finished[1] / "report" / "index.html").as_uri())
-            page.wait_for_selector("#segmentation .main-svg")
-            plots = page.locator(".js-plotly-plot")
-            assert plots.count() == 6  # three matrices, two of CycleGAN, one of segmentation
-            drawn = ".scatterlayer .trace path, .heatmaplayer image"
-            assert all(plot.locator(drawn).count() for plot in plots.all())
-            assert "<script>" in page.locator("#confusion-adapted").inner_text()
-            broken = "[...document.images].filter(image => !image.naturalWidth).length"
-            assert page.evaluate(broken) == 0
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert problems == []
-            assert not [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
-            page.close()
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate(PAGE_FITS), f"wider than {width} pixels"
+        plots = page.locator(".js-plotly-plot").all()
+        drawn = ".scatterlayer .trace path, .heatmaplayer image"
+        assert len(plots) == 6  # three matrices, two of CycleGAN, one of segmentation
+        assert all(plot.locator(drawn).count() for plot in plots)
+        assert "<script>" in page.locator("#confusion-adapted").inner_text()
+        broken = "[...document.images].filter(image => !image.naturalWidth).length"
+        assert page.evaluate(broken) == 0
+        assert problems == []
+        assert not [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
         browser.close()
