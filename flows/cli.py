@@ -69,16 +69,11 @@ def demo(
 
 
 def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
-    from flows.prepare import missing_classes, prepare
+    from flows.prepare import prepare
     from flows.stages import is_done
     from pipeline.runs import locked
 
-    if missing := missing_classes(config):
-        print(
-            f"Note: data set {config.source.name} has no {', '.join(missing)}: the arms that "
-            "train on it cannot learn these classes.",
-            file=sys.stderr,
-        )
+    _say_missing_classes(config)
     with locked(folder):
         stages = prepare(config, folder, forced)
     if not all(is_done(folder, stage.name) for stage in stages):
@@ -87,6 +82,18 @@ def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
 
         adapt(run=str(folder))
     _show_result(folder)
+
+
+def _say_missing_classes(config: "Config") -> None:
+    from pipeline.datasets import missing_classes
+    from pipeline.labels import load_label_space
+
+    if missing := missing_classes(config.source, load_label_space(config.label_space)):
+        print(
+            f"Note: data set {config.source.name} has no {', '.join(missing)}: the arms that "
+            "train on it cannot learn these classes.",
+            file=sys.stderr,
+        )
 
 
 def _prefect_settings(folder: Path) -> None:
@@ -275,15 +282,13 @@ def check(
     settings: Settings = None,
 ) -> None:
     """Check a configuration and its data as `run` does before it starts."""
-    from flows.prepare import missing_classes, preflight
+    from flows.prepare import preflight
     from pipeline.config import load_config
 
     loaded = load_config(config, settings)
     preflight(loaded)
-    missing = missing_classes(loaded)
+    _say_missing_classes(loaded)
     print(f"{config}: nothing in the way of a run.")
-    if missing:
-        print(f"Classes that {loaded.source.name} cannot supply: {', '.join(missing)}.")
 
 
 def _guard_packages() -> None:

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from flows.stages import Stage, check, force, is_done, plan
 from pipeline.config import Config
-from pipeline.datasets import DatasetSpec, LabelReader, list_samples, read_frame
+from pipeline.datasets import (
+    DatasetSpec,
+    LabelReader,
+    list_samples,
+    missing_classes,
+    read_frame,
+)
 from pipeline.errors import UserError
 from pipeline.labels import load_label_space
 from pipeline.runs import write_run
@@ -46,7 +52,7 @@ def _look_at(config: Config, spec: DatasetSpec, labelled: bool) -> None:
     if labelled:
         space = load_label_space(config.label_space)
         LabelReader(spec, space).read(samples[0])
-        if not any(spec.names() & set(c.names) for c in space.classes):
+        if len(missing_classes(spec, space)) == len(space.classes):
             raise UserError(
                 f"Data set {spec.name} names nothing that label space {space.name} has a class "
                 "for. Choose another label_space, or mend `values`."
@@ -68,12 +74,6 @@ def _names(config: Config) -> None:
 
     if problems := check_names(config.segmentation):
         raise UserError("\n".join(problems))
-
-
-def missing_classes(config: Config) -> list[str]:
-    """The classes of the label space that the source data set has no name for."""
-    space = load_label_space(config.label_space)
-    return [c.name for c in space.classes if not config.source.names() & set(c.names)]
 
 
 def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:

@@ -280,6 +280,11 @@ def _with_labels(spec: DatasetSpec, found: dict[str, tuple[dict[str, str], Path]
     return samples
 
 
+def missing_classes(spec: DatasetSpec, space: LabelSpace) -> list[str]:
+    """The classes of a label space that no label of the data set can decode to."""
+    return [c.name for c in space.classes if not spec.names() & set(c.names)]
+
+
 def digest(samples: list[Sample]) -> str:
     """A hash of the listing: frame names and image sizes in bytes, wherever they are stored."""
     text = "\n".join(f"{sample.name} {sample.image.stat().st_size}" for sample in samples)

@@ -9,9 +9,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pipeline.config import Config
+from pipeline.datasets import missing_classes
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing, write_json, write_text
-from pipeline.labels import LabelSpace, load_label_space
+from pipeline.labels import load_label_space
 from reports import figures, tables
 from reports.tables import METRICS, Evaluation, Summary
 
@@ -52,7 +53,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         rows=table.astype(object).where(table.notna(), None).to_dict("records"),
         confusions=_confusions(evaluations),
         curves=_curves(run, config),
-        unsupplied=_unsupplied(config, space),
+        unsupplied=missing_classes(config.source, space),
         run_facts=_run_facts(run),
         durations=_durations(run, config),
         settings=_settings(config),
@@ -205,12 +206,6 @@ def _curves(run: Path, config: Config) -> dict[str, Markup]:
     if any(len(table) for found in logs.values() for table in found):
         curves["segmentation"] = figures.plot_div(figures.segmentation_curves(logs), "segmentation")
     return curves
-
-
-def _unsupplied(config: Config, space: LabelSpace) -> list[str]:
-    """Classes that no label of the source data set can decode to."""
-    names = config.source.names()
-    return [c.name for c in space.classes if not names & set(c.names)]
 
 
 def _run_facts(run: Path) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def test_missing_classes_are_said(
     )
     with pytest.raises(SystemExit):
         cli_module.main()
-    assert "cannot supply: sidewalk, building" in capsys.readouterr().out
+    assert "gta5 has no sidewalk, building, wall" in capsys.readouterr().err
 
 
 def test_damaged_record(fails: Fails, tiny: Path) -> None:
