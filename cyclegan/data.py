@@ -8,6 +8,11 @@ import torch
 from pipeline.datasets import DatasetSpec, Sample, read_frame
 from pipeline.training import Item, random_crop
 
+LEAST_DEVIATION = 2.0
+"""Crops of a smaller standard deviation (grey levels) are drawn again: instance normalisation
+turns the gradients of a near-constant picture into very large ones."""
+ATTEMPTS = 10
+
 
 def crop_reader(
     spec: DatasetSpec, samples: list[Sample], crop: tuple[int, int]
@@ -21,7 +26,10 @@ def crop_reader(
     def read(index: int, rng: np.random.Generator) -> Item:
         sample = samples[index]
         rgb = read_frame(spec, sample)
-        rows, columns = random_crop(rng, (rgb.shape[1], rgb.shape[0]), crop, str(sample.image))
+        for _ in range(ATTEMPTS):
+            rows, columns = random_crop(rng, (rgb.shape[1], rgb.shape[0]), crop, str(sample.image))
+            if rgb[rows, columns].std() >= LEAST_DEVIATION:
+                break
         rgb = rgb[rows, columns]
         if rng.random() < 0.5:
             rgb = rgb[:, ::-1]

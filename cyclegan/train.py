@@ -27,6 +27,8 @@ from pipeline.training import (
     Draws,
     TrainingLog,
     batches,
+    check_finite,
+    explain_memory,
     load_checkpoint,
     make_fabric,
     save_checkpoint,
@@ -66,7 +68,7 @@ def train(
     steps = steps_per_epoch * (config.epochs + config.decay_epochs)
 
     # Networks and optimisers.
-    fabric = make_fabric(compute)
+    fabric = make_fabric(compute, training=True)
     seed_step(config.seed, 0)
     networks: dict[str, nn.Module] = {
         "source_to_target": ResnetGenerator(config.blocks, config.generator_width),
@@ -119,13 +121,14 @@ def train(
             last=steps,
             batch_size=config.batch_size,
             workers=compute.workers,
+            pin=fabric.device.type == "cuda",
         )
         for reader in readers
     ]
     log = TrainingLog(folder, step=start)
     weight = config.cycle_weight
 
-    with progress(folder, "CycleGAN", steps, done=start) as advance:
+    with progress(folder, "CycleGAN", steps, done=start) as advance, explain_memory("cyclegan"):
         for step, (source_batch, target_batch) in enumerate(zip(*loaders, strict=True), start + 1):
             rate = config.learning_rate * decay(step - 1, steps_per_epoch, config)
             for optimizer in optimizers.values():
@@ -171,7 +174,8 @@ def train(
             fabric.backward(losses["target_critic"] + losses["source_critic"])
             optimizers["critics"].step()
 
-            log.add(step, [*source_batch["name"], *target_batch["name"]], losses)
+            names = [*source_batch["name"], *target_batch["name"]]
+            log.add(step, names, losses)
             last = step == steps
             save = last or step % config.checkpoint_every == 0
             if save or step % config.log_every == 0:
@@ -186,6 +190,7 @@ def train(
                 write_image(folder / "samples" / f"step-{step:07d}.png", grid)
                 log.picture(step, "samples", grid)
             if save:
+                check_finite(networks.values(), step, names)
                 save_checkpoint(
                     folder / CHECKPOINT,
                     {

@@ -53,7 +53,7 @@ def translate(checkpoint: Path, source: DatasetSpec, folder: Path, compute: Comp
         UserError: no checkpoint, or a frame that cannot be read.
     """
     samples = list_samples(source, labelled=False)
-    fabric = make_fabric(compute)
+    fabric = make_fabric(compute, training=False)
     generator = load_generator(checkpoint).to(  # type: ignore[call-overload]
         fabric.device, memory_format=torch.channels_last
     )

@@ -1,6 +1,7 @@
 """The command line. Libraries are imported where they are used: `--help` answers at once."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,6 +72,7 @@ def demo(
 def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
     from flows.prepare import prepare
     from flows.stages import is_done
+    from pipeline.errors import UserError
     from pipeline.runs import locked
 
     _say_missing_classes(config)
@@ -80,7 +82,15 @@ def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
         _prefect_settings(folder)
         from flows.adapt import adapt
 
-        adapt(run=str(folder))
+        try:
+            adapt(run=str(folder))
+        except RuntimeError as error:
+            if "Failed to reach API" not in str(error):
+                raise
+            raise UserError(
+                f"Prefect's server does not answer ({error}). Start it, or unset PREFECT_API_URL "
+                "to run without one."
+            ) from error
     _show_result(folder)
 
 
@@ -134,22 +144,33 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}%"
 
 
-def _run_stages(folder: Path, command: str, config: Path | None, settings: list[str]) -> None:
-    """Do every stage of one command, without Prefect."""
+def _run_stages(
+    folder: Path,
+    command: str,
+    config: Path | None = None,
+    settings: list[str] | None = None,
+    anew: bool = False,
+) -> None:
+    """Do every stage of one command, without Prefect; `anew` also those that are complete."""
     from flows.prepare import prepare
-    from flows.stages import check, plan, run_stage
+    from flows.stages import check, plan, remove, run_stage
     from pipeline.config import load_config
     from pipeline.errors import UserError
     from pipeline.runs import locked, read_run
 
     if settings and not config:
         raise UserError("--set needs --config CONFIG; a run keeps the settings it was made with.")
+    if not config:
+        read_run(folder)  # a mistyped name must not make a folder
     with locked(folder):
         if config:
             prepare(load_config(config, settings), folder, [])
         stages = plan(read_run(folder), folder)
-        inputs = check(folder, stages)
-        for stage in (s for s in stages if s.command == command):
+        wanted = [stage for stage in stages if stage.command == command]
+        inputs = check(folder, stages, command=command)
+        if anew:
+            remove(folder, [stage.name for stage in wanted])
+        for stage in wanted:
             done = run_stage(folder, stage, inputs[stage.name])
             print(f"{stage.name}: {'done' if done else 'was complete'}", file=sys.stderr)
 
@@ -157,13 +178,13 @@ def _run_stages(folder: Path, command: str, config: Path | None, settings: list[
 @app.command("train-cyclegan")
 def train_cyclegan(run: RunFolder, config: ConfigOption = None, settings: Settings = None) -> None:
     """Train the translator of a run."""
-    _run_stages(run, "train-cyclegan", config, settings or [])
+    _run_stages(run, "train-cyclegan", config, settings)
 
 
 @app.command()
 def translate(run: RunFolder) -> None:
     """Translate the source frames of a run."""
-    _run_stages(run, "translate", None, [])
+    _run_stages(run, "translate")
 
 
 @app.command("train-segmentation")
@@ -171,19 +192,19 @@ def train_segmentation(
     run: RunFolder, config: ConfigOption = None, settings: Settings = None
 ) -> None:
     """Train the segmentation networks of a run: every arm, every seed."""
-    _run_stages(run, "train-segmentation", config, settings or [])
+    _run_stages(run, "train-segmentation", config, settings)
 
 
 @app.command()
 def evaluate(run: RunFolder) -> None:
     """Score the segmentation networks of a run."""
-    _run_stages(run, "evaluate", None, [])
+    _run_stages(run, "evaluate")
 
 
 @app.command()
 def report(run: RunFolder) -> None:
     """Write the report of a run."""
-    _run_stages(run, "report", None, [])
+    _run_stages(run, "report", anew=True)
     _show_result(run)
 
 
@@ -300,10 +321,12 @@ def _guard_packages() -> None:
         spec = find_spec(name)
         origin = Path(spec.origin) if spec and spec.origin else None
         if origin is None or origin.parent.parent != home:
-            sys.exit(
+            print(
                 f"Package {name!r} is taken from {origin}, not from {home}. Use an environment "
-                "of this project's own (make install)."
+                "of this project's own (make install).",
+                file=sys.stderr,
             )
+            sys.exit(2)
 
 
 def main() -> None:
@@ -311,6 +334,8 @@ def main() -> None:
     _guard_packages()
     from pipeline.errors import UserError
 
+    # A plain SIGTERM would leave Prefect's server process behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:

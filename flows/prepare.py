@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.stages import Stage, check, force, is_done, plan
+from flows.stages import Stage, check, is_done, named, plan, remove
 from pipeline.config import Config
 from pipeline.datasets import (
     DatasetSpec,
     LabelReader,
+    check_sizes,
     list_samples,
     missing_classes,
     read_frame,
@@ -20,8 +21,8 @@ from pipeline.runs import write_run
 def preflight(config: Config) -> None:
     """Check that every data set, name and size of a configuration can work.
 
-    Looks at the listing and the first frame of each data set; frames beyond that are checked
-    when they are read.
+    Looks at the listing and all sizes of each data set, decodes its first frame and label, and
+    builds the network once. Frames beyond the first are decoded when they are read.
 
     Raises:
         UserError: shows all that is wrong at once.
@@ -41,7 +42,7 @@ def preflight(config: Config) -> None:
     if "translated" in kinds:
         for spec in (config.source, config.target):
             collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
-    collect(lambda: _names(config))
+    collect(lambda: _network(config))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
 
@@ -50,6 +51,7 @@ def _look_at(config: Config, spec: DatasetSpec, labelled: bool) -> None:
     samples = list_samples(spec, labelled=labelled)
     read_frame(spec, samples[0])
     if labelled:
+        check_sizes(spec, samples)
         space = load_label_space(config.label_space)
         LabelReader(spec, space).read(samples[0])
         if len(missing_classes(spec, space)) == len(space.classes):
@@ -69,11 +71,10 @@ def _crop_fits(config: Config, spec: DatasetSpec) -> None:
         )
 
 
-def _names(config: Config) -> None:
-    from segmentation.models import check_names
+def _network(config: Config) -> None:
+    from segmentation.models import try_model
 
-    if problems := check_names(config.segmentation):
-        raise UserError("\n".join(problems))
+    try_model(config.segmentation, len(load_label_space(config.label_space).classes))
 
 
 def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:
@@ -89,9 +90,12 @@ def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:
         UserError: something cannot work, or the run holds stages made from other settings.
     """
     stages = plan(config, run)
-    if forced or not all(is_done(run, stage.name) for stage in stages):
-        preflight(config)
-    force(run, stages, forced)
-    check(run, stages)
+    doomed = named(stages, forced)
+    if not doomed and all(is_done(run, stage.name) for stage in stages):
+        check(run, stages)
+        return stages
+    preflight(config)
+    check(run, stages, forced=doomed)
+    remove(run, doomed)
     write_run(run, config)
     return stages

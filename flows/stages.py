@@ -4,16 +4,17 @@ The command line and the Prefect flow both walk this plan, so either continues w
 began.
 """
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.datasets import DatasetSpec, digest, list_samples, load_spec
+from pipeline.datasets import DatasetSpec, digest, list_samples, translated_spec
 from pipeline.errors import UserError
-from pipeline.files import read_json, remove_tree
+from pipeline.files import PART_PREFIX, read_json, remove_tree
 from pipeline.labels import LabelSpace, load_label_space
 from pipeline.progress import FILE as PROGRESS_FILE
 from pipeline.runs import (
@@ -97,7 +98,7 @@ def _training(config: Config, run: Path, space: LabelSpace, arm: str, seed: int)
         spec = config.target if kind == "target" else config.source
         return {
             "version": 1,
-            "config": config.segmentation.model_dump(mode="json"),
+            "config": _recipe(config),
             "seed": seed,
             "label_space": space.model_dump(mode="json"),
             "frames": kind,
@@ -107,8 +108,11 @@ def _training(config: Config, run: Path, space: LabelSpace, arm: str, seed: int)
     def work(folder: Path) -> None:
         from segmentation.train import train
 
-        spec = {"source": config.source, "target": config.target}.get(kind)
-        spec = spec or load_spec(run / "translated" / "dataset.yaml")
+        spec = {
+            "source": config.source,
+            "translated": translated_spec(config.source, run / "translated"),
+            "target": config.target,
+        }[kind]
         title = f"segmentation {arm} seed {seed}"
         train(config.segmentation, space, spec, seed, folder, config.compute, title=title)
 
@@ -160,6 +164,15 @@ def _path(kind: str, arm: str, seed: int) -> str:
     return f"{kind}/{arm}/seed-{seed}"
 
 
+def _recipe(config: Config) -> Inputs:
+    """The segmentation's settings, with a weights file's content in place of its path."""
+    recipe = config.segmentation.model_dump(mode="json")
+    path = Path(config.segmentation.encoder_weights)
+    if path.is_file():
+        recipe["encoder_weights"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return recipe
+
+
 @cache
 def _listing(spec_json: str, labelled: bool) -> str:
     spec = DatasetSpec.model_validate_json(spec_json)
@@ -175,23 +188,45 @@ def _frames(spec: DatasetSpec, *, labelled: bool = False) -> Inputs:
     return {**fields, "samples": _listing(spec.model_dump_json(), labelled)}
 
 
-def all_inputs(stages: list[Stage]) -> dict[str, Inputs]:
-    """Each stage's inputs by name, with the fingerprints of what it reads."""
-    inputs: dict[str, Inputs] = {}
+def all_inputs(
+    stages: list[Stage], recorded: Mapping[str, Inputs] | None = None
+) -> dict[str, Inputs]:
+    """Each stage's inputs by name, with the fingerprints of what it reads.
+
+    Args:
+        recorded: inputs of stages that are taken as they were when the stage was done.
+    """
+    inputs: dict[str, Inputs] = dict(recorded or {})
     for stage in stages:
+        if stage.name in inputs:
+            continue
         reads = {name: fingerprint(inputs[name]) for name in stage.reads}
         inputs[stage.name] = {**stage.inputs(), "reads": reads}
     return inputs
 
 
-def check(run: Path, stages: list[Stage]) -> dict[str, Inputs]:
+def check(
+    run: Path, stages: list[Stage], *, command: str | None = None, forced: Collection[str] = ()
+) -> dict[str, Inputs]:
     """The inputs of all stages, after comparing them with what the run holds.
+
+    Args:
+        command: look at this command's stages only; the others are taken as they were done, so
+            that a report can be made where the data is not.
+        forced: stages that are about to be removed, and need not agree.
 
     Raises:
         UserError: a stage was made from other inputs.
     """
-    inputs = all_inputs(stages)
+    recorded = {
+        stage.name: read_json(run / stage.name / STAGE_FILE)["inputs"]
+        for stage in stages
+        if command not in (None, stage.command) and is_done(run, stage.name)
+    }
+    inputs = all_inputs(stages, recorded)
     for stage in stages:
+        if stage.name in forced:
+            continue
         stage_state(run, stage.name, inputs[stage.name])
     return inputs
 
@@ -212,6 +247,8 @@ def run_stage(run: Path, stage: Stage, inputs: Inputs) -> bool:
                 f"Run `sim2real run` or the command of that stage first."
             )
     folder = run / stage.name
+    for part in folder.rglob(PART_PREFIX + "*"):  # left by a kill in the middle of a write
+        part.unlink()
     if state == "absent":
         begin_stage(folder, inputs)
     start = time.monotonic()
@@ -226,28 +263,31 @@ def run_stage(run: Path, stage: Stage, inputs: Inputs) -> bool:
     return True
 
 
-def force(run: Path, stages: list[Stage], wanted: list[str]) -> list[str]:
-    """Remove the stages of these names (or all below them) and every stage that reads them.
-
-    Returns:
-        The names of the removed stages.
+def named(stages: list[Stage], wanted: list[str]) -> list[str]:
+    """The stages of these names or below these folders, and every stage that reads one of them.
 
     Raises:
         UserError: a name that no stage has.
     """
-    removed: list[str] = []
+    found: list[str] = []
     for name in wanted:
         if not any(stage.name == name or stage.name.startswith(name + "/") for stage in stages):
-            known = [stage.name for stage in stages]
             raise UserError(
-                f"--force {name!r}: no such stage. Stages: {', '.join(known)}; or a folder of them."
+                f"--force {name!r}: no such stage. Stages: {', '.join(s.name for s in stages)}; "
+                "or a folder of them."
             )
     for stage in stages:
-        named = any(stage.name == n or stage.name.startswith(n + "/") for n in wanted)
-        if named or any(name in removed for name in stage.reads):
-            removed.append(stage.name)
-            remove_tree(run / stage.name)
-    return removed
+        if any(stage.name == name or stage.name.startswith(name + "/") for name in wanted) or set(
+            stage.reads
+        ) & set(found):
+            found.append(stage.name)
+    return found
+
+
+def remove(run: Path, names: list[str]) -> None:
+    """Remove stages, those that read others first: a kill leaves none without what it reads."""
+    for name in reversed(names):
+        remove_tree(run / name)
 
 
 def is_done(run: Path, name: str) -> bool:

@@ -17,6 +17,8 @@ Size = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
 """Width and height in pixels."""
 
 _DATASETS = ("source", "target", "test")
+_FOLDERS = ("root", "label_root")
+_FILES = (".yaml", ".yml", ".pth", ".pt")
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
@@ -28,11 +30,16 @@ class ComputeConfig(Schema):
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bf16-mixed on a GPU, 32-true on a CPU. Losses are always fp32."""
     workers: int = Field(0, ge=0)
-    """Processes that read frames ahead; 0 reads in the training process. No effect on results."""
+    """Processes that read frames ahead, for each data set that is read; 0 reads in the training
+    process. No effect on results."""
 
 
 class CycleGANConfig(Schema):
-    """CycleGAN (Zhu et al., ICCV 2017); defaults are those of the reference implementation."""
+    """CycleGAN (Zhu et al., ICCV 2017); defaults are those of the reference implementation.
+
+    What differs: frames keep their aspect and are cropped at the data set's `width`, where the
+    reference resizes to 286x286 first; the least-squares loss is the only adversarial one.
+    """
 
     seed: int = Field(0, ge=0)
     """Seed of weights, crops and image pool."""
@@ -228,7 +235,9 @@ def _apply(data: dict[str, Any], setting: str) -> None:
         if not isinstance(data, dict):
             raise UserError(f"--set {setting!r}: {parent!r} is a value and has no keys below it")
     # On the command line a relative path starts where the user stands.
-    data[last] = str(Path(value).absolute()) if last == "root" and value else value
+    if isinstance(value, str) and (last in _FOLDERS or value.endswith(_FILES)):
+        value = str(Path(value).absolute())
+    data[last] = value
 
 
 def _expand(value: Any, place: str, problems: list[str]) -> Any:
@@ -253,12 +262,12 @@ def _resolve_dataset(fields: dict[str, Any], base: Path) -> dict[str, Any]:
     given = dict(fields)
     named = given.pop("dataset", None)
     merged = spec_fields(str(named), base) if named is not None else {}
-    if given.get("root"):
-        given["root"] = str(base.absolute() / str(given["root"]))
+    for key in _FOLDERS:
+        if given.get(key):
+            given[key] = str(base.absolute() / str(given[key]))
     return merged | given
 
 
 def _absolute_file(value: str, base: Path) -> str:
     """File names relative to the configuration become absolute; other words stay."""
-    is_file = value.endswith((".yaml", ".yml", ".pth", ".pt", ".bin", ".safetensors"))
-    return str((base / value).absolute()) if is_file else value
+    return str((base / value).absolute()) if value.endswith(_FILES) else value

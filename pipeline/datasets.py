@@ -25,7 +25,7 @@ from pipeline.files import read_yaml, write_yaml
 from pipeline.images import (
     SUFFIXES,
     UInt8,
-    open_image,
+    image_size,
     read_raw,
     read_rgb,
     resize_indices,
@@ -162,6 +162,34 @@ def spec_fields(name_or_path: str, base: Path) -> dict[str, Any]:
     return fields
 
 
+def check_sizes(spec: DatasetSpec, samples: list[Sample]) -> None:
+    """Compare each image's size with its label's, from the files' headers alone.
+
+    Raises:
+        UserError: counts the pairs that differ and names the first.
+    """
+    problems = []
+    for sample in samples:
+        assert sample.label is not None, "list_samples was not asked for labels"
+        if problem := _sizes_differ(spec, sample, image_size(sample.label)):
+            problems.append(problem)
+    if problems:
+        raise UserError(f"Data set {spec.name}, {len(problems)} pair(s): {problems[0]}")
+
+
+def _sizes_differ(spec: DatasetSpec, sample: Sample, label: tuple[int, int]) -> str | None:
+    """What is wrong with the size of a frame beside its label's (width, height), if anything."""
+    image = image_size(sample.image)
+    # Translated frames are stored at the working width beside labels of the original size.
+    if image in (label, _working_size(spec, label)):
+        return None
+    return (
+        f"Sizes differ: image {sample.image} is {image[0]}x{image[1]}, its label {sample.label} "
+        f"is {label[0]}x{label[1]}. Take such frames out, for example with a split that lists the "
+        "good ones (`splits: {good: good.txt}`, `split: good`)."
+    )
+
+
 def load_spec(path: Path) -> DatasetSpec:
     """Read a complete spec (one with a root) from a `.yaml` file."""
     return parse(DatasetSpec, spec_fields(path.name, path.parent), str(path))
@@ -244,7 +272,8 @@ def _find(spec: DatasetSpec, fixed: dict[str, str]) -> list[tuple[dict[str, str]
     matches = []
     for path in spec.root.glob(glob):
         match = re.fullmatch(expression, path.relative_to(spec.root).as_posix())
-        if match and path.suffix.lower() in SUFFIXES:
+        # Hidden files are other programs' and our own unfinished ones.
+        if match and path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             matches.append((match.groupdict(), path))
     return matches
 
@@ -286,9 +315,12 @@ def missing_classes(spec: DatasetSpec, space: LabelSpace) -> list[str]:
 
 
 def digest(samples: list[Sample]) -> str:
-    """A hash of the listing: frame names and image sizes in bytes, wherever they are stored."""
-    text = "\n".join(f"{sample.name} {sample.image.stat().st_size}" for sample in samples)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A hash of the listing: frame names and file sizes in bytes, wherever they are stored."""
+    lines = []
+    for sample in samples:
+        files = (sample.image,) if sample.label is None else (sample.image, sample.label)
+        lines.append(" ".join([sample.name, *(str(file.stat().st_size) for file in files)]))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def translated_spec(spec: DatasetSpec, folder: Path) -> DatasetSpec:
@@ -358,16 +390,8 @@ class LabelReader:
         assert sample.label is not None, "list_samples was not asked for labels"
         raw = self._values(sample.label)
         size = (raw.shape[1], raw.shape[0])
-        with open_image(sample.image) as image:
-            image_size = image.size
-        working = _working_size(self.spec, size)
-        # Translated frames are stored at the working width beside labels of the original size.
-        if image_size not in (size, working):
-            raise UserError(
-                f"Sizes differ: image {sample.image} is {image_size[0]}x{image_size[1]}, its "
-                f"label {sample.label} is {size[0]}x{size[1]}. Take the frame out of the data "
-                "set, or set `width` if the images were resized."
-            )
+        if problem := _sizes_differ(self.spec, sample, size):
+            raise UserError(problem)
         classes = np.asarray(self._table[raw])
         if self.spec.strict and (unnamed := classes == _UNNAMED).any():
             values = ", ".join(str(v) for v in np.unique(raw[unnamed])[:10])
@@ -376,7 +400,7 @@ class LabelReader:
                 f"({unnamed.mean():.1%} of its pixels). Name them in `values` of data set "
                 f"{self.spec.name} ('unlabeled' ignores them), or set `strict: false`."
             )
-        return classes if native else resize_indices(classes, working)
+        return classes if native else resize_indices(classes, _working_size(self.spec, size))
 
     def _values(self, path: Path) -> Any:
         """Raw values (H, W) as table positions."""

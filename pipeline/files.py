@@ -13,6 +13,8 @@ import yaml
 
 from pipeline.errors import UserError
 
+PART_PREFIX = ".part-"
+"""How the names of files begin that are being written."""
 MAX_YAML_BYTES = 4 * 1024 * 1024
 
 
@@ -25,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept because image writers choose the format by it.
-    handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=PART_PREFIX, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     part = Path(name)
     try:
@@ -79,6 +81,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is no text or number", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", key_node.start_mark

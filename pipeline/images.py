@@ -29,6 +29,11 @@ def read_rgb(path: Path) -> UInt8:
         UserError: the file is missing, damaged or no image.
     """
     with open_image(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise UserError(
+                f"{path} has {image.mode} pixels; frames of 8 bits a channel are expected. "
+                "Convert the file."
+            )
         return np.asarray(image.convert("RGB"))
 
 
@@ -54,15 +59,22 @@ def read_raw(path: Path) -> npt.NDArray[np.integer]:
     return np.asarray(unchanged)[:, :, order]
 
 
-def open_image(path: Path) -> Image.Image:
-    """Open and decode an image file with PIL; `UserError` names a file that cannot be read."""
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height from an image file's header; `UserError` when it is none."""
+    with open_image(path, decode=False) as image:
+        return image.size
+
+
+def open_image(path: Path, *, decode: bool = True) -> Image.Image:
+    """Open an image file with PIL; `UserError` names a file that cannot be read."""
     try:
         with path.open("rb") as file:
             image = Image.open(file)
-            image.load()
+            if decode:
+                image.load()
     except FileNotFoundError as error:
         raise UserError(f"No file {path}.") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} cannot be read as an image ({error}). The file is damaged or of a foreign "
             "format: replace it, or take the frame out of the data set."

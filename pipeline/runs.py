@@ -88,8 +88,12 @@ def write_run(folder: Path, config: Config) -> None:
         folder / RUN_FILE,
         {
             "versions": {name: _version(name) for name in _PACKAGES} | {"python": sys.version},
-            "commit": _commit(),
-            "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+            "commit": _output(["git", "rev-parse", "HEAD"]),
+            "machine": {
+                "system": platform.platform(),
+                "cpus": os.cpu_count(),
+                "gpus": _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]),
+            },
             "seeds": {"cyclegan": config.cyclegan.seed, "segmentation": list(config.seeds)},
         },
     )
@@ -138,15 +142,11 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit of this code, when it runs from a checkout."""
+def _output(command: list[str]) -> str | None:
+    """What a command prints, run where this code is; None when it fails or does not exist."""
     try:
         result = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -7,7 +7,8 @@ run would make, with any number of reading processes.
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,11 +61,16 @@ class Draws(Dataset[Any]):
         raise TypeError("draws have no end")
 
 
-def batches(draws: Draws, *, first: int, last: int, batch_size: int, workers: int) -> Iterator[Any]:
+def batches(
+    draws: Draws, *, first: int, last: int, batch_size: int, workers: int, pin: bool
+) -> Iterator[Any]:
     """The batches of steps `first` to `last` - 1, each of `batch_size` consecutive draws.
 
+    Args:
+        pin: keep batches in pinned memory, for a GPU.
+
     Raises:
-        UserError: a frame could not be read.
+        UserError: a frame could not be read, or a reading process died.
     """
     loader: DataLoader[Any] = DataLoader(
         draws,
@@ -72,9 +78,23 @@ def batches(draws: Draws, *, first: int, last: int, batch_size: int, workers: in
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
+        # Draws hold functions that cannot be sent to a process of another kind.
+        multiprocessing_context="fork" if workers else None,
     )
-    for batch in loader:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"A process that reads frames died ({error}). Lower compute.workers, or give the "
+                "machine more memory (in containers: shared memory)."
+            ) from error
+        if batch is None:
+            return
         if isinstance(batch, UserError):
             raise batch
         yield batch
@@ -98,8 +118,8 @@ def random_crop(
     return slice(top, top + crop[1]), slice(left, left + crop[0])
 
 
-def make_fabric(compute: ComputeConfig) -> Fabric:
-    """One device at the configured precision.
+def make_fabric(compute: ComputeConfig, *, training: bool) -> Fabric:
+    """One device; the configured precision for training, 32 bits for what is stored or scored.
 
     Raises:
         UserError: a GPU is asked for and there is none.
@@ -109,8 +129,11 @@ def make_fabric(compute: ComputeConfig) -> Fabric:
         raise UserError("compute.accelerator is 'cuda', but torch sees no GPU. Use auto or cpu.")
     accelerator = "cuda" if gpu and compute.accelerator != "cpu" else "cpu"
     precision: Literal["32-true", "bf16-mixed"]
-    if compute.precision == "auto":
-        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    if not training:
+        precision = "32-true"
+    elif compute.precision == "auto":
+        native = accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16-mixed" if native else "32-true"
     else:
         precision = compute.precision
     return Fabric(accelerator=accelerator, devices=1, precision=precision)
@@ -147,6 +170,35 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"{path} holds {type(state).__name__}, a dictionary was expected.")
     return state
+
+
+def check_finite(networks: Iterable[torch.nn.Module], step: int, names: list[str]) -> None:
+    """Raise `UserError` when a weight is not finite, before it is saved as something good."""
+    for network in networks:
+        for key, value in network.state_dict().items():
+            if not value.isfinite().all():
+                raise UserError(_not_finite(f"Weight {key!r}", step, names))
+
+
+@contextmanager
+def explain_memory(section: str) -> Iterator[None]:
+    """Turn a GPU's lack of memory into advice about the settings of `section`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"The GPU's memory does not suffice: {str(error).splitlines()[0]} Lower {section}.crop "
+            f"or {section}.batch_size; the run continues from its last checkpoint if these are "
+            "unchanged, else give it a new folder."
+        ) from error
+
+
+def _not_finite(what: str, step: int, names: list[str]) -> str:
+    return (
+        f"{what} is not finite at step {step}, on {', '.join(names)}. Look at these frames (blank "
+        "or damaged ones are the usual cause) or lower learning_rate. The last checkpoint is "
+        "unharmed: run again to continue from it."
+    )
 
 
 class TrainingLog:
@@ -193,12 +245,7 @@ class TrainingLog:
         bad = (~table.isfinite()).nonzero()
         if len(bad):
             step, names, _ = self._waiting[int(bad[0, 0])]
-            raise UserError(
-                f"Loss {keys[int(bad[0, 1])]!r} is {table[bad[0, 0], bad[0, 1]].item()} at step "
-                f"{step}, on {', '.join(names)}. Look at these frames (blank or damaged ones are "
-                "the usual cause) or lower learning_rate. The last checkpoint is unharmed: run "
-                "again to continue from it."
-            )
+            raise UserError(_not_finite(f"Loss {keys[int(bad[0, 1])]!r}", step, names))
         step = self._waiting[-1][0]
         entry = {"step": step, **dict(zip(keys, table.mean(0).tolist(), strict=True)), **numbers}
         with self.path.open("a") as file:

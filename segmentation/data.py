@@ -1,5 +1,6 @@
 """Training frames of one arm: read, scaled, cropped, recoloured."""
 
+import random
 from collections.abc import Callable
 
 import albumentations as A
@@ -60,7 +61,8 @@ def training_reader(
     def read(index: int, rng: np.random.Generator) -> Item:
         sample = samples[index]
         frame = read_frame(spec, sample)
-        augment.set_random_seed(int(rng.integers(2**31)))
+        # One stream for all transforms: `set_random_seed` would give each the same numbers.
+        augment.set_random_state(rng, random.Random(int(rng.integers(2**31))))
         result = augment(image=frame, mask=labels.read(sample))
         rgb: UInt8 = result["image"]
         label: UInt8 = result["mask"]

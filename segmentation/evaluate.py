@@ -44,7 +44,7 @@ def evaluate(
     if not checkpoint.is_file():
         raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-segmentation` first.")
     samples = list_samples(dataset, labelled=True)
-    fabric = make_fabric(compute)
+    fabric = make_fabric(compute, training=False)
     model = load_segmenter(checkpoint)
     network = fabric.setup_module(model.to(fabric.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
     labels = LabelReader(dataset, space)

@@ -16,7 +16,11 @@ from pipeline.training import load_checkpoint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_OUR_ARGUMENTS = {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes"}
+# Ours to give, or changing what the network puts out.
+_NOT_OPTIONS = {
+    *["self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes"],
+    *["activation", "aux_params"],
+}
 STRIDE = 32
 """Sides that every architecture accepts are multiples of this."""
 
@@ -60,7 +64,7 @@ def check_names(config: SegmentationConfig) -> list[str]:
     else:
         # The constructors swallow options that they do not know.
         model = smp.MODEL_ARCHITECTURES_MAPPING[config.architecture]
-        options = set(inspect.signature(model.__init__).parameters) - _OUR_ARGUMENTS
+        options = set(inspect.signature(model.__init__).parameters) - _NOT_OPTIONS
         problems += [
             f"segmentation.options: {config.architecture} has no option {key!r}."
             f"{near(key, options)} Known: {', '.join(sorted(options))}."
@@ -120,6 +124,23 @@ def build_model(config: SegmentationConfig, classes: int, *, pretrained: bool = 
         load_encoder(network.encoder, Path(config.encoder_weights))
     mean, std = _normalisation(config)
     return Segmenter(network, mean, std)
+
+
+def try_model(config: SegmentationConfig, classes: int) -> None:
+    """Build the network of a recipe and train it on nothing once, to find what cannot work.
+
+    Raises:
+        UserError: as `build_model`; or the network refuses a batch of the recipe.
+    """
+    model = build_model(config, classes).train()
+    try:
+        logits = model(torch.zeros(min(config.batch_size, 2), 64, 64, 3, dtype=torch.uint8))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{config.architecture} with encoder {config.encoder} cannot be trained on batches of "
+            f"{config.batch_size}: {error}. Change segmentation.batch_size, options or the names."
+        ) from error
+    assert logits.shape[1] == classes
 
 
 def _normalisation(config: SegmentationConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:

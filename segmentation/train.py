@@ -14,6 +14,8 @@ from pipeline.training import (
     Draws,
     TrainingLog,
     batches,
+    check_finite,
+    explain_memory,
     load_checkpoint,
     make_fabric,
     save_checkpoint,
@@ -46,7 +48,7 @@ def train(
     samples = list_samples(dataset, labelled=True)
 
     # Network and optimiser.
-    fabric = make_fabric(compute)
+    fabric = make_fabric(compute, training=True)
     seed_step(seed, 0)
     resuming = (folder / CHECKPOINT).is_file()
     model = build_model(config, len(space.classes), pretrained=not resuming)
@@ -70,10 +72,14 @@ def train(
         last=config.steps,
         batch_size=config.batch_size,
         workers=compute.workers,
+        pin=fabric.device.type == "cuda",
     )
     log = TrainingLog(folder, step=start)
 
-    with progress(folder, title, config.steps, done=start) as advance:
+    with (
+        progress(folder, title, config.steps, done=start) as advance,
+        explain_memory("segmentation"),
+    ):
         for step, batch in enumerate(loader, start + 1):
             factor = learning_rate_factor(step - 1, config)
             for group in optimizer.param_groups:
@@ -91,6 +97,7 @@ def train(
             if save or step % config.log_every == 0:
                 log.flush(learning_rate=config.learning_rate * factor)
             if save:
+                check_finite([model], step, batch["name"])
                 save_checkpoint(
                     folder / CHECKPOINT,
                     {

@@ -169,6 +169,29 @@ def test_more_data_errors_than_one_command(fails: Fails, tiny: Path) -> None:
     assert "no run folder" in fails("compare", "r", "--out", "x")
 
 
+def test_a_mistyped_run_makes_no_folder(fails: Fails) -> None:
+    fails("translate", "typo")
+    assert not Path("typo").exists()
+
+
+def test_yaml_that_is_no_text(fails: Fails) -> None:
+    Path("odd.yaml").write_text("root: {{ROOT}}")
+    assert "is no text or number" in fails("run", "odd.yaml")
+
+
+def test_encoder_that_does_not_exist_is_found_before_any_work(fails: Fails, tiny: Path) -> None:
+    message = fails("check", tiny, "--set", "segmentation.encoder=tu-no_such_network")
+    assert "cannot be built" in message
+
+
+def test_prefect_s_server_does_not_answer(fails: Fails, tiny: Path, cli: Cli) -> None:
+    env = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    result = cli("run", tiny, env=env)
+    assert result.returncode == 2, result.stderr
+    assert "Prefect's server does not answer" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_help_and_lists(cli: Cli) -> None:
     result = cli("--help")
     assert result.returncode == 0

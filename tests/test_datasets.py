@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline.datasets import (
     DatasetSpec,
     LabelReader,
+    check_sizes,
     list_samples,
     load_spec,
     read_frame,
@@ -191,6 +192,30 @@ def test_orphan_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 2 images have no label, first .*lonely.png"):
         list_samples(own(tmp_path), labelled=True)
     assert len(list_samples(own(tmp_path), labelled=False)) == 2
+
+
+def test_hidden_files_are_no_frames(tmp_path: Path) -> None:
+    pair(tmp_path, [[7]])
+    write(tmp_path / "images/.part-abc.png", np.zeros((1, 1, 3)))
+    assert [s.name for s in list_samples(own(tmp_path), labelled=True)] == ["a"]
+
+
+def test_all_sizes_from_headers(tmp_path: Path) -> None:
+    for name in "abc":
+        pair(tmp_path, [[7, 7]], f"{name}.png")
+    check_sizes(own(tmp_path), list_samples(own(tmp_path), labelled=True))
+    for name in "bc":
+        write(tmp_path / f"labels/{name}.png", [[7]])
+    with pytest.raises(UserError, match=r"2 pair\(s\): .*b\.png is 2x1, its label .*b\.png is 1x1"):
+        check_sizes(own(tmp_path), list_samples(own(tmp_path), labelled=True))
+
+
+def test_deep_frames_are_refused_not_cut(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.full((2, 2), 30000, np.uint16)).save(tmp_path / "images/a.png")
+    (sample,) = list_samples(own(tmp_path), labelled=False)
+    with pytest.raises(UserError, match="frames of 8 bits a channel"):
+        read_frame(own(tmp_path), sample)
 
 
 def test_two_images_of_one_name(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from flows import cli as cli_module
-from flows.stages import force, plan
+from flows.stages import named, plan, remove
 from pipeline.runs import read_run
 from tests.conftest import TINY, cli_command
 
@@ -163,8 +163,9 @@ def test_killed_and_continued_gives_the_same_report(
     env = {**env, "PREFECT_API_URL": server}
     run = tmp_path / "run"
     shutil.copytree(finished, run, ignore=shutil.ignore_patterns(".prefect"))
-    removed = force(run, plan(read_run(run), run), [name])
+    removed = named(plan(read_run(run), run), [name])
     assert "report" in removed
+    remove(run, removed)
     command = cli_command("run", config, "--run", run)
     process = subprocess.Popen(
         command,
@@ -177,6 +178,8 @@ def test_killed_and_continued_gives_the_same_report(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (run / name / "stage.json").exists(), "killed too late to show anything"
+    if name == "translated":  # what a kill in the middle of a write leaves
+        (run / name / "images" / ".part-abc.png").write_bytes(b"half a picture")
     result = subprocess.run(command, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     report = "report/report.json"

@@ -1,12 +1,23 @@
 """Run folders: what counts as done, what is refused, what a force removes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.stages import Stage, all_inputs, check, force, is_done, plan, run_stage
+from flows.stages import (
+    Stage,
+    _listing,
+    all_inputs,
+    check,
+    is_done,
+    named,
+    plan,
+    remove,
+    run_stage,
+)
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_json
@@ -66,7 +77,8 @@ def test_a_change_upstream_is_found_downstream(tmp_path: Path) -> None:
     calls: list[str] = []
     do(tmp_path, [stage("a", calls, epochs=5), stage("b", calls, ("a",))])
     changed = [stage("a", calls, epochs=7), stage("b", calls, ("a",))]
-    assert force(tmp_path, changed, ["a"]) == ["a", "b"]
+    assert named(changed, ["a"]) == ["a", "b"]
+    remove(tmp_path, ["a", "b"])
     assert not (tmp_path / "a").exists()
     assert do(tmp_path, changed) == [True, True]
 
@@ -75,11 +87,13 @@ def test_force_takes_a_folder_of_stages_and_refuses_others(tmp_path: Path) -> No
     calls: list[str] = []
     stages = [stage("s/one", calls), stage("s/two", calls), stage("t", calls, ("s/two",))]
     do(tmp_path, stages)
-    assert force(tmp_path, stages, ["s/two"]) == ["s/two", "t"]
+    assert named(stages, ["s/two"]) == ["s/two", "t"]
+    assert named(stages, ["s"]) == ["s/one", "s/two", "t"]
+    remove(tmp_path, ["s/two", "t"])
     assert is_done(tmp_path, "s/one")
-    assert force(tmp_path, stages, ["s"]) == ["s/one", "s/two", "t"]
+    assert not (tmp_path / "t").exists()
     with pytest.raises(UserError, match=r"'x': no such stage\. Stages: s/one, s/two, t"):
-        force(tmp_path, stages, ["x"])
+        named(stages, ["x"])
 
 
 def test_a_stage_waits_for_what_it_reads(tmp_path: Path) -> None:
@@ -123,6 +137,63 @@ def test_state_through_json(tmp_path: Path) -> None:
     assert stage_state(tmp_path, "a", inputs) == "absent"
     write_json(tmp_path / "a/inputs.json", inputs)
     assert stage_state(tmp_path, "a", inputs) == "begun"
+
+
+def test_done_stages_speak_for_themselves_where_another_is_wanted(tmp_path: Path) -> None:
+    calls: list[str] = []
+    do(tmp_path, [stage("a", calls), stage("b", calls, ("a",))])
+
+    def gone() -> dict[str, Any]:
+        raise UserError("the data is gone")
+
+    stages = [Stage("a", "a", (), gone, lambda folder: None), stage("b", calls, ("a",))]
+    with pytest.raises(UserError, match="gone"):
+        check(tmp_path, stages)
+    assert check(tmp_path, stages, command="b")["b"]["reads"]["a"]
+
+
+def test_a_force_need_not_agree_but_the_rest_must(tmp_path: Path) -> None:
+    calls: list[str] = []
+    do(tmp_path, [stage("a", calls, epochs=5), stage("b", calls, epochs=5)])
+    changed = [stage("a", calls, epochs=7), stage("b", calls, epochs=7)]
+    with pytest.raises(UserError, match="force b"):
+        check(tmp_path, changed, forced=["a"])
+    check(tmp_path, changed, forced=["a", "b"])
+
+
+def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
+    calls: list[str] = []
+    do(tmp_path, [stage("a", calls)])
+    (tmp_path / "a/stage.json").unlink()
+    (tmp_path / "a/deep").mkdir()
+    (tmp_path / "a/deep/.part-abc.png").write_text("half")
+    do(tmp_path, [stage("a", calls)])
+    assert list((tmp_path / "a/deep").iterdir()) == []
+
+
+def test_identity_holds_labels_and_weights(
+    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "world"
+    shutil.copytree(world, copy)
+    monkeypatch.setenv("WORLD", str(copy))
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"one")
+
+    def inputs() -> dict[str, Any]:
+        _listing.cache_clear()
+        config = load_config(tiny, [f"segmentation.encoder_weights={weights}"])
+        return all_inputs(plan(config, tmp_path))
+
+    before = inputs()
+    weights.write_bytes(b"two")
+    other_weights = inputs()
+    with (copy / "toy-sim/labels/00001.png").open("ab") as file:
+        file.write(b"more")
+    other_labels = inputs()
+    name = "segmentation/source_only/seed-0"
+    assert before[name] != other_weights[name] != other_labels[name]
+    assert before["cyclegan"] == other_weights["cyclegan"] == other_labels["cyclegan"]
 
 
 def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
