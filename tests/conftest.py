@@ -1,6 +1,11 @@
 """Shared fixtures: a small toy world, a tiny configuration, the command line as a user calls it."""
 
 import os
+
+# One thread a process, before torch is imported: tests run in two processes, and threads of
+# several processes that wait for each other on two cores are many times slower than one each.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import subprocess
 import sys
 from collections.abc import Callable

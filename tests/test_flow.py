@@ -27,7 +27,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, world: Path) -> tuple[Pat
     """A configuration that lasts long enough to be killed in, and the environment it needs."""
     path = tmp_path_factory.mktemp("flow") / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
-    return path, {**os.environ, "WORLD": str(world), "OMP_NUM_THREADS": "1"}
+    return path, {**os.environ, "WORLD": str(world)}
 
 
 @pytest.fixture(scope="module")
