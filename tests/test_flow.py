@@ -186,6 +186,27 @@ def test_killed_and_continued_gives_the_same_report(
     assert (run / report).read_bytes() == (finished / report).read_bytes()
 
 
+def test_a_mistake_found_in_a_task_is_one_message(
+    settings: tuple[Path, dict[str, str]], server: str, tmp_path: Path, world: Path
+) -> None:
+    config, env = settings
+    copy = tmp_path / "world"
+    shutil.copytree(world, copy)
+    damaged = copy / "toy-sim/images/00007.png"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    result = subprocess.run(
+        cli_command("run", config, "--run", tmp_path / "run"),
+        env={**env, "WORLD": str(copy), "PREFECT_API_URL": server},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2, result.stderr
+    assert f"Error: {damaged} cannot be read as an image" in result.stderr
+    assert result.stderr.count("cannot be read") == 1
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run/cyclegan/stage.json").exists()
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     """Wait until `condition` holds, for as long as `process` lives."""
     for _ in range(60_000):
