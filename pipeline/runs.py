@@ -50,11 +50,16 @@ def stage_state(run: Path, name: str, inputs: Inputs) -> Literal["done", "begun"
     """How far the stage `name` of a run is.
 
     Raises:
-        UserError: the folder holds work made from other inputs; names the fields.
+        UserError: the folder holds work made from other inputs, or from unknown ones.
     """
     folder = run / name
     path = folder / INPUTS_FILE
     if not path.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder} holds files, but no {INPUTS_FILE} that says what they were made from. "
+                "Move them away."
+            )
         return "absent"
     # Through JSON, so that tuples and lists compare equal.
     changed = differences(read_json(path), json.loads(json.dumps(inputs)))

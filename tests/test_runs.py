@@ -161,6 +161,12 @@ def test_a_force_need_not_agree_but_the_rest_must(tmp_path: Path) -> None:
     check(tmp_path, changed, forced=["a", "b"])
 
 
+def test_files_of_unknown_origin_are_not_continued(tmp_path: Path) -> None:
+    (tmp_path / "a/checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no inputs\.json"):
+        do(tmp_path, [stage("a", [])])
+
+
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     calls: list[str] = []
     do(tmp_path, [stage("a", calls)])
