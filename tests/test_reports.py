@@ -418,6 +418,10 @@ def test_unlike_runs_are_not_compared(
     assert all(name in str(error.value) for name in names)
 
 
+PLOTS_FIT = """() => [...document.querySelectorAll(".js-plotly-plot")].every(plot => {
+    const drawn = plot.querySelector(".main-svg").getBoundingClientRect().width
+    return drawn <= plot.parentElement.clientWidth + 1
+})"""
 # Plots follow the window's width a little later, so look for up to five seconds.
 PAGE_FITS = """async () => {
     const fits = () => document.documentElement.scrollWidth <= window.innerWidth
@@ -448,9 +452,11 @@ def test_page_in_a_browser(finished: tuple[Config, Path]) -> None:
         page.on("request", lambda request: requests.append(request.url))
         page.goto((finished[1] / "report" / "index.html").as_uri())
         page.wait_for_selector("#segmentation .main-svg")
+        assert page.evaluate(PLOTS_FIT), "a plot is wider than its column"
         for width in (1280, 400):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate(PAGE_FITS), f"wider than {width} pixels"
+            page.wait_for_function(PLOTS_FIT)
         plots = page.locator(".js-plotly-plot").all()
         drawn = ".scatterlayer .trace path, .heatmaplayer image"
         assert len(plots) == 6  # three matrices, two of CycleGAN, one of segmentation
