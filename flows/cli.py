@@ -219,13 +219,22 @@ def status(run: RunFolder) -> None:
 
     stages = plan(read_run(run), run)
     table = Table("stage", "state", "progress", "time", "left")
-    for row in status_rows(run, stages):
-        table.add_row(*row)
+    worked, left, unknown = 0.0, 0.0, False
+    for name, state, progress, seconds, remaining in status_rows(run, stages):
+        table.add_row(name, state, progress, _minutes(seconds), _minutes(remaining))
+        worked += seconds
+        left += remaining or 0
+        unknown |= remaining is None
+    table.add_section()
+    table.add_row("all", "", "", _minutes(worked), _minutes(left) + (" + ?" if unknown else ""))
     Console().print(table)
 
 
-def status_rows(run: Path, stages: "list[Stage]") -> list[tuple[str, str, str, str, str]]:
-    """Name, state, progress, time worked and time left of each stage.
+StatusRow = tuple[str, str, str, float, float | None]
+
+
+def status_rows(run: Path, stages: "list[Stage]") -> list[StatusRow]:
+    """Name, state, progress, seconds worked and seconds left (None: unknown) of each stage.
 
     The time left of a stage that has not begun is that of finished stages of the same command.
     """
@@ -256,7 +265,7 @@ def status_rows(run: Path, stages: "list[Stage]") -> list[tuple[str, str, str, s
             state = "to do"
             peers = taken.get(stage.command)
             left = sum(peers) / len(peers) if peers else None
-        rows.append((stage.name, state, progress, _minutes(seconds), _minutes(left)))
+        rows.append((stage.name, state, progress, seconds, left))
     return rows
 
 

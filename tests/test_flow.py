@@ -119,7 +119,11 @@ def test_repeating_a_finished_run_does_nothing(
     assert times() == before
 
 
-def test_status(finished: Path) -> None:
+def test_status(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli_module.status(finished)
+    shown = capsys.readouterr().out
+    assert "segmentation/adapted/seed-0" in shown
+    assert "all" in shown.splitlines()[-2]
     rows = cli_module.status_rows(finished, plan(read_run(finished), finished))
     assert {row[1] for row in rows} == {"done"}
     assert rows[0][:3] == ("cyclegan", "done", "12/12 steps")
