@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cyclegan.networks import ResnetGenerator, to_network, to_rgb
-from pipeline.config import ComputeConfig
+from pipeline.config import ComputeConfig, TranslationConfig
 from pipeline.datasets import (
     DatasetSpec,
     Sample,
@@ -32,6 +32,14 @@ GROUP = 4
 batch, and with them its last bit, do not depend on where an earlier run was interrupted."""
 
 
+SHIFTS = [
+    *[(0, 0), (1, 2), (2, 3), (3, 1), (2, 2), (3, 0), (0, 1), (1, 3)],
+    *[(0, 2), (1, 0), (2, 1), (3, 3), (0, 3), (1, 1), (2, 0), (3, 2)],
+]
+"""Offsets (down, right) on the generator's grid of 4 pixels. Of the first four, each row and each
+column is met once, so that stripes and the finest chequerboard cancel in their mean."""
+
+
 def load_generator(checkpoint: Path) -> ResnetGenerator:
     """The source -> target generator of a training checkpoint."""
     if not checkpoint.is_file():
@@ -42,7 +50,13 @@ def load_generator(checkpoint: Path) -> ResnetGenerator:
     return generator
 
 
-def translate(checkpoint: Path, source: DatasetSpec, folder: Path, compute: ComputeConfig) -> None:
+def translate(
+    config: TranslationConfig,
+    checkpoint: Path,
+    source: DatasetSpec,
+    folder: Path,
+    compute: ComputeConfig,
+) -> None:
     """Translate every frame of `source` into `folder/images`.
 
     Pictures have the size at which the data set is read. Frames that are there already are kept.
@@ -67,7 +81,7 @@ def translate(checkpoint: Path, source: DatasetSpec, folder: Path, compute: Comp
     ):
         writing: list[Future[None]] = []
         for group, frames in _read_ahead(threads, source, todo):
-            pictures = translate_group(network, frames)
+            pictures = translate_group(network, frames, config.shifts)
             for future in writing:
                 future.result()
             writing = [
@@ -98,12 +112,16 @@ def _read_ahead(
         yield group, [future.result() for future in current]
 
 
-def translate_group(network: nn.Module, frames: list[UInt8]) -> list[UInt8]:
-    """Translate frames (H, W, 3) uint8; those of one size go through the network together."""
+def translate_group(network: nn.Module, frames: list[UInt8], shifts: int = 1) -> list[UInt8]:
+    """Translate frames (H, W, 3) uint8; those of one size go through the network together.
+
+    Args:
+        shifts: how many shifted translations to average, at most 16 (`TranslationConfig`).
+    """
     pictures: dict[int, UInt8] = {}
     for shape in sorted({frame.shape for frame in frames}):
         members = [i for i, frame in enumerate(frames) if frame.shape == shape]
-        translated = _translate_batch(network, np.stack([frames[i] for i in members]))
+        translated = _translate_batch(network, np.stack([frames[i] for i in members]), shifts)
         pictures |= dict(zip(members, translated, strict=True))
     return [pictures[i] for i in range(len(frames))]
 
@@ -114,11 +132,14 @@ def translate_frame(network: nn.Module, rgb: UInt8) -> UInt8:
 
 
 @torch.inference_mode()
-def _translate_batch(network: nn.Module, rgb: UInt8) -> UInt8:
+def _translate_batch(network: nn.Module, rgb: UInt8, shifts: int) -> UInt8:
     """(N, H, W, 3) uint8 -> the same shape, padded to multiples of 4 on the way."""
     height, width = rgb.shape[1:3]
     device = next(network.parameters()).device
     x = to_network(torch.from_numpy(rgb).to(device))
-    x = F.pad(x, (0, -width % 4, 0, -height % 4), mode="reflect")
-    out = to_rgb(network(x.contiguous(memory_format=torch.channels_last)))
-    return np.ascontiguousarray(out[:, :height, :width].cpu().numpy())
+    total = torch.zeros_like(x)
+    for down, right in SHIFTS[:shifts]:
+        padding = (right, -(width + right) % 4, down, -(height + down) % 4)
+        shifted = F.pad(x, padding, mode="reflect").contiguous(memory_format=torch.channels_last)
+        total += network(shifted)[:, :, down : down + height, right : right + width]
+    return np.ascontiguousarray(to_rgb(total / shifts).cpu().numpy())

@@ -80,13 +80,18 @@ def _cyclegan(config: Config) -> Stage:
 
 def _translation(config: Config, run: Path) -> Stage:
     def inputs() -> Inputs:
-        return {"version": 1, "source": _frames(config.source)}
+        return {
+            "version": 1,
+            "config": config.translation.model_dump(mode="json"),
+            "source": _frames(config.source),
+        }
 
     def work(folder: Path) -> None:
         from cyclegan.train import CHECKPOINT
         from cyclegan.translate import translate
 
-        translate(run / "cyclegan" / CHECKPOINT, config.source, folder, config.compute)
+        checkpoint = run / "cyclegan" / CHECKPOINT
+        translate(config.translation, checkpoint, config.source, folder, config.compute)
 
     return Stage("translated", "translate", ("cyclegan",), inputs, work)
 

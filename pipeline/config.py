@@ -83,6 +83,16 @@ class CycleGANConfig(Schema):
         return self
 
 
+class TranslationConfig(Schema):
+    """Translation of the source frames with the trained generator."""
+
+    shifts: Literal[1, 4, 8, 16] = 1
+    """Translations to average, each of the frame shifted by up to 3 pixels (cycle spinning: Coifman
+    and Donoho, 1995). Transposed convolutions leave a grid of period 4 in translated frames, other
+    for each class, which a segmentation network learns instead of the scene; it cancels in the
+    mean. 4 remove most of it, 16 all of it, at as many times the work."""
+
+
 class AugmentationConfig(Schema):
     """What every arm's training frames go through after decoding."""
 
@@ -163,6 +173,7 @@ class Config(Schema):
     test: DatasetSpec
     """Labelled real frames that every arm is scored on; no stage trains on them."""
     cyclegan: CycleGANConfig = CycleGANConfig()
+    translation: TranslationConfig = TranslationConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     arms: dict[

@@ -21,7 +21,7 @@ from cyclegan.networks import (
 )
 from cyclegan.pool import ImagePool
 from cyclegan.train import decay, gan_loss, train
-from cyclegan.translate import translate, translate_frame
+from cyclegan.translate import SHIFTS, translate, translate_frame, translate_group
 from pipeline.config import Config, CycleGANConfig, load_config
 from pipeline.datasets import list_samples, load_spec
 from pipeline.errors import UserError
@@ -202,6 +202,36 @@ def test_translation_keeps_any_size(size: tuple[int, int]) -> None:
     assert translate_frame(ResnetGenerator(1, 4), rgb).shape == rgb.shape
 
 
+def test_shifted_translations_cancel_a_grid() -> None:
+    class Grid(nn.Module):
+        """Keeps the picture and adds a pattern that is fixed to the grid of 4 pixels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.pattern = nn.Parameter(torch.rand(1, 3, 4, 4) * 0.4 - 0.2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            height, width = x.shape[2:]
+            assert height % 4 == width % 4 == 0
+            return x * 0.5 + self.pattern.repeat(1, 1, height // 4, width // 4)
+
+    rgb = np.full((21, 30, 3), 128, np.uint8)
+    spread = {
+        shifts: translate_group(Grid(), [rgb], shifts)[0].reshape(-1, 3).std(0).mean()
+        for shifts in (1, 4, 8, 16)
+    }
+    assert spread[1] > 10
+    assert spread[4] < 0.6 * spread[1]
+    assert spread[16] < 0.5
+
+
+def test_shifts_are_the_whole_grid() -> None:
+    assert sorted(SHIFTS) == [(down, right) for down in range(4) for right in range(4)]
+    for axis in (0, 1):
+        assert sorted(shift[axis] for shift in SHIFTS[:4]) == [0, 1, 2, 3]
+
+
 def equal(one: object, other: object) -> bool:
     """Bit-for-bit equality of nested checkpoints."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
@@ -374,7 +404,7 @@ def test_translate_all_frames_and_restart(config: Config, tmp_path: Path) -> Non
     short = config.cyclegan.model_copy(update={"steps_per_epoch": 1, "checkpoint_every": 1})
     train(short, config.source, config.target, tmp_path, config.compute)
     checkpoint, out = tmp_path / "checkpoints/last.pt", tmp_path / "translated"
-    translate(checkpoint, config.source, out, config.compute)
+    translate(config.translation, checkpoint, config.source, out, config.compute)
     source = list_samples(config.source, labelled=True)
     translated = list_samples(load_spec(out / "dataset.yaml"), labelled=True)
     assert [s.image.name for s in translated] == [s.image.name for s in source]
@@ -389,7 +419,7 @@ def test_translate_all_frames_and_restart(config: Config, tmp_path: Path) -> Non
     untouched = translated[0].image.stat().st_mtime_ns
     for sample in translated[5:7]:
         sample.image.unlink()
-    translate(checkpoint, config.source, out, config.compute)
+    translate(config.translation, checkpoint, config.source, out, config.compute)
     assert translated[0].image.stat().st_mtime_ns == untouched
     for sample, pixels in zip(translated, before, strict=True):
         assert (read_rgb(sample.image) == pixels).all()
@@ -398,7 +428,7 @@ def test_translate_all_frames_and_restart(config: Config, tmp_path: Path) -> Non
 def test_damaged_checkpoint(config: Config, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     with pytest.raises(UserError, match="No checkpoint"):
-        translate(path, config.source, tmp_path, config.compute)
+        translate(config.translation, path, config.source, tmp_path, config.compute)
     path.write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
-        translate(path, config.source, tmp_path, config.compute)
+        translate(config.translation, path, config.source, tmp_path, config.compute)
