@@ -21,9 +21,12 @@ SIZE, BLOCKS, WIDTH = 128, 6, 32
 
 def with_torch_norm(network: nn.Module) -> nn.Module:
     """Replace our norm by nn.InstanceNorm2d, as the reference implementation has it."""
+    channels = 0
     for name, child in network.named_children():
         if isinstance(child, InstanceNorm):
-            setattr(network, name, nn.InstanceNorm2d(1, affine=False))
+            setattr(network, name, nn.InstanceNorm2d(channels))
+        elif isinstance(child, nn.Conv2d | nn.ConvTranspose2d):
+            channels = child.out_channels
         else:
             with_torch_norm(child)
     return network
