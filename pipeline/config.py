@@ -156,9 +156,6 @@ class EvaluationConfig(Schema):
     """Frames whose predictions are kept as pictures for the report, evenly spaced."""
 
 
-ARM_SOURCES = ("source", "translated", "target")
-
-
 class Config(Schema):
     """A whole run: three data sets, a label space, and how each stage works."""
 
