@@ -105,7 +105,9 @@ def _training(config: Config, run: Path, space: LabelSpace, arm: str, seed: int)
             "version": 1,
             "config": _recipe(config),
             "seed": seed,
-            "label_space": space.model_dump(mode="json"),
+            "label_space": space.model_dump(
+                mode="json", exclude={"classes": {"__all__": {"averaged"}}}
+            ),
             "frames": kind,
             "dataset": _frames(spec, labelled=True),
         }
@@ -132,6 +134,7 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
         return {
             "version": 1,
             "config": config.evaluation.model_dump(mode="json"),
+            "averaged": [c.name for c in space.classes if c.averaged],
             "test": _frames(config.test, labelled=True),
         }
 
@@ -186,9 +189,9 @@ def _listing(spec_json: str, labelled: bool) -> str:
 
 def _frames(spec: DatasetSpec, *, labelled: bool = False) -> Inputs:
     """A data set as a part of a stage's identity: how it is read and what is there, not where."""
-    unseen = {"root", "label_root"}
+    unseen = {"root", "label_root", "quarantine", "about"}
     if not labelled:
-        unseen |= {"labels", "encoding", "channel", "values", "strict"}
+        unseen |= {"labels", "encoding", "channel", "decoder", "values", "strict"}
     fields = spec.model_dump(mode="json", exclude=unseen, exclude_defaults=True)
     return {**fields, "samples": _listing(spec.model_dump_json(), labelled)}
 

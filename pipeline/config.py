@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from pipeline.datasets import DatasetSpec, spec_fields
+from pipeline.datasets import PATHS, DatasetSpec, spec_fields
 from pipeline.errors import UserError
 from pipeline.files import parse_yaml, read_yaml
 from pipeline.schema import Schema, parse
@@ -17,7 +17,6 @@ Size = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
 """Width and height in pixels."""
 
 _DATASETS = ("source", "target", "test")
-_FOLDERS = ("root", "label_root")
 _FILES = (".yaml", ".yml", ".pth", ".pt")
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
@@ -243,7 +242,7 @@ def _apply(data: dict[str, Any], setting: str) -> None:
         if not isinstance(data, dict):
             raise UserError(f"--set {setting!r}: {parent!r} is a value and has no keys below it")
     # On the command line a relative path starts where the user stands.
-    if isinstance(value, str) and (last in _FOLDERS or value.endswith(_FILES)):
+    if isinstance(value, str) and (last in PATHS or value.endswith(_FILES)):
         value = str(Path(value).absolute())
     data[last] = value
 
@@ -270,7 +269,7 @@ def _resolve_dataset(fields: dict[str, Any], base: Path) -> dict[str, Any]:
     given = dict(fields)
     named = given.pop("dataset", None)
     merged = spec_fields(str(named), base) if named is not None else {}
-    for key in _FOLDERS:
+    for key in PATHS:
         if given.get(key):
             given[key] = str(base.absolute() / str(given[key]))
     return merged | given

@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.labels import IGNORE
+from pipeline.labels import IGNORE, LabelSpace
 
 Float = npt.NDArray[np.float64]
 
@@ -76,12 +76,17 @@ class ConfusionMatrix:
         share = self.counts.sum(axis=1)
         return _ratio(np.nansum(share * self.class_iou), share.sum())
 
-    def metrics(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """All metrics as plain data; fractions in [0, 1], None where undefined."""
+    def metrics(self, space: LabelSpace) -> dict[str, Any]:
+        """All metrics as plain data; fractions in [0, 1], None where undefined.
+
+        Means are taken over the classes of `space` that are present and to be averaged.
+        """
+        class_names = space.class_names
+        averaged = np.array([c.averaged for c in space.classes])
         return {
             "pixel_accuracy": _plain(self.pixel_accuracy),
-            "mean_class_accuracy": _plain(_mean_present(self.class_accuracy)),
-            "mean_iou": _plain(_mean_present(self.class_iou)),
+            "mean_class_accuracy": _plain(_mean_present(self.class_accuracy[averaged])),
+            "mean_iou": _plain(_mean_present(self.class_iou[averaged])),
             "frequency_weighted_iou": _plain(self.frequency_weighted_iou),
             "class_accuracy": dict(zip(class_names, map(_plain, self.class_accuracy), strict=True)),
             "class_iou": dict(zip(class_names, map(_plain, self.class_iou), strict=True)),

@@ -9,15 +9,20 @@ when their fields are equal:
 A pattern without a file name ending matches any common image format.
 """
 
+import csv
 import fnmatch
 import hashlib
 import os
 import re
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, Literal, Self
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.errors import UserError
@@ -31,21 +36,44 @@ from pipeline.images import (
     resize_indices,
     resize_rgb,
 )
-from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelSpace, check_name
+from pipeline.labels import IGNORE, TABLES, LabelSpace, check_name
 from pipeline.schema import Schema, near, parse
 
 _BUILT_IN = Path(__file__).parent / "specs"
+PLUG_INS = "sim2real.datasets"
+"""The entry-point group in which packages offer data sets: name -> function without arguments that
+returns a `DatasetSpec`."""
+PATHS = ("root", "label_root", "quarantine")
+"""The fields that hold paths, relative to the file that says them."""
 _FIELD = re.compile(r"\{(\w+)\}")
 _UNNAMED = 254
+_ROWS = 32  # so many rows of colours at a time stay in the processor's cache
 
 
 def _table(values: Any) -> Any:
     """Look up a named table; write keys as text, as they come back from JSON."""
     if isinstance(values, str):
-        if values != "cityscapes_ids":
-            raise ValueError(f"unknown table {values!r}; give 'cityscapes_ids' or a mapping")
-        values = CITYSCAPES_IDS
+        if values not in TABLES:
+            raise ValueError(f"unknown table {values!r}; give a mapping, or {', '.join(TABLES)}")
+        values = TABLES[values]
     return {str(k): v for k, v in values.items()} if isinstance(values, dict) else values
+
+
+class About(Schema):
+    """What one wants to know of a published data set before one gets it."""
+
+    kind: Literal["synthetic", "real"]
+    frames: int = Field(ge=1)
+    """Frames in all that the spec describes."""
+    size: str = Field(pattern=r"^\d+x\d+$|^various$")
+    """Width x height of the frames in pixels."""
+    licence: str
+    url: str
+    """Where to get it."""
+    table: str
+    """Where its table of label values comes from."""
+    unverified: tuple[str, ...] = ()
+    """What could not be verified in a public source."""
 
 
 class DatasetSpec(Schema):
@@ -66,20 +94,29 @@ class DatasetSpec(Schema):
     RGB colour, or one channel of a colour image."""
     channel: int = Field(0, ge=0, le=3)
     """Which channel holds the value when `encoding` is `channel`: 0 is red."""
+    decoder: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`package.module:function` of an installed package, for label files that no encoding
+    describes: called with a file's path, it returns raw values as (H, W) integers in 0..65535."""
     values: Annotated[dict[str, str], BeforeValidator(_table)] = Field(default_factory=dict)
-    """Raw value -> name. Colours are written `"R,G,B"`. The word `cityscapes_ids` stands for the
-    Cityscapes table."""
+    """Raw value -> name. Colours are written `"R,G,B"`. The words `cityscapes_ids` and
+    `cityscapes_train_ids` stand for these tables."""
     splits: dict[str, str] = Field(default_factory=dict)
-    """Further splits: name -> a wildcard over frame names, or a `.txt` list below `root`."""
+    """Further splits: name -> a wildcard over frame names, a `.txt` list below `root`, or
+    `FILE.mat:KEY`, the frame numbers (from 1) in a MATLAB file below `root`."""
     split: str | None = None
     """The split that is meant: a folder that `{split}` matches, or a key of `splits`."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many frames, evenly spaced."""
+    quarantine: Path | None = None
+    """A table (`.csv`, columns `name` and `reason`) of frames to leave out, as `sim2real check
+    --quarantine` writes it; relative to the file that says it."""
     width: int | None = Field(None, ge=16)
     """Working width in pixels: frames and labels are resized to it when read, aspect kept;
     none leaves them as they are."""
     strict: bool = False
     """Raise when a label file holds a value without a name, rather than ignore its pixels."""
+    about: About | None = None
+    """For lists of data sets; no effect on how it is read."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -88,9 +125,10 @@ class DatasetSpec(Schema):
             raise ValueError(
                 f"images pattern {self.images!r} has no field in braces; e.g. images/{{frame}}"
             )
-        for pattern in (self.images, self.labels or ""):
+        lists = [rule for rule in self.splits.values() if _is_list(rule)]
+        for pattern in (self.images, self.labels or "", *lists):
             if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-                raise ValueError(f"pattern {pattern!r} leaves the root; write it relative to root")
+                raise ValueError(f"path {pattern!r} leaves the root; write it relative to root")
         if self.labels is not None:
             if set(_FIELD.findall(self.labels)) != set(fields):
                 raise ValueError(
@@ -98,12 +136,16 @@ class DatasetSpec(Schema):
                 )
             if not self.values:
                 raise ValueError("labels are given but `values` names none of their raw values")
+        if self.decoder is not None and self.encoding != "ids":
+            raise ValueError(
+                f"`decoder` returns ids, and `encoding` is {self.encoding!r}; leave it out"
+            )
         owner: dict[int, str] = {}
         for raw, name in self.values.items():
             check_name(name)
             value = raw_value(raw, self.encoding)
             if value in owner:
-                raise ValueError(f"value {raw!r} is named both {owner[value]!r} and {name!r}")
+                raise ValueError(_named_twice(raw, owner[value], name, self.encoding))
             owner[value] = name
         return self
 
@@ -119,6 +161,21 @@ class Sample:
     name: str
     image: Path
     label: Path | None = None
+
+
+def _is_list(rule: str) -> bool:
+    return rule.endswith(".txt") or ".mat:" in rule
+
+
+def _named_twice(raw: str, one: str, other: str, encoding: str) -> str:
+    message = f"value {raw!r} is named both {one!r} and {other!r}"
+    if encoding != "rgb":
+        return f"{message}; keep one"
+    return (
+        f"{message}: this colour does not tell them apart. Where the set has label ids, read those "
+        "(`encoding: ids`); else keep the name that is trained on, knowing that the other's pixels "
+        "are learnt as it, or name the colour 'unlabeled' to ignore both"
+    )
 
 
 def raw_value(raw: str, encoding: str) -> int:
@@ -139,24 +196,53 @@ def built_in_specs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_BUILT_IN.glob("*.yaml"))}
 
 
-def spec_fields(name_or_path: str, base: Path) -> dict[str, Any]:
-    """The fields of a built-in spec by name, or of a `.yaml` file given relative to `base`.
+def plug_ins() -> dict[str, str]:
+    """Name -> `package.module:function` of every data set that an installed package offers."""
+    return {point.name: point.value for point in entry_points(group=PLUG_INS)}
 
-    A relative `root` is taken from the folder of the file that says it.
+
+def _from_plug_in(name: str) -> dict[str, Any]:
+    (point, *_) = entry_points(group=PLUG_INS, name=name)
+    try:
+        spec = point.load()()
+    except Exception as error:  # a stranger's code: whatever it raises is its author's to mend
+        raise UserError(
+            f"Data set {name!r} comes from {point.value}, which fails: {type(error).__name__}: "
+            f"{error}. Mend or uninstall that package."
+        ) from error
+    if not isinstance(spec, DatasetSpec):
+        raise UserError(
+            f"Data set {name!r} comes from {point.value}, which returned {type(spec).__name__}; "
+            "a pipeline.datasets.DatasetSpec was expected."
+        )
+    return spec.model_dump(mode="json", exclude_defaults=True)
+
+
+def spec_fields(name_or_path: str, base: Path) -> dict[str, Any]:
+    """The fields of a data set: built in or of a plug-in by name, else a `.yaml` file.
+
+    A relative path in a file is taken from the folder of the file that says it.
+
+    Args:
+        base: the folder that a relative `.yaml` file is looked for in.
     """
+    known = built_in_specs()
     if name_or_path.endswith((".yaml", ".yml")):
         path = base / name_or_path
-    elif name_or_path in (known := built_in_specs()):
+    elif name_or_path in known:
         path = known[name_or_path]
+    elif name_or_path in (offered := plug_ins()):
+        return _from_plug_in(name_or_path)
     else:
+        names = [*known, *offered]
         raise UserError(
-            f"No data set {name_or_path!r}.{near(name_or_path, known)} Built in: "
-            f"{', '.join(known)}; or give the path of a .yaml file."
+            f"No data set {name_or_path!r}.{near(name_or_path, names)} Known: "
+            f"{', '.join(names)}; or give the path of a .yaml file."
         )
     fields = read_yaml(path)
     if not isinstance(fields, dict):
         raise UserError(f"{path}: expected the fields of a data set, found {fields!r}")
-    for key in ("root", "label_root"):
+    for key in PATHS:
         if fields.get(key) is not None:
             fields[key] = str(path.parent.absolute() / os.path.expandvars(str(fields[key])))
     return fields
@@ -168,6 +254,8 @@ def check_sizes(spec: DatasetSpec, samples: list[Sample]) -> None:
     Raises:
         UserError: counts the pairs that differ and names the first.
     """
+    if spec.decoder is not None:
+        return  # no header to look at: sizes are compared when labels are read
     problems = []
     for sample in samples:
         assert sample.label is not None, "list_samples was not asked for labels"
@@ -185,8 +273,8 @@ def _sizes_differ(spec: DatasetSpec, sample: Sample, label: tuple[int, int]) -> 
         return None
     return (
         f"Sizes differ: image {sample.image} is {image[0]}x{image[1]}, its label {sample.label} "
-        f"is {label[0]}x{label[1]}. Take such frames out, for example with a split that lists the "
-        "good ones (`splits: {good: good.txt}`, `split: good`)."
+        f"is {label[0]}x{label[1]}. `sim2real check --quarantine` lists such frames, and the "
+        "spec's `quarantine` leaves them out."
     )
 
 
@@ -199,6 +287,8 @@ def save_spec(spec: DatasetSpec, path: Path) -> None:
     """Write a spec beside its frames: `root` relative to the file, so that the folder can move."""
     fields = spec.model_dump(mode="json", exclude_defaults=True)
     fields["root"] = os.path.relpath(spec.root, path.parent)
+    if spec.quarantine is not None:
+        fields["quarantine"] = os.path.relpath(spec.quarantine, path.parent)
     write_yaml(path, fields)
 
 
@@ -242,11 +332,15 @@ def list_samples(spec: DatasetSpec, *, labelled: bool) -> list[Sample]:
     names = sorted(found)
     if spec.split in spec.splits:
         names = _members(spec, spec.splits[spec.split], names)
+    if spec.quarantine is not None:
+        banned = read_quarantine(spec.quarantine)
+        names = [name for name in names if name not in banned]
     if not names:
         raise UserError(
             f"Data set {spec.name}: no frame"
             f"{f' in split {spec.split!r}' if spec.split else ''} matches {spec.images!r} below "
-            f"{spec.root}. Check `root`, `images` and `split`."
+            f"{spec.root}. Check `root`, `images`, `split`"
+            f"{' and `quarantine`' if spec.quarantine else ''}."
         )
     if spec.limit is not None and spec.limit < len(names):
         names = [names[i * len(names) // spec.limit] for i in range(spec.limit)]
@@ -279,21 +373,64 @@ def _find(spec: DatasetSpec, fixed: dict[str, str]) -> list[tuple[dict[str, str]
 
 
 def _members(spec: DatasetSpec, rule: str, names: list[str]) -> list[str]:
-    """The names that a split's rule selects: a wildcard, or a list in a text file."""
-    if not rule.endswith(".txt"):
+    """The names that a split's rule selects: a wildcard, or a list in a file."""
+    if not _is_list(rule):
         return [name for name in names if fnmatch.fnmatchcase(name, rule)]
-    path = spec.root / rule
+    file, _, key = rule.partition(".mat:")
+    path = spec.root / (file + ".mat" if key else rule)
     if not path.is_file():
         raise UserError(f"Data set {spec.name}: split {spec.split!r} is listed in {path}: no file.")
+    last = {name: name.rsplit("/", 1)[-1] for name in names}
+    if key:
+        numbers = _matlab_numbers(path, key)
+        return [name for name in names if last[name].isdigit() and int(last[name]) in numbers]
     listed = {Path(line.strip()).stem for line in path.read_text().splitlines() if line.strip()}
-    return [name for name in names if name.rsplit("/", 1)[-1] in listed]
+    return [name for name in names if last[name] in listed]
+
+
+def _matlab_numbers(path: Path, key: str) -> set[int]:
+    from scipy.io import loadmat
+
+    try:
+        table = loadmat(path)
+    except Exception as error:  # scipy raises whatever its parser meets in a damaged file
+        raise UserError(f"{path} cannot be read as a MATLAB file: {error}") from error
+    if key not in table:
+        keys = ", ".join(k for k in table if not k.startswith("_"))
+        raise UserError(f"{path} has no {key!r}; it has {keys or 'nothing'}.")
+    return set(np.asarray(table[key]).ravel().astype(int).tolist())
+
+
+def read_quarantine(path: Path) -> dict[str, str]:
+    """Frame name -> reason, from a table with columns `name` and `reason`.
+
+    Raises:
+        UserError: no such file, or not such a table.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"No quarantine list {path}. Write it with `sim2real check --quarantine`, or leave "
+            "`quarantine` out."
+        )
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file, strict=True)
+            if rows.fieldnames != ["name", "reason"]:
+                raise UserError(
+                    f"{path} begins with the columns {rows.fieldnames}; name,reason were expected."
+                )
+            return {row["name"]: row["reason"] for row in rows}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a table: {error}") from error
 
 
 def _with_labels(spec: DatasetSpec, found: dict[str, tuple[dict[str, str], Path]]) -> list[Sample]:
     if spec.labels is None:
         raise UserError(f"Data set {spec.name} has no labels, and labels are needed here.")
     root = spec.label_root or spec.root
-    suffixes = ("",) if Path(spec.labels).suffix.lower() in SUFFIXES else SUFFIXES
+    ending = Path(spec.labels).suffix
+    given = ending.lower() in SUFFIXES or (spec.decoder is not None and ending)
+    suffixes = ("",) if given else SUFFIXES
     samples, orphans = [], []
     for name, (fields, image) in found.items():
         stem = _FIELD.sub(lambda match, fields=fields: fields[match[1]], spec.labels)  # type: ignore[misc]
@@ -304,7 +441,8 @@ def _with_labels(spec: DatasetSpec, found: dict[str, tuple[dict[str, str], Path]
     if orphans:
         raise UserError(
             f"Data set {spec.name}: {len(orphans)} of {len(samples)} images have no label, first "
-            f"{orphans[0]}. Add the labels, or take these images out."
+            f"{orphans[0]}. Add the labels, or leave these images out: `sim2real check "
+            "--quarantine` lists them for the spec's `quarantine`."
         )
     return samples
 
@@ -336,6 +474,8 @@ def translated_spec(spec: DatasetSpec, folder: Path) -> DatasetSpec:
             "images": f"images/{_below_literal(spec.images)}",
             "label_root": spec.label_root or spec.root,
             "limit": None,
+            "quarantine": None,
+            "about": None,
             # A wildcard or list has done its work: what was selected is what is there.
             "splits": {spec.split: "*"} if spec.split in spec.splits else {},
         }
@@ -371,7 +511,8 @@ class LabelReader:
 
     def __init__(self, spec: DatasetSpec, space: LabelSpace) -> None:
         self.spec = spec
-        # 2^24 entries for colours: one gather a pixel, whatever the number of classes.
+        self._decode = None if spec.decoder is None else _decoder(spec.decoder)
+        # 2^24 entries for colours: one look-up a pixel, whatever the number of classes.
         size = 1 << 24 if spec.encoding == "rgb" else 1 << 16
         self._table = np.full(size, _UNNAMED if spec.strict else IGNORE, np.uint8)
         for raw, name in spec.values.items():
@@ -388,13 +529,14 @@ class LabelReader:
                 without a name when the spec is strict.
         """
         assert sample.label is not None, "list_samples was not asked for labels"
-        raw = self._values(sample.label)
+        raw = self.raw(sample.label)
         size = (raw.shape[1], raw.shape[0])
         if problem := _sizes_differ(self.spec, sample, size):
             raise UserError(problem)
-        classes = np.asarray(self._table[raw])
+        classes = self.classes(raw)
         if self.spec.strict and (unnamed := classes == _UNNAMED).any():
-            values = ", ".join(str(v) for v in np.unique(raw[unnamed])[:10])
+            found = np.unique(raw.reshape(*size[::-1], -1)[unnamed], axis=0)[:10]
+            values = "; ".join(",".join(str(v) for v in value) for value in found)
             raise UserError(
                 f"{sample.label} holds values without a name: {values} "
                 f"({unnamed.mean():.1%} of its pixels). Name them in `values` of data set "
@@ -402,8 +544,22 @@ class LabelReader:
             )
         return classes if native else resize_indices(classes, _working_size(self.spec, size))
 
-    def _values(self, path: Path) -> Any:
-        """Raw values (H, W) as table positions."""
+    def classes(self, raw: npt.NDArray[np.integer]) -> UInt8:
+        """Raw values as `raw` returns them -> (H, W) uint8 class indices."""
+        if raw.ndim == 3:
+            return _look_up_colors(self._table, raw)
+        if raw.dtype == np.uint8:
+            return np.asarray(cv2.LUT(raw, self._table[:256]))
+        return np.asarray(self._table[raw])
+
+    def raw(self, path: Path) -> npt.NDArray[np.integer]:
+        """The raw values of a label file: (H, W) uint8 or uint16, or (H, W, 3) uint8 colours.
+
+        Raises:
+            UserError: unreadable file, or not of the encoding that the spec says.
+        """
+        if self._decode is not None:
+            return self._decoded(path, self._decode)
         raw = read_raw(path)
         encoding = self.spec.encoding
         if encoding == "ids":
@@ -412,7 +568,7 @@ class LabelReader:
                     f"{path} is a colour image, and data set {self.spec.name} says `encoding: "
                     "ids`. Set `encoding` to rgb or channel."
                 )
-            return raw.astype(np.uint16, copy=False)
+            return _narrow(raw)
         channels = 1 if raw.ndim == 2 else raw.shape[2]
         needed = 3 if encoding == "rgb" else self.spec.channel + 1
         if raw.ndim == 2 or channels < needed:
@@ -421,8 +577,54 @@ class LabelReader:
                 f"`encoding: {encoding}`, which needs {max(needed, 3)}. Set `encoding` to ids."
             )
         if encoding == "channel":
-            return raw[:, :, self.spec.channel].astype(np.uint16, copy=False)
-        wide = raw[:, :, :3].astype(np.uint32)
-        if wide.max(initial=0) > 255:
+            return _narrow(raw[:, :, self.spec.channel])
+        if raw.dtype != np.uint8:
             raise UserError(f"{path} is a 16-bit colour image; colours of 8 bits are expected.")
-        return wide[:, :, 0] << 16 | wide[:, :, 1] << 8 | wide[:, :, 2]
+        return np.ascontiguousarray(raw[:, :, :3])
+
+    def _decoded(self, path: Path, decode: Any) -> npt.NDArray[np.integer]:
+        try:
+            raw = np.asarray(decode(path))
+        except Exception as error:  # a stranger's code: whatever it raises is its author's to mend
+            raise UserError(
+                f"Decoder {self.spec.decoder} fails on {path}: {type(error).__name__}: {error}"
+            ) from error
+        if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.integer):
+            raise UserError(
+                f"Decoder {self.spec.decoder} returned {raw.dtype} values of shape {raw.shape} for "
+                f"{path}; (H, W) integers are expected."
+            )
+        if raw.size and not 0 <= raw.min() <= raw.max() <= 65535:
+            raise UserError(
+                f"Decoder {self.spec.decoder} returned values in {raw.min()}..{raw.max()} for "
+                f"{path}; 0..65535 are expected."
+            )
+        return raw.astype(np.uint16)
+
+
+def _narrow(raw: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """(H, W) values as uint8 or uint16, contiguous."""
+    return np.ascontiguousarray(raw, None if raw.dtype == np.uint8 else np.uint16)
+
+
+def _look_up_colors(table: UInt8, rgb: npt.NDArray[np.integer]) -> UInt8:
+    """table[R << 16 | G << 8 | B] for each pixel of (H, W, 3) uint8."""
+    classes = np.empty(rgb.shape[:2], np.uint8)
+    for top in range(0, len(rgb), _ROWS):
+        # OpenCV writes B, G, R, 255 as four bytes: read as one little-endian number, masked.
+        packed = cv2.cvtColor(rgb[top : top + _ROWS], cv2.COLOR_RGB2BGRA).view("<u4")[:, :, 0]
+        np.take(table, packed & 0xFFFFFF, out=classes[top : top + _ROWS], mode="clip")
+    return classes
+
+
+def _decoder(name: str) -> Any:
+    try:
+        decode = resolve_name(name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"Decoder {name} cannot be imported ({error}). Install the package that holds it into "
+            "this environment, or mend `decoder`."
+        ) from error
+    if not callable(decode):
+        raise UserError(f"Decoder {name} is no function. Mend `decoder`.")
+    return decode

@@ -46,11 +46,13 @@ def read_raw(path: Path) -> npt.NDArray[np.integer]:
     Raises:
         UserError: the file is missing, damaged or no image.
     """
+    with open_image(path, decode=False) as header:
+        wide = ";16" in str(getattr(header, "tile", ""))
     with open_image(path) as image:
         # PIL cuts 16-bit colour down to 8 bits and says nothing; OpenCV keeps it, but expands
         # palettes into colours. So each reads what it reads right.
         raw = np.asarray(image)
-        if raw.ndim == 2:
+        if raw.ndim == 2 or not wide:
             return raw
         unchanged = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if unchanged is None:

@@ -3,6 +3,7 @@
 Names come from one vocabulary, so any data set meets any label space.
 """
 
+import re
 from pathlib import Path
 from typing import Self
 
@@ -31,6 +32,20 @@ CITYSCAPES_IDS: dict[int, str] = dict(
 )
 """The Cityscapes label ids 0..33 and their names; GTA5 adds 34 (Cityscapes itself has it as -1)."""
 
+CITYSCAPES_TRAIN_IDS: dict[int, str] = dict(
+    enumerate(
+        [
+            *["road", "sidewalk", "building", "wall", "fence", "pole", "traffic light"],
+            *["traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck"],
+            *["bus", "train", "motorcycle", "bicycle"],
+        ]
+    )
+) | {255: "unlabeled"}
+"""The Cityscapes training ids 0..18, and 255 for all else."""
+
+TABLES = {"cityscapes_ids": CITYSCAPES_IDS, "cityscapes_train_ids": CITYSCAPES_TRAIN_IDS}
+"""Tables of raw values that a spec may name instead of writing them out."""
+
 VOCABULARY: frozenset[str] = frozenset(
     {
         *CITYSCAPES_IDS.values(),
@@ -42,6 +57,7 @@ VOCABULARY: frozenset[str] = frozenset(
 """Every name that a data set may decode to and a label space may group."""
 
 _BUILT_IN = Path(__file__).parent / "label_spaces"
+_OWN_NAME = re.compile(r"[a-z0-9_-]+/[a-z0-9 _-]+")
 
 
 class LabelClass(Schema):
@@ -53,6 +69,9 @@ class LabelClass(Schema):
     """The vocabulary names that belong to it."""
     color: tuple[int, int, int]
     """RGB in 0..255, for pictures."""
+    averaged: bool = True
+    """Whether mean class accuracy and mean IoU count it. A class that is predicted but not
+    averaged: the 16 classes of SYNTHIA scored on 13."""
 
     @model_validator(mode="after")
     def _legal(self) -> Self:
@@ -106,11 +125,12 @@ class LabelSpace(Schema):
 
 
 def check_name(name: str) -> None:
-    """Raise `ValueError` unless `name` is in the vocabulary."""
-    if name not in VOCABULARY:
+    """Raise `ValueError` unless `name` is in the vocabulary or one's own, like `mysim/forklift`."""
+    if name not in VOCABULARY and not _OWN_NAME.fullmatch(name):
         raise ValueError(
             f"unknown label name {name!r}.{near(name, VOCABULARY)} "
-            f"Names: {', '.join(sorted(VOCABULARY))}"
+            f"Names: {', '.join(sorted(VOCABULARY))}; or one of your own, with a slash, like "
+            "'mysim/forklift'"
         )
 
 

@@ -60,7 +60,7 @@ def evaluate(
             image_matrix = ConfusionMatrix(len(space.classes))
             image_matrix.add(truth, prediction)
             matrix.counts += image_matrix.counts
-            scores = image_matrix.metrics(space.class_names)
+            scores = image_matrix.metrics(space)
             rows.append(
                 {
                     "name": sample.name,
@@ -74,12 +74,14 @@ def evaluate(
             advance(1)
     with replacing(folder / "per_image.csv") as part:
         pd.DataFrame(rows).to_csv(part, index=False)
+    left_out = [c.name for c in space.classes if not c.averaged]
     write_json(
         folder / "evaluation.json",
         {
             "protocol": {
                 "label_space": space.name,
-                "classes_averaged": "those in the ground truth or predicted",
+                "classes_averaged": "those in the ground truth or predicted"
+                + (f", without {', '.join(left_out)}" if left_out else ""),
                 "resolution": "ground truth",
                 "input_width": dataset.width,
                 "resampling": "bilinear logits, align_corners=False",
@@ -94,7 +96,7 @@ def evaluate(
             "classes": space.class_names,
             "pictures": pictures,
             "confusion": matrix.counts.tolist(),
-            **matrix.metrics(space.class_names),
+            **matrix.metrics(space),
         },
     )
 

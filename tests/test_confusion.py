@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from pipeline.confusion import ConfusionMatrix
-from pipeline.labels import IGNORE
+from pipeline.labels import IGNORE, LabelClass, LabelSpace
+
+
+def space(*names: str, left_out: str = "") -> LabelSpace:
+    """One class a name; `left_out` is predicted but not averaged."""
+    classes = [
+        LabelClass(name=n, names=(f"test/{n}",), color=(0, 0, 0), averaged=n != left_out)
+        for n in names
+    ]
+    return LabelSpace(name="test", classes=tuple(classes))
 
 
 def test_metrics_by_hand() -> None:
@@ -13,7 +22,7 @@ def test_metrics_by_hand() -> None:
     prediction = np.array([[0, 0, 1, 1], [0, 0, 2, 1]], np.uint8)
     matrix.add(truth, prediction)
     assert matrix.counts.tolist() == [[2, 1, 0], [1, 2, 0], [0, 0, 0]]
-    scores = matrix.metrics(["a", "b", "c"])
+    scores = matrix.metrics(space("a", "b", "c"))
     assert scores["pixel_accuracy"] == pytest.approx(4 / 6)
     assert scores["class_accuracy"] == {
         "a": pytest.approx(2 / 3),
@@ -27,10 +36,19 @@ def test_metrics_by_hand() -> None:
 
 def test_class_only_predicted_has_no_accuracy_and_iou_zero() -> None:
     matrix = ConfusionMatrix.from_counts([[3, 1], [0, 0]])
-    scores = matrix.metrics(["a", "b"])
+    scores = matrix.metrics(space("a", "b"))
     assert scores["class_accuracy"] == {"a": 0.75, "b": None}
     assert scores["class_iou"] == {"a": 0.75, "b": 0.0}
     assert scores["mean_iou"] == 0.375
+
+
+def test_a_class_left_out_of_the_means_counts_everywhere_else() -> None:
+    matrix = ConfusionMatrix.from_counts([[3, 1, 0], [0, 4, 0], [2, 0, 2]])
+    scores = matrix.metrics(space("a", "b", "c", left_out="c"))
+    assert scores["mean_iou"] == pytest.approx((3 / 6 + 4 / 5) / 2)
+    assert scores["mean_class_accuracy"] == pytest.approx((3 / 4 + 4 / 4) / 2)
+    assert scores["class_iou"]["c"] == 0.5
+    assert scores["pixel_accuracy"] == pytest.approx(9 / 12)
 
 
 def test_counts_equal_a_loop_and_add_up() -> None:
@@ -49,7 +67,7 @@ def test_counts_equal_a_loop_and_add_up() -> None:
 def test_nothing_scored_is_undefined_not_zero() -> None:
     matrix = ConfusionMatrix(2)
     matrix.add(np.full((2, 2), IGNORE, np.uint8), np.zeros((2, 2), np.uint8))
-    scores = matrix.metrics(["a", "b"])
+    scores = matrix.metrics(space("a", "b"))
     assert scores["pixel_accuracy"] is None
     assert scores["mean_iou"] is None
 

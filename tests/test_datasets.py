@@ -249,7 +249,7 @@ def test_unnamed_values_are_ignored_or_refused(tmp_path: Path) -> None:
     pair(tmp_path, [[7, 9, 250, 250]])
     (sample,) = list_samples(own(tmp_path), labelled=True)
     assert LabelReader(own(tmp_path), CITYSCAPES).read(sample).tolist() == [[0, *[IGNORE] * 3]]
-    with pytest.raises(UserError, match=r"values without a name: 9, 250 \(75\.0% of its pixels\)"):
+    with pytest.raises(UserError, match=r"values without a name: 9; 250 \(75\.0% of its pixels\)"):
         LabelReader(own(tmp_path, strict=True), CITYSCAPES).read(sample)
 
 

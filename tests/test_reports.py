@@ -96,7 +96,7 @@ def write_evaluation(folder: Path, config: Config, arm: str, seed: int, counts: 
             "classes": space.class_names,
             "pictures": pictures,
             "confusion": counts,
-            **ConfusionMatrix.from_counts(counts).metrics(space.class_names),
+            **ConfusionMatrix.from_counts(counts).metrics(space),
         },
     )
 
