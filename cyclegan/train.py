@@ -109,7 +109,12 @@ def train(
     target_critic = fabric.setup_module(networks["target_critic"])
 
     readers = [
-        Draws(crop_reader(spec, samples, config.crop), len(samples), seed=config.seed, stream=i)
+        Draws(
+            crop_reader(spec, samples, config.crop, compute.cache),
+            len(samples),
+            seed=config.seed,
+            stream=i,
+        )
         for i, (spec, samples) in enumerate(
             [(source, source_samples), (target, target_samples)], start=1
         )

@@ -293,16 +293,38 @@ def compare(
 
 @app.command()
 def datasets() -> None:
-    """List the data sets that are known by name."""
+    """List the data sets that are known by name, and what each lacks of the Cityscapes classes."""
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.datasets import built_in_specs, spec_fields
+    from pipeline.datasets import (
+        DatasetSpec,
+        built_in_specs,
+        missing_classes,
+        plug_ins,
+        spec_fields,
+    )
+    from pipeline.labels import load_label_space
+    from pipeline.schema import parse
 
-    table = Table("name", "images", "labels", "encoding")
-    for name in built_in_specs():
-        fields = spec_fields(name, Path())
-        table.add_row(name, fields["images"], fields["labels"], fields["encoding"])
+    space = load_label_space("cityscapes19")
+    columns = ("name", "kind", "frames", "size", "labels", "lacks", "licence", "where to get it")
+    table = Table(*columns, caption="lacks: of the 19 Cityscapes classes")
+    for name in (*built_in_specs(), *plug_ins()):
+        fields = {"root": Path(), **spec_fields(name, Path())}
+        spec = parse(DatasetSpec, fields, name)
+        about = spec.about
+        lacks = ", ".join(missing_classes(spec, space)) or "-"
+        table.add_row(
+            name,
+            about.kind if about else "plug-in",
+            f"{about.frames:,}" if about else "?",
+            about.size if about else "?",
+            (spec.decoder or spec.encoding) if spec.labels else "none",
+            lacks if spec.labels else "all",
+            about.licence if about else "?",
+            about.url if about else plug_ins().get(name, "?"),
+        )
     Console().print(table)
 
 

@@ -31,6 +31,9 @@ class ComputeConfig(Schema):
     workers: int = Field(0, ge=0)
     """Processes that read frames ahead, for each data set that is read; 0 reads in the training
     process. No effect on results."""
+    cache: Path | None = None
+    """Folder in which frames and labels are kept decoded at their working size, so that training
+    does not wait for large PNGs; 3 bytes a pixel and 1 for its label. No effect on results."""
 
 
 class CycleGANConfig(Schema):
@@ -216,6 +219,9 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
         holder = data.get(section, {}) if section else data
         if isinstance(holder, dict) and isinstance(value := holder.get(key), str):
             holder[key] = _absolute_file(value, path.parent)
+    compute = data.get("compute")
+    if isinstance(compute, dict) and isinstance(cache := compute.get("cache"), str):
+        compute["cache"] = str(path.parent.absolute() / cache)
     try:
         config = parse(Config, data, str(path))
     except UserError as error:
@@ -242,7 +248,7 @@ def _apply(data: dict[str, Any], setting: str) -> None:
         if not isinstance(data, dict):
             raise UserError(f"--set {setting!r}: {parent!r} is a value and has no keys below it")
     # On the command line a relative path starts where the user stands.
-    if isinstance(value, str) and (last in PATHS or value.endswith(_FILES)):
+    if isinstance(value, str) and (last in {*PATHS, "cache"} or value.endswith(_FILES)):
         value = str(Path(value).absolute())
     data[last] = value
 

@@ -434,7 +434,12 @@ def _with_labels(spec: DatasetSpec, found: dict[str, tuple[dict[str, str], Path]
     samples, orphans = [], []
     for name, (fields, image) in found.items():
         stem = _FIELD.sub(lambda match, fields=fields: fields[match[1]], spec.labels)  # type: ignore[misc]
-        label = next((p for s in suffixes if (p := root / (stem + s)).is_file()), None)
+        label, *more = [p for s in suffixes if (p := root / (stem + s)).is_file()] or [None]
+        if more:
+            raise UserError(
+                f"Data set {spec.name}: frame {name!r} has two labels: {label} and {more[0]}. "
+                "Remove one, or give the pattern a file name ending."
+            )
         if label is None:
             orphans.append(f"{image} (label {root / stem})")
         samples.append(Sample(name, image, label))

@@ -2,14 +2,16 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import albumentations as A
 import cv2
 import numpy as np
 import torch
 
+from pipeline.cache import class_reader, frame_reader
 from pipeline.config import AugmentationConfig
-from pipeline.datasets import DatasetSpec, LabelReader, Sample, read_frame
+from pipeline.datasets import DatasetSpec, Sample
 from pipeline.images import UInt8
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.training import Item
@@ -53,23 +55,23 @@ def training_reader(
     space: LabelSpace,
     config: AugmentationConfig,
     crop: tuple[int, int],
+    cache: Path | None,
 ) -> Callable[[int, np.random.Generator], Item]:
     """(frame index, generator) -> `rgb` (h, w, 3) uint8, `label` (h, w) int64 and `name`."""
-    labels = LabelReader(spec, space)
+    frames = frame_reader(spec, samples, cache)
+    labels = class_reader(spec, samples, space, cache)
     augment = augmentation(config, crop)
 
     def read(index: int, rng: np.random.Generator) -> Item:
-        sample = samples[index]
-        frame = read_frame(spec, sample)
         # One stream for all transforms: `set_random_seed` would give each the same numbers.
         augment.set_random_state(rng, random.Random(int(rng.integers(2**31))))
-        result = augment(image=frame, mask=labels.read(sample))
+        result = augment(image=frames(index), mask=labels(index))
         rgb: UInt8 = result["image"]
         label: UInt8 = result["mask"]
         return {
             "rgb": torch.from_numpy(np.ascontiguousarray(rgb)),
             "label": torch.from_numpy(label.astype(np.int64)),
-            "name": str(sample.image),
+            "name": str(samples[index].image),
         }
 
     return read

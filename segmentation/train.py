@@ -65,7 +65,7 @@ def train(
 
     network = fabric.setup_module(model)
     network.train()
-    read = training_reader(dataset, samples, space, config.augmentation, config.crop)
+    read = training_reader(dataset, samples, space, config.augmentation, config.crop, compute.cache)
     loader = batches(
         Draws(read, len(samples), seed=seed),
         first=start,

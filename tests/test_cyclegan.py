@@ -270,7 +270,7 @@ def test_two_steps_equal_the_paper_s_written_out_plainly(config: Config, tmp_pat
     generators = torch.optim.Adam([*g.parameters(), *f.parameters()], **betas)  # type: ignore[arg-type]
     critics = torch.optim.Adam([*d_x.parameters(), *d_y.parameters()], **betas)  # type: ignore[arg-type]
     readers = [
-        Draws(crop_reader(spec, samples, recipe.crop), len(samples), seed=0, stream=stream)
+        Draws(crop_reader(spec, samples, recipe.crop, None), len(samples), seed=0, stream=stream)
         for stream, spec in ((1, config.source), (2, config.target))
         for samples in [list_samples(spec, labelled=False)]
     ]

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from pipeline.datasets import (
     DatasetSpec,
@@ -21,7 +22,7 @@ from pipeline.datasets import (
     translated_spec,
 )
 from pipeline.errors import UserError
-from pipeline.labels import CITYSCAPES_IDS, IGNORE, load_label_space
+from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelClass, LabelSpace, load_label_space
 from pipeline.schema import parse
 
 CITYSCAPES = load_label_space("cityscapes19")
@@ -278,6 +279,14 @@ def test_wrong_encodings(tmp_path: Path) -> None:
         ({"values": "carla"}, "unknown table 'carla'"),
         ({"imagse": "x"}, "Did you mean 'images'"),
         ({"values": {}}, "names none of their raw values"),
+        (
+            {"encoding": "rgb", "values": {"153,153,153": "pole", "153, 153,153": "polegroup"}},
+            "this colour does not tell them apart. Where the set has label ids, read those",
+        ),
+        ({"splits": {"x": "../list.txt"}}, "path '../list.txt' leaves the root"),
+        ({"splits": {"x": "/etc/split.mat:ids"}}, "leaves the root"),
+        ({"decoder": "os.system"}, "decoder: String should match pattern"),
+        ({"decoder": "a:b", "encoding": "rgb", "values": {"1,2,3": "road"}}, "returns ids"),
     ],
 )
 def test_bad_specs(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -289,3 +298,86 @@ def test_bad_specs(tmp_path: Path, fields: dict[str, Any], message: str) -> None
 def test_unknown_data_set_suggests_near_names(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"No data set 'gta'.*Did you mean 'gta5'"):
         spec_fields("gta", tmp_path)
+
+
+def test_two_labels_of_one_image(tmp_path: Path) -> None:
+    pair(tmp_path, [[7]])
+    write(tmp_path / "labels/a.bmp", [[7]])
+    with pytest.raises(UserError, match=r"frame 'a' has two labels: .*a\.png and .*a\.bmp"):
+        list_samples(own(tmp_path), labelled=True)
+
+
+# Frames that are left out, and splits that are listed.
+
+
+def test_quarantined_frames_are_left_out_everywhere(tmp_path: Path) -> None:
+    for name in "abc":
+        pair(tmp_path, [[7] * 16], f"{name}.png")
+    write(tmp_path / "images/orphan.png", np.zeros((1, 16, 3)))
+    (tmp_path / "bad.csv").write_text('name,reason\norphan,no label\nb,"blank, all of it"\n')
+    spec = own(tmp_path, quarantine=tmp_path / "bad.csv")
+    assert [s.name for s in list_samples(spec, labelled=True)] == ["a", "c"]
+    assert [s.name for s in list_samples(spec, labelled=False)] == ["a", "c"]
+    save_spec(spec, tmp_path / "sub" / "set.yaml")
+    assert load_spec(tmp_path / "sub" / "set.yaml").quarantine is not None
+    assert len(list_samples(load_spec(tmp_path / "sub" / "set.yaml"), labelled=True)) == 2
+    assert translated_spec(spec, tmp_path / "out").quarantine is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"No quarantine list .*bad\.csv"),
+        ("a\nb\n", r"begins with the columns \['a'\]; name,reason were expected"),
+        ("", "begins with the columns None"),
+        ('name,reason\n"a', "cannot be read as a table"),
+        ("name,reason\na,all\n", "Check `root`, `images`, `split` and `quarantine`"),
+    ],
+)
+def test_bad_quarantine_lists(tmp_path: Path, content: str | None, message: str) -> None:
+    pair(tmp_path, [[7]])
+    if content is not None:
+        (tmp_path / "bad.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        list_samples(own(tmp_path, quarantine=tmp_path / "bad.csv"), labelled=True)
+
+
+def test_splits_of_a_matlab_file(tmp_path: Path) -> None:
+    for i in range(1, 6):
+        pair(tmp_path, [[7]], f"{i:05d}.png")
+    savemat(tmp_path / "split.mat", {"trainIds": [[2], [4]], "valIds": [[5]]})
+    splits = {"train": "split.mat:trainIds", "val": "split.mat:valIds", "odd": "split.mat:x"}
+    train = own(tmp_path, splits=splits, split="train")
+    assert [s.name for s in list_samples(train, labelled=True)] == ["00002", "00004"]
+    with pytest.raises(UserError, match="has no 'x'; it has trainIds, valIds"):
+        list_samples(own(tmp_path, splits=splits, split="odd"), labelled=True)
+    (tmp_path / "split.mat").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"split\.mat cannot be read as a MATLAB file"):
+        list_samples(train, labelled=True)
+    (tmp_path / "split.mat").unlink()
+    with pytest.raises(UserError, match=r"split 'train' is listed in .*split\.mat: no file"):
+        list_samples(train, labelled=True)
+
+
+def test_names_of_ones_own(tmp_path: Path) -> None:
+    forklift = LabelClass(name="forklift", names=("mysim/forklift",), color=(1, 2, 3))
+    road = LabelClass(name="road", names=("road",), color=(4, 5, 6))
+    space = LabelSpace(name="yard", classes=(road, forklift))
+    pair(tmp_path, [[7, 40]])
+    spec = own(tmp_path, values={7: "road", 40: "mysim/forklift"})
+    (sample,) = list_samples(spec, labelled=True)
+    assert LabelReader(spec, space).read(sample).tolist() == [[0, 1]]
+    assert LabelReader(spec, CITYSCAPES).read(sample).tolist() == [[0, IGNORE]]
+
+
+def test_colors_equal_a_loop_over_classes() -> None:
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 256, (12, 3), np.uint8)
+    values = {",".join(map(str, c)): n for c, n in zip(table, CITYSCAPES.class_names, strict=False)}
+    reader = LabelReader(own(Path(), encoding="rgb", values=values), CITYSCAPES)
+    rgb = table[rng.integers(0, 12, (70, 33))]
+    rgb[rng.random((70, 33)) < 0.1] = 7  # a colour without a name
+    expected = np.full(rgb.shape[:2], IGNORE, np.uint8)
+    for index, color in enumerate(table):
+        expected[(rgb == color).all(-1)] = index
+    assert (reader.classes(rgb) == expected).all()

@@ -158,9 +158,9 @@ def test_augmentation_moves_labels_with_pixels() -> None:
 def test_augmentations_are_independent_of_each_other(config: Config) -> None:
     samples = list_samples(config.source, labelled=True)
     gentle = AugmentationConfig(scale=(1, 1), color=0, hue=0, blur=0, noise=0.5)
-    read = training_reader(config.source, samples, SPACE, gentle, (128, 64))
+    read = training_reader(config.source, samples, SPACE, gentle, (128, 64), None)
     plain = AugmentationConfig(scale=(1, 1), flip=False, color=0, hue=0, blur=0, noise=0)
-    original = training_reader(config.source, samples, SPACE, plain, (128, 64))
+    original = training_reader(config.source, samples, SPACE, plain, (128, 64), None)
     first = original(0, np.random.default_rng(0))
     seen: Counts = Counter()
     for draw in range(80):
@@ -175,7 +175,7 @@ def test_augmentations_are_independent_of_each_other(config: Config) -> None:
 
 def test_draws_depend_on_the_generator_alone(config: Config) -> None:
     samples = list_samples(config.source, labelled=True)
-    read = training_reader(config.source, samples, SPACE, AugmentationConfig(), (64, 48))
+    read = training_reader(config.source, samples, SPACE, AugmentationConfig(), (64, 48), None)
     first = read(0, np.random.default_rng(5))
     read(1, np.random.default_rng(6))
     again, other = read(0, np.random.default_rng(5)), read(0, np.random.default_rng(7))

@@ -1,0 +1,114 @@
+"""Frames decoded once: uint8 arrays at the working size in one memory-mapped file.
+
+A PNG of two megapixels takes longer to decode than many a training step. With a cache folder each
+is decoded once, before the first step; then a crop costs the pages that it touches.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from pipeline.datasets import DatasetSpec, LabelReader, Sample, read_frame
+from pipeline.errors import UserError
+from pipeline.files import read_json, replacing, write_json
+from pipeline.images import UInt8
+from pipeline.labels import LabelSpace
+
+Reader = Callable[[int], UInt8]
+_VERSION = 1
+_GROUP = 64
+
+
+def frame_reader(spec: DatasetSpec, samples: Sequence[Sample], cache: Path | None) -> Reader:
+    """Frame index -> (H, W, 3) uint8 RGB at the working width.
+
+    Args:
+        cache: the folder to keep decoded frames in; none decodes a file each time.
+
+    Raises:
+        UserError: with a cache, a frame that cannot be read, or too little room on the disk.
+    """
+
+    def read(index: int) -> UInt8:
+        return read_frame(spec, samples[index])
+
+    if cache is None:
+        return read
+    files = [sample.image for sample in samples]
+    return _cached(read, files, {"width": spec.width}, cache, f"{spec.name}, frames")
+
+
+def class_reader(
+    spec: DatasetSpec, samples: Sequence[Sample], space: LabelSpace, cache: Path | None
+) -> Reader:
+    """Frame index -> (H, W) uint8 class indices at the working width; see `frame_reader`."""
+    labels = LabelReader(spec, space)
+
+    def read(index: int) -> UInt8:
+        return labels.read(samples[index])
+
+    if cache is None:
+        return read
+    decoding = spec.model_dump(
+        mode="json", include={"width", "encoding", "channel", "decoder", "strict"}
+    )
+    classes = {raw: space.index_of(name) for raw, name in spec.values.items()}
+    files = [sample.label for sample in samples if sample.label is not None]
+    return _cached(read, files, {**decoding, "classes": classes}, cache, f"{spec.name}, labels")
+
+
+def _cached(
+    read: Reader, files: list[Path], how: dict[str, Any], folder: Path, title: str
+) -> Reader:
+    """`read` through a file in `folder` that holds all its results, made if it is not there.
+
+    The file is found by what it was made from: paths, sizes and times of `files`, and `how`.
+    """
+    stats = [(str(file.absolute()), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
+    key = hashlib.sha256(json.dumps([_VERSION, how, stats]).encode()).hexdigest()[:16]
+    data, shapes_file = folder / f"{key}.bin", folder / f"{key}.json"
+    if not shapes_file.is_file():
+        write_json(shapes_file, {"what": title, "shapes": _fill(read, len(files), data, title)})
+    shapes = [tuple(shape) for shape in read_json(shapes_file)["shapes"]]
+    ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)])
+    if not data.is_file() or data.stat().st_size != ends[-1]:
+        raise UserError(f"Cache file {data} is not whole. Remove it and {shapes_file}, run again.")
+    # Copy on write: what is read may be changed in place, and the file stays as it is.
+    flat = np.memmap(data, np.uint8, "c")
+
+    def read_cached(index: int) -> UInt8:
+        return np.asarray(flat[ends[index] : ends[index + 1]]).reshape(shapes[index])
+
+    return read_cached
+
+
+def _fill(read: Reader, count: int, data: Path, title: str) -> list[tuple[int, ...]]:
+    """Write the results of `read` one behind the other; their shapes."""
+    data.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = read(0).size * count, shutil.disk_usage(data.parent).free
+    if needed > free:
+        raise UserError(
+            f"The cache of {title} needs {needed / 1e9:.1f} GB in {data.parent}, where "
+            f"{free / 1e9:.1f} GB are free. Make room, lower `width`, or leave compute.cache out."
+        )
+    shapes: list[tuple[int, ...]] = []
+    groups = range(0, count, _GROUP)
+    with (
+        replacing(data) as part,
+        part.open("wb") as file,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for start in track(groups, f"cache: {title}", console=Console(stderr=True), transient=True):
+            for array in pool.map(read, range(start, min(start + _GROUP, count))):
+                file.write(np.ascontiguousarray(array).data)
+                shapes.append(array.shape)
+    return shapes
