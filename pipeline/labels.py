@@ -51,6 +51,7 @@ VOCABULARY: frozenset[str] = frozenset(
         *CITYSCAPES_IDS.values(),
         "road line",  # painted markings, where a simulator tells them from road
         "vehicle",  # car, truck or bus, where they are not told apart
+        "any vehicle",  # a vehicle of whatever kind: cycles and trains too, or a kind of its own
         "bicyclist",  # rider together with the bicycle
     }
 )
