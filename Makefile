@@ -35,3 +35,4 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/training_steps.py
+	$(BIN)/python benchmarks/reading.py

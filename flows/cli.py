@@ -98,12 +98,21 @@ def _say_missing_classes(config: "Config") -> None:
     from pipeline.datasets import missing_classes
     from pipeline.labels import load_label_space
 
-    if missing := missing_classes(config.source, load_label_space(config.label_space)):
+    space = load_label_space(config.label_space)
+    if missing := missing_classes(config.source, space):
         print(
             f"Note: data set {config.source.name} has no {', '.join(missing)}: the arms that "
             "train on it cannot learn these classes.",
             file=sys.stderr,
         )
+    grouped = {name for label_class in space.classes for name in label_class.names}
+    for spec in (config.source, config.target, config.test):
+        if unused := sorted(name for name in spec.names() - grouped if "/" in name):
+            print(
+                f"Note: no class of label space {space.name} holds {', '.join(unused)} of data set "
+                f"{spec.name}: these pixels are ignored.",
+                file=sys.stderr,
+            )
 
 
 def _prefect_settings(folder: Path) -> None:
@@ -308,23 +317,23 @@ def datasets() -> None:
     from pipeline.schema import parse
 
     space = load_label_space("cityscapes19")
-    columns = ("name", "kind", "frames", "size", "labels", "lacks", "licence", "where to get it")
-    table = Table(*columns, caption="lacks: of the 19 Cityscapes classes")
-    for name in (*built_in_specs(), *plug_ins()):
-        fields = {"root": Path(), **spec_fields(name, Path())}
-        spec = parse(DatasetSpec, fields, name)
-        about = spec.about
-        lacks = ", ".join(missing_classes(spec, space)) or "-"
-        table.add_row(
-            name,
-            about.kind if about else "plug-in",
-            f"{about.frames:,}" if about else "?",
-            about.size if about else "?",
-            (spec.decoder or spec.encoding) if spec.labels else "none",
-            lacks if spec.labels else "all",
-            about.licence if about else "?",
-            about.url if about else plug_ins().get(name, "?"),
-        )
+    offered = plug_ins()
+    table = Table("name", "what it is", box=None, padding=(0, 2, 1, 0))
+    for name in (*built_in_specs(), *offered):
+        spec = parse(DatasetSpec, {"root": Path(), **spec_fields(name, Path())}, name)
+        lines = []
+        if spec.about:
+            about = spec.about
+            count = f"{about.frames:,} frames" if about.frames else "as many frames as you record"
+            lines += [f"{about.kind}, {count}, {about.size}"]
+        if spec.labels:
+            lacks = ", ".join(missing_classes(spec, space)) or "none"
+            lines += [f"labels: {spec.decoder or spec.encoding}; lacks of the 19 classes: {lacks}"]
+        if spec.about:
+            lines += [f"licence: {spec.about.licence}", spec.about.url]
+        if name in offered:
+            lines += [f"from the plug-in {offered[name]}"]
+        table.add_row(name, "\n".join(lines))
     Console().print(table)
 
 

@@ -63,8 +63,8 @@ class About(Schema):
     """What one wants to know of a published data set before one gets it."""
 
     kind: Literal["synthetic", "real"]
-    frames: int = Field(ge=1)
-    """Frames in all that the spec describes."""
+    frames: int | None = Field(None, ge=1)
+    """Frames in all that the spec describes; none where each user records their own."""
     size: str = Field(pattern=r"^\d+x\d+$|^various$")
     """Width x height of the frames in pixels."""
     licence: str
