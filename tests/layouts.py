@@ -85,7 +85,7 @@ def write(path: Path, pixels: Any, palette: Sequence[int] | None = None) -> None
 
 
 def _palette() -> list[int]:
-    return np.random.default_rng(0).integers(0, 256, 768).tolist()
+    return list(np.random.default_rng(0).bytes(768))
 
 
 def gta5(root: Path) -> Layout:

@@ -177,6 +177,10 @@ def test_spec_files(name: str) -> None:
     given = spec(name, Path("/"))
     assert given.name == name
     assert given.names() <= VOCABULARY
+    assert given.about is not None
+    synthetic = {"gta5", "synthia", "synscapes", "urbansyn", "virtual_kitti_2"}
+    assert (given.about.kind == "synthetic") == (name in synthetic or name.startswith("carla"))
+    assert (given.about.frames is None) == name.startswith("carla")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +221,7 @@ def test_synthia_keeps_16_bits(tmp_path: Path) -> None:
     written = LAYOUTS["synthia"](tmp_path)
     given = spec("synthia", tmp_path)
     sample = list_samples(given, labelled=True)[0]
-    stored = cv2.imread(str(sample.label), cv2.IMREAD_UNCHANGED)
+    stored = np.asarray(cv2.imread(str(sample.label), cv2.IMREAD_UNCHANGED))
     assert stored.dtype == np.uint16
     assert stored[:, :, 1].max() > 255  # instances, in green
     assert sample.label is not None
@@ -241,10 +245,13 @@ def test_words_for_vehicles_of_any_kind() -> None:
         assert decode(name, "cityscapes19")[value] is None
         assert decode(name, "camvid11")[value] is None
         assert decode(name, "cityscapes7")[value] == "vehicle"
-    for name, value in (("camvid", 8), ("camvid32", (64, 128, 192)), ("camvid32", (192, 128, 192))):
-        assert decode(name, "cityscapes19")[value] is None
-        assert decode(name, "camvid11")[value] == "car"
-        assert decode(name, "cityscapes7")[value] == "vehicle"
+    suv, truck_or_bus = (64, 128, 192), (192, 128, 192)
+    four_wheeled: list[tuple[str, Value]]
+    four_wheeled = [("camvid", 8), ("camvid32", suv), ("camvid32", truck_or_bus)]
+    for name, raw in four_wheeled:
+        assert decode(name, "cityscapes19")[raw] is None
+        assert decode(name, "camvid11")[raw] == "car"
+        assert decode(name, "cityscapes7")[raw] == "vehicle"
 
 
 def test_camvid_meets_its_own_classes(tmp_path: Path) -> None:
