@@ -28,7 +28,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pipeline.datasets import DatasetSpec, list_samples
+from pipeline.datasets import DatasetSpec, list_samples, read_quarantine
 from pipeline.errors import UserError
 from pipeline.facts import SIGNATURE, Examiner, Files, FrameFacts
 from pipeline.files import replacing
@@ -84,6 +84,12 @@ KINDS: dict[str, Kind] = {
     ),
     "no-label": Kind(
         "must fix", "Images without a label", "Add the labels, or quarantine the frames.", True
+    ),
+    "two-labels": Kind(
+        "must fix",
+        "Frames with two label files",
+        "Remove one, or give the `labels` pattern a file name ending.",
+        True,
     ),
     "size-differs": Kind(
         "must fix",
@@ -394,7 +400,10 @@ def list_files(spec: DatasetSpec) -> tuple[list[Files], list[Path]]:
     samples = list_samples(spec, labelled=False)
     if spec.labels is None:
         return [Files(s.name, s.image, None) for s in samples], []
-    files = [Files(s.name, s.image, _label_of(spec, s.name)) for s in samples]
+    files = []
+    for sample in samples:
+        label, other, *_ = [*_labels_of(spec, sample.name), None, None]
+        files.append(Files(sample.name, sample.image, label, other))
     return files, _labels_without_image(spec)
 
 
@@ -404,26 +413,28 @@ def _fields(pattern: str) -> list[str]:
     return list(dict.fromkeys(parts))
 
 
-def _label_of(spec: DatasetSpec, name: str) -> Path | None:
+def _labels_of(spec: DatasetSpec, name: str) -> list[Path]:
+    """Every file that is the label of a frame: one, if all is well."""
     assert spec.labels is not None
     stem = spec.labels
     for field, value in zip(_fields(spec.images), name.split("/"), strict=True):
         stem = stem.replace("{" + field + "}", value)
-    endings = ("",) if Path(stem).suffix.lower() in SUFFIXES else SUFFIXES
+    ending = Path(spec.labels).suffix
+    given = ending.lower() in SUFFIXES or (spec.decoder is not None and ending)
     root = spec.label_root or spec.root
-    return next((path for ending in endings if (path := root / (stem + ending)).is_file()), None)
+    paths = (root / (stem + suffix) for suffix in (("",) if given else SUFFIXES))
+    return [path for path in paths if path.is_file()]
 
 
 def _all_of(spec: DatasetSpec, **changes: Any) -> DatasetSpec:
     """The spec without what leaves frames out, other than its split."""
-    left_out = {key: None for key in ("limit", "quarantine") if key in DatasetSpec.model_fields}
-    return spec.model_copy(update=left_out | changes)
+    return spec.model_copy(update={"limit": None, "quarantine": None} | changes)
 
 
 def _labels_without_image(spec: DatasetSpec) -> list[Path]:
     assert spec.labels is not None
     lists = {
-        name: str(spec.root / rule) if rule.endswith(".txt") else rule
+        name: str(spec.root / rule) if rule.endswith(".txt") or ".mat:" in rule else rule
         for name, rule in spec.splits.items()
     }
     labels = _all_of(
@@ -450,7 +461,7 @@ def split_specs(spec: DatasetSpec) -> dict[str, DatasetSpec]:
     names = {sample.name.split("/")[place] for sample in found}
     if spec.labels is not None:
         # `{split}/{frame}` matches folders of labels, too; they have no labels themselves.
-        with_labels = {s.name.split("/")[place] for s in found if _label_of(spec, s.name)}
+        with_labels = {s.name.split("/")[place] for s in found if _labels_of(spec, s.name)}
         names = with_labels or names
     return {name: spec.model_copy(update={"split": name}) for name in sorted(names)}
 
@@ -920,7 +931,7 @@ def write_quarantine(report: DatasetReport, path: Path) -> int:
     Raises:
         UserError: the file is there and is no such list.
     """
-    known = _read_quarantine(path)
+    known = read_quarantine(path) if path.is_file() else {}
     new = {name: why for name, why in report.quarantined().items() if name not in known}
     if not new and path.is_file():
         return 0
@@ -929,19 +940,3 @@ def write_quarantine(report: DatasetReport, path: Path) -> int:
         rows.writerow(["name", "reason"])
         rows.writerows(sorted((known | new).items()))
     return len(new)
-
-
-def _read_quarantine(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no list of frames ({error}). Give another path.") from error
-    if not rows or rows[0] != ["name", "reason"] or any(len(row) != 2 for row in rows[1:] if row):
-        raise UserError(
-            f"{path} is no list of frames: its first line must be 'name,reason', and each line "
-            "must hold both. Give another path."
-        )
-    return {row[0]: row[1] for row in rows[1:] if row}

@@ -15,10 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.datasets import DatasetSpec, raw_value
+from pipeline.datasets import DatasetSpec, LabelReader, raw_value
+from pipeline.errors import UserError
 from pipeline.images import UInt8
 from pipeline.labels import IGNORE, LabelSpace
 
+UNNAMED = 254
+"""Class index of pixels whose value the spec does not name."""
 SIGNATURE = 16
 """Side of the grey thumbnail by which frames are told apart."""
 
@@ -70,6 +73,8 @@ class Files:
     name: str
     image: Path | None
     label: Path | None
+    other_label: Path | None = None
+    """A second file that the labels' pattern matches for the same frame."""
 
 
 @dataclass
@@ -103,11 +108,7 @@ class Examiner:
         self.names = dict(zip(keys, spec.values.values(), strict=True))
         self.classes = {key: space.index_of(name) for key, name in self.names.items()}
         self._keys = np.array(keys, np.int64)
-        self._positions: npt.NDArray[np.uint16] | None = None
-        if spec.encoding == "rgb":
-            # Colour -> its place in `values`: one gather a pixel, and few bins to count.
-            self._positions = np.full(1 << 24, len(keys), np.uint16)
-            self._positions[self._keys] = np.arange(len(keys), dtype=np.uint16)
+        self._reader = None if spec.decoder is None else LabelReader(spec, space)
 
     def look(self, files: Files, align: bool = False) -> FrameFacts:
         """Decode the image and the label of one frame, each once.
@@ -122,6 +123,8 @@ class Examiner:
             self._look_at_label(files.label, facts, align)
         elif self.spec.labels is not None:
             facts.marks["no-label"] = f"no label beside {_short(files.image)}"
+        if files.other_label is not None:
+            facts.marks["two-labels"] = f"{_short(files.label)} and {files.other_label.name}"
         facts.small = None
         return facts
 
@@ -146,12 +149,12 @@ class Examiner:
         if image.mode not in {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}:
             facts.marks["frame-mode"] = f"pixels of mode {image.mode}"
         rgb = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        _, deviation = cv2.meanStdDev(rgb)
-        if deviation.max() < BLANK_STD:
+        small = _small(rgb)
+        # Means vary less than pixels: most frames are seen not to be blank by them.
+        if all(cv2.meanStdDev(pixels)[1].max() < BLANK_STD for pixels in (small, rgb)):
             mean = ", ".join(str(round(float(v))) for v in rgb.mean(axis=(0, 1)))
             facts.marks["blank-frame"] = f"nothing but colour {mean}"
             return
-        small = cv2.resize(rgb, SMALL, interpolation=cv2.INTER_AREA)
         if np.array_equal(small[:, :, 0], small[:, :, 2]) and np.ptp(rgb, axis=2).max() == 0:
             facts.marks["grey-frame"] = f"no colour (mode {image.mode})"
         facts.small = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
@@ -159,29 +162,39 @@ class Examiner:
         facts.signature = cv2.resize(facts.small, side, interpolation=cv2.INTER_AREA).ravel()
 
     def _look_at_label(self, path: Path, facts: FrameFacts, align: bool) -> None:
-        data, image = _decode(path, facts)
-        facts.label_bytes = len(data)
-        if image is None:
-            return
-        if facts.size is not None and not self._sizes_agree(facts.size, image.size):
-            facts.marks["size-differs"] = (
-                f"image {facts.size[0]}x{facts.size[1]}, label {image.size[0]}x{image.size[1]}"
-            )
-        if image.format in {"JPEG", "MPO"}:
-            facts.marks["label-jpeg"] = "JPEG blurs ids into their neighbours"
-        raw = _raw(data, image)
-        values = self._values(raw, image, facts)
+        values, image = self._read_label(path, facts)
         if values is None:
             return
+        if facts.size is not None and not self._sizes_agree(facts.size, values.shape[1::-1]):
+            facts.marks["size-differs"] = (
+                f"image {facts.size[0]}x{facts.size[1]}, label {values.shape[1]}x{values.shape[0]}"
+            )
         counts = self._count(values, facts)
         self._look_at_counts(counts, facts)
-        if image.mode in {"P", "PA"} and self.spec.encoding == "ids":
+        if image is not None and image.mode in {"P", "PA"} and self.spec.encoding == "ids":
             self._look_at_palette(image, counts, facts)
         if align and facts.small is not None:
             facts.alignment = alignment(facts.small, values)
         digest = hashlib.sha1(values[::4].tobytes(), usedforsecurity=False)
         digest.update(repr(facts.values).encode())
         facts.label_hash = digest.digest()[:12]
+
+    def _read_label(self, path: Path, facts: FrameFacts) -> tuple[Any, Image.Image | None]:
+        """The raw values of a label file, None where it has none, and its picture if it is one."""
+        if self._reader is not None:
+            try:
+                facts.label_bytes = path.stat().st_size
+                return self._reader.raw(path), None
+            except (UserError, OSError) as error:
+                facts.marks["unreadable"] = str(error)
+                return None, None
+        data, image = _decode(path, facts)
+        facts.label_bytes = len(data)
+        if image is None:
+            return None, None
+        if image.format in {"JPEG", "MPO"}:
+            facts.marks["label-jpeg"] = "JPEG blurs ids into their neighbours"
+        return self._values(_raw(data, image), image, facts), image
 
     def _sizes_agree(self, image: tuple[int, int], label: tuple[int, int]) -> bool:
         if image == label:
@@ -257,29 +270,22 @@ class Examiner:
 
     def _count(self, values: npt.NDArray[Any], facts: FrameFacts) -> dict[int, int]:
         """Raw value -> pixels; sets `values`, `label_pixels` and `unnamed_pixels`."""
-        if self._positions is not None:
-            places = self._positions[values]
-            histogram = _histogram(places, len(self._keys) + 1)
-            found = np.flatnonzero(histogram[:-1])
-            counts = {int(self._keys[i]): int(histogram[i]) for i in found}
-            if histogram[-1]:
-                strange, pixels = np.unique(values[places == len(self._keys)], return_counts=True)
-                if len(strange) >= MANY_COLOURS:
-                    share = histogram[-1] / values.size
-                    facts.marks["resampled-label"] = (
-                        f"{len(strange)} colours without a name on {share:.1%} of the pixels"
-                    )
-                kept = np.argsort(pixels)[::-1][:_KEPT_VALUES]
-                counts |= {int(strange[i]): int(pixels[i]) for i in kept}
-            facts.unnamed_pixels = int(histogram[-1])
+        counts = count_values(values)
+        strange = sorted((n, v) for v, n in counts.items() if v not in self.names)[::-1]
+        facts.unnamed_pixels = sum(n for n, _ in strange)
+        facts.label_pixels = values.size
+        if self.spec.encoding == "rgb":
+            if len(strange) >= MANY_COLOURS:
+                share = facts.unnamed_pixels / values.size
+                facts.marks["resampled-label"] = (
+                    f"{len(strange)} colours without a name on {share:.1%} of its pixels"
+                )
         else:
-            histogram = _histogram(values, 256 if values.dtype == np.uint8 else 1 << 16)
-            counts = {int(i): int(histogram[i]) for i in np.flatnonzero(histogram)}
-            facts.unnamed_pixels = sum(n for value, n in counts.items() if value not in self.names)
             share, borders = between_share(values)
             if borders >= 64 and share > BETWEEN_SHARE:
                 facts.marks["resampled-label"] = f"{share:.0%} of its borders hold ids in between"
-        facts.label_pixels = values.size
+        for _, value in strange[_KEPT_VALUES:]:
+            del counts[value]
         facts.values = list(counts.items())
         return counts
 
@@ -294,8 +300,8 @@ class Examiner:
                 f"{name} ({self.show(value)}) on all or nearly all of it"
             )
         if facts.unnamed_pixels:
-            strange = sorted((n, v) for v, n in counts.items() if v not in self.names)[::-1]
-            seen = ", ".join(self.show(v) for _, v in strange[:6])
+            strange = sorted((v for v in counts if v not in self.names), key=lambda v: -counts[v])
+            seen = ", ".join(map(self.show, strange[:6]))
             more = ", ..." if len(strange) > 6 else ""
             share = facts.unnamed_pixels / facts.label_pixels
             facts.marks["unnamed-values"] = f"{seen}{more} on {share:.2%} of its pixels"
@@ -316,6 +322,23 @@ class Examiner:
                     differ.append(f"{index} ({named or 'no name'}) is drawn as {expected}")
         if len(differ) >= 2 and len(differ) > agree:
             facts.marks["palette-differs"] = f"index {'; '.join(differ[:3])}"
+
+    def classes_of(self, path: Path, width: int) -> UInt8 | None:
+        """A label as class indices, (H, W) uint8, for looking at: `UNNAMED` without a name.
+
+        Args:
+            width: at most so many pixels are kept in a row, and as many in each column.
+
+        Returns:
+            None where the file is unreadable or of another encoding.
+        """
+        values, _ = self._read_label(path, FrameFacts(Files("", None, path)))
+        if values is None:
+            return None
+        step = -(-values.shape[1] // width)
+        found, places = np.unique(values[::step, ::step], return_inverse=True)
+        table = [self.classes.get(int(v), UNNAMED) for v in found]
+        return np.array(table, np.uint8)[places].reshape(values[::step, ::step].shape)
 
     def show(self, value: int) -> str:
         """A raw value as the spec writes it."""
@@ -373,12 +396,30 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _histogram(values: npt.NDArray[Any], bins: int) -> npt.NDArray[np.int64]:
-    """Pixels of each value of (H, W) uint8 or uint16."""
-    if values.size >= 1 << 24:  # OpenCV counts in float32
-        return np.bincount(values.ravel(), minlength=bins)
-    counts = cv2.calcHist([values], [0], None, [bins], [0, bins])
-    return np.asarray(counts).ravel().astype(np.int64)
+def count_values(values: npt.NDArray[Any]) -> dict[int, int]:
+    """Value -> pixels of (H, W) whole numbers, counted by runs: labels have few."""
+    flat = values.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    lengths = np.diff(starts, append=flat.size)
+    if flat.dtype == np.uint32:
+        found, places = np.unique(flat[starts], return_inverse=True)
+        pixels = np.bincount(places, weights=lengths)
+    else:
+        histogram = np.bincount(flat[starts], weights=lengths)
+        found = np.flatnonzero(histogram)
+        pixels = histogram[found]
+    return {int(value): int(n) for value, n in zip(found, pixels, strict=True)}
+
+
+def _small(rgb: UInt8) -> UInt8:
+    """The means of (H, W, 3) over the cells of a grid of `SMALL`, (64, 128, 3)."""
+    area = cv2.INTER_AREA
+    while rgb.shape[1] >= 3 * SMALL[0] and rgb.shape[0] >= 3 * SMALL[1]:
+        # OpenCV halves ten times as fast as it takes the mean of other cells.
+        height, width = rgb.shape[0] // 2, rgb.shape[1] // 2
+        even = rgb[: 2 * height, : 2 * width]
+        rgb = np.asarray(cv2.resize(even, (width, height), interpolation=area))
+    return np.asarray(cv2.resize(rgb, SMALL, interpolation=area))
 
 
 def between_share(ids: npt.NDArray[Any]) -> tuple[float, int]:

@@ -1,0 +1,136 @@
+"""The page of the data doctor: what is wrong with data sets, shown on their frames."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.doctor import SEVERITIES, DatasetReport, Example
+from pipeline.errors import UserError
+from pipeline.facts import UNNAMED, Examiner
+from pipeline.files import write_json, write_text
+from pipeline.images import open_image
+from reports import tables
+from reports.figures import label_picture, photo
+
+WIDTH = 320
+"""Pixels in a row of a picture in the page."""
+LISTED = 200
+"""Names of frames listed with a finding; check.json has all."""
+STRANGE = (255, 0, 255)
+"""Colour of label pixels whose value has no name."""
+COLORS = ("#d55e00", "#009e73", "#0072b2", "#cc79a7", "#e69f00", "#56b4e9", "#5f6b7a")
+
+
+def write_check(reports: Mapping[str, DatasetReport], out: Path) -> None:
+    """Write `check.json` and `check.html` into `out`, each whole or not at all.
+
+    Args:
+        reports: part (`source`, or a split, or the data set's name) -> its report, as
+            `doctor.compare` returns them.
+    """
+    write_json(
+        out / "check.json",
+        {"sets": {part: report.as_json() for part, report in reports.items()}},
+    )
+    environment = Environment(
+        loader=PackageLoader("reports", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "size": _size, "spread": tables.spread}
+    page = environment.get_template("check.html.j2").render(
+        title="Data check",
+        reports=reports,
+        colors={part: COLORS[i % len(COLORS)] for i, part in enumerate(reports)},
+        groups=_class_shares(reports),
+        pictures={part: _Pictures(report) for part, report in reports.items()},
+        verdicts={part: verdict(report) for part, report in reports.items()},
+        SEVERITIES=SEVERITIES,
+        LISTED=LISTED,
+        strange=STRANGE,
+    )
+    write_text(out / "check.html", page)
+
+
+def verdict(report: DatasetReport) -> str:
+    """One line on a data set: `ok`, or how many findings must be fixed or looked at."""
+    counts = {s: sum(f.severity == s for f in report.findings) for s in SEVERITIES}
+    told = [f"{counts['must fix']} to fix"] if counts["must fix"] else []
+    told += [f"{counts['look']} to look at"] if counts["look"] else []
+    return ", ".join(told) or "ok"
+
+
+class _Pictures:
+    """Draws the frames of one data set and their labels."""
+
+    def __init__(self, report: DatasetReport) -> None:
+        self.examiner = Examiner(report.spec, report.space)
+        self.palette = report.space.palette.copy()
+        self.palette[UNNAMED] = STRANGE
+        self._drawn: dict[tuple[str, Path], str | None] = {}
+
+    def frame(self, example: Example) -> str | None:
+        """The image as a data URI; None where it cannot be shown."""
+        return self._once("frame", example.image)
+
+    def label(self, example: Example) -> str | None:
+        """The label as a data URI, in the classes' colours where it can be decoded to them."""
+        return self._once("label", example.label)
+
+    def _once(self, kind: str, path: Path | None) -> str | None:
+        if path is None:
+            return None
+        if (kind, path) not in self._drawn:
+            self._drawn[kind, path] = _file(path) if kind == "frame" else self._classes(path)
+        return self._drawn[kind, path]
+
+    def _classes(self, path: Path) -> str | None:
+        classes = self.examiner.classes_of(path, WIDTH)
+        return _file(path) if classes is None else label_picture(classes, self.palette, WIDTH)
+
+
+def _file(path: Path) -> str | None:
+    try:
+        image = open_image(path)
+        return photo(np.asarray(image.convert("RGB")), WIDTH)
+    except (UserError, OSError, ValueError):
+        return None
+
+
+def _class_shares(reports: Mapping[str, DatasetReport]) -> list[dict[str, Any]]:
+    """For each label space: its classes, and beside each the share in every labelled set."""
+    groups: dict[str, dict[str, Any]] = {}
+    for part, report in reports.items():
+        if report.class_pixels:
+            group = groups.setdefault(
+                report.space.name, {"space": report.space, "shares": {}, "top": 0.0}
+            )
+            group["shares"][part] = report.class_shares
+            group["top"] = max(group["top"], *report.class_shares.values())
+    return list(groups.values())
+
+
+def _percent(share: float | None) -> str:
+    """A share as text: `12.3%`, small ones with the digits they need, and 0 as a dash."""
+    if not share:
+        return "–"
+    if share >= 0.9995:
+        return "100%"
+    if share >= 0.0095:
+        return f"{100 * share:.1f}%"
+    return f"{100 * share:.2f}%" if share >= 0.00005 else "< 0.01%"
+
+
+def _size(count: int) -> str:
+    """A number of bytes as text."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
