@@ -1,0 +1,599 @@
+"""A first spec for a folder of unknown layout: `discover` looks, `write_first_spec` writes.
+
+What cannot be known from files is never decided silently: the spec's comments say what a name
+rests on, and pictures beside the spec show what a value looks like.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.datasets import DatasetSpec, list_samples
+from pipeline.encodings import (
+    PLAUSIBLE,
+    Fit,
+    Kind,
+    Observation,
+    Value,
+    fits,
+    look,
+    observe,
+    rivals,
+    where,
+    wildest,
+)
+from pipeline.errors import UserError
+from pipeline.files import parse_yaml, write_text
+from pipeline.images import image_size
+from pipeline.layouts import (
+    Key,
+    Listing,
+    Pairs,
+    Series,
+    check_literals,
+    find_series,
+    join_alike,
+    padding_differs,
+    pair,
+    walk,
+)
+from pipeline.preview import preview_name, write_preview
+from pipeline.schema import parse
+
+SAMPLE = 64
+"""Label files whose values are counted, evenly spaced."""
+_LOOKED_AT = 3
+"""Files of a series that decide what it shows."""
+_MOST_VALUES = 256
+"""Raw values that a first spec lists at most."""
+_LISTS, _LIST_BYTES = 50, 4 * 1024 * 1024
+
+_LABEL_WORDS = re.compile(r"label|lbl|seg|mask|annot|semantic|class|(?<![a-z])(gt|ss)(?![a-z])")
+_IMAGE_WORDS = re.compile(r"rgb|image|img|photo|frame|picture|camera|color(?!iz)")
+_OTHER_WORDS = re.compile(
+    r"instance|inst(?![a-z])|panoptic|depth|disp|normal|flow|lidar|edge|boundar|vehicle_?mask"
+)
+_KINDS: dict[Kind, str] = {
+    "ids": "ids",
+    "channel": "ids in a channel",
+    "rgb": "colours of labels",
+    "wide": "values above 255, as ids of instances",
+    "grey": "grey pictures",
+    "many": "too many values for labels, as depth",
+    "photo": "pictures",
+}
+_LABEL_KINDS: dict[Kind, int] = {"ids": 3, "channel": 3, "rgb": 2, "wide": 1}
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What was found in a folder."""
+
+    folder: Path
+    name: str
+    """Proposed: the folder's own."""
+    images: Series
+    pairs: Pairs | None
+    """None where there are frames only."""
+    splits: dict[str, int]
+    """Frames in each folder that `{split}` matches."""
+    lists: dict[str, str]
+    """Split -> `.txt` file below the folder."""
+    split: str | None
+    observation: Observation | None
+    fits: tuple[Fit, ...]
+    """The known tables, best first."""
+    samples: tuple[tuple[Path, Path], ...]
+    """Image and label of the frames whose labels were counted."""
+    remarks: tuple[str, ...]
+    """What the user should know: what was left out, what is not right."""
+
+    @property
+    def frames(self) -> int:
+        """How many images the pattern matches."""
+        return len(self.images.paths)
+
+    @property
+    def table(self) -> Fit | None:
+        """The best of the tables that fit, if any does."""
+        return self.fits[0] if self.fits and self.fits[0].fits else None
+
+    @property
+    def sure(self) -> bool:
+        """Whether a table fits, and no other might be meant instead."""
+        return self.table is not None and not self.doubts
+
+    @property
+    def doubts(self) -> tuple[Fit, ...]:
+        """The tables that might be meant instead of the best."""
+        if self.table is None or self.observation is None:
+            return ()
+        return tuple(rivals(self.fits, self.observation))
+
+    def names(self) -> dict[str, str]:
+        """Observed raw value -> name, for those that the best table names."""
+        if self.table is None or self.observation is None:
+            return {}
+        table = self.table.table.values
+        return {v.raw: table[v.raw] for v in self.observation.values if v.raw in table}
+
+    def unnamed(self) -> list[Value]:
+        """The observed values that no table names."""
+        values = () if self.observation is None else self.observation.values
+        return [value for value in values if value.raw not in self.names()]
+
+
+def discover(folder: Path) -> Discovery:
+    """Find the frames of a folder, their labels, the encoding and the likeliest names.
+
+    Names are read once; of the pixels, a few files a series and `SAMPLE` labels.
+
+    Raises:
+        UserError: no such folder, nothing to use in it, labels that pair with no image, or names
+            that a pattern cannot hold.
+    """
+    listing = _list(folder)
+    found = find_series(listing.images)
+    remarks: list[str] = []
+    kind = _looker(folder, remarks, _LOOKED_AT if len(found) <= 20 else 1)
+    joined = join_alike(found, kind)
+    every = [*joined, *(series for series in found if series not in joined)]
+
+    pairs = _choose_pairs(every, kind)
+    images = pairs.images if pairs else _choose_images(joined, kind)
+    if pairs is None:
+        _refuse_unpaired(images, joined, kind)
+    check_literals(images)
+    if pairs:
+        check_literals(pairs.labels)
+    remarks += _left_out(joined, images, pairs, kind)
+
+    fields = images.fields
+    splits: dict[str, int] = {}
+    if "split" in fields:
+        splits = dict(sorted(Counter(key[fields.index("split")] for key in images.keys).items()))
+    lists = _lists(folder, listing, images)
+    samples: tuple[tuple[Path, Path], ...] = ()
+    observation, ranked = None, list[Fit]()
+    if pairs:
+        samples = _sample(folder, pairs)
+        observation = observe([label for _, label in samples], kind(pairs.labels))
+        ranked = fits(observation)
+        remarks += _sizes(samples)
+        remarks += observation.remarks
+        if observation.unreadable:
+            remarks.append(
+                f"{len(observation.unreadable)} of {len(samples)} label files cannot be read, "
+                f"first {observation.unreadable[0]}"
+            )
+    discovery = Discovery(
+        folder=folder,
+        name=folder.absolute().resolve().name or "dataset",
+        images=images,
+        pairs=pairs,
+        splits=splits,
+        lists=lists,
+        split=_first_split([*splits, *(() if splits else lists)], must=bool(splits)),
+        observation=observation,
+        fits=tuple(ranked),
+        samples=samples,
+        remarks=tuple(remarks),
+    )
+    _verify(discovery)
+    return discovery
+
+
+def _list(folder: Path) -> Listing:
+    if not folder.exists():
+        raise UserError(f"No folder {folder}. Give the folder that holds the frames.")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file. Give the folder that holds the frames.")
+    listing = walk(folder)
+    if not listing.images:
+        held = f"{listing.others + len(listing.lists)} other file(s)"
+        raise UserError(
+            f"No image file in {folder} or below ({held}). Unpack archives first, and give the "
+            "folder that holds the frames."
+        )
+    return listing
+
+
+def _looker(folder: Path, remarks: list[str], enough: int) -> Callable[[Series], Kind]:
+    """A function that says what a series shows, from a few of its files, each read once."""
+    kinds: dict[str, Kind | None] = {}
+
+    def of_file(path: str) -> Kind | None:
+        if path not in kinds:
+            try:
+                kinds[path] = look(folder / path)
+            except UserError as error:
+                kinds[path] = None
+                remarks.append(f"unreadable, skipped: {error}")
+        return kinds[path]
+
+    def of_series(series: Series) -> Kind:
+        # A joined series needs no new look at files: its parts' are known, and of one kind.
+        known = [kind for path in series.paths if (kind := kinds.get(path)) is not None]
+        if len(known) >= min(enough, len(series.paths)):
+            return wildest(known)
+        for path in _spaced(series.paths, 4 * enough):
+            if path not in kinds and (kind := of_file(path)) is not None:
+                known.append(kind)
+            if len(known) == enough:
+                break
+        return wildest(known) if known else "many"
+
+    results: dict[int, tuple[Series, Kind]] = {}
+
+    def cached(series: Series) -> Kind:
+        if id(series) not in results:
+            results[id(series)] = series, of_series(series)  # kept, so that its id stays its own
+        return results[id(series)][1]
+
+    return cached
+
+
+def _spaced(items: Sequence[str], count: int) -> list[str]:
+    """At most `count` of the items, spread evenly, the middle ones first."""
+    count = min(count, len(items))
+    chosen = [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+    return chosen[1::2] + chosen[::2]
+
+
+def _choose_pairs(every: Sequence[Series], kind: Callable[[Series], Kind]) -> Pairs | None:
+    """The images and labels that are most likely meant, of all series that pair."""
+    photos = [one for one in every if kind(one) == "photo"]
+    photos = photos or [one for one in every if kind(one) == "grey"]
+    labels = [one for one in every if kind(one) in _LABEL_KINDS]
+    found = [
+        pairs
+        for image in photos
+        for label in labels
+        if label is not image and (pairs := pair(image, label))
+    ]
+    if not found:
+        return None
+    most = max(pairs.count for pairs in found)
+
+    def merit(pairs: Pairs) -> tuple[object, ...]:
+        text = pairs.labels.text
+        return (
+            pairs.count >= most / 2,
+            not _OTHER_WORDS.search(pairs.images.text),
+            not _OTHER_WORDS.search(text),
+            _LABEL_KINDS[kind_of(pairs.labels)],
+            bool(_LABEL_WORDS.search(text)),
+            "train" not in text.replace("{split}", ""),  # ids of training leave classes out
+            bool(_IMAGE_WORDS.search(pairs.images.text)),
+            pairs.count,
+        )
+
+    def kind_of(series: Series) -> Kind:
+        return next(kind(one) for one in every if one.paths == series.paths)
+
+    return max(found, key=merit)
+
+
+def _choose_images(joined: Sequence[Series], kind: Callable[[Series], Kind]) -> Series:
+    for kinds in (("photo",), ("grey",)):
+        photos = [one for one in joined if kind(one) in kinds]
+        if photos:
+            return max(
+                photos,
+                key=lambda one: (
+                    not _OTHER_WORDS.search(one.text),
+                    bool(_IMAGE_WORDS.search(one.text)),
+                    len(one.paths),
+                ),
+            )
+    shown = "; ".join(f"{one.pattern()}: {_KINDS[kind(one)]}" for one in joined[:5])
+    raise UserError(
+        f"No frames were found: no series of files looks like photographs ({shown}). Give the "
+        "folder that holds frames and labels."
+    )
+
+
+def _refuse_unpaired(
+    images: Series, joined: Sequence[Series], kind: Callable[[Series], Kind]
+) -> None:
+    """Say why labels that are there pair with no image; a few stray pictures are none."""
+    for labels in joined:
+        many = len(labels.paths) >= 0.2 * len(images.paths)
+        if kind(labels) not in _LABEL_KINDS or not (many or _LABEL_WORDS.search(labels.text)):
+            continue
+        seen = (
+            f"{len(images.paths):,} images {images.pattern()!r} and {len(labels.paths):,} files "
+            f"that look like labels, {labels.pattern()!r}, were found"
+        )
+        if differ := padding_differs(images, labels):
+            raise UserError(
+                f"{seen}, but their numbers are padded differently ({differ[0]}, {differ[1]}), "
+                "which no file pattern can pair. Rename one of them to as many digits as the other."
+            )
+        raise UserError(
+            f"{seen}, but no image and label have the same name ({images.paths[0]}, "
+            f"{labels.paths[0]}). Rename them so that they differ in folders or in the beginnings "
+            "or ends of names only, or take the labels out of the folder."
+        )
+
+
+def _left_out(
+    joined: Sequence[Series],
+    images: Series,
+    pairs: Pairs | None,
+    kind: Callable[[Series], Kind],
+) -> list[str]:
+    """A line for each series that is not used, and for copies of the labels."""
+    used = set(images.paths) | (set(pairs.labels.paths) if pairs else set())
+    lines = []
+    for series in joined:
+        rest = set(series.paths) - used
+        if not rest:
+            continue
+        what = _KINDS[kind(series)]
+        line = f"not used: {len(rest):,} files {series.pattern()} ({what})"
+        if pairs and kind(series) == "rgb" and pair(images, series):
+            line += "; labels are read as ids, which tell more than colours"
+        lines.append(line)
+    if pairs and pairs.lone_labels:
+        lines.append(
+            f"{len(pairs.lone_labels):,} labels have no image, first {pairs.lone_labels[0]}"
+        )
+    return lines
+
+
+def _lists(folder: Path, listing: Listing, images: Series) -> dict[str, str]:
+    """The text files that list frames of this folder: split -> file."""
+    frames = {key[-1] for key in images.keys}
+    found: dict[str, str] = {}
+    for path in listing.lists[:_LISTS]:
+        file = folder / path
+        if file.stat().st_size > _LIST_BYTES:
+            continue
+        text = file.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        # As `list_samples` reads them: the name of the last path of a line.
+        hits = sum(Path(line).stem in frames for line in lines)
+        if hits and hits >= 0.8 * len(lines):
+            found.setdefault(Path(path).stem, path)
+    return found
+
+
+def _first_split(names: Sequence[str], *, must: bool) -> str | None:
+    train = [name for name in names if name.lower() in {"train", "training"}]
+    return train[0] if train else names[0] if must else None
+
+
+def _sample(folder: Path, pairs: Pairs) -> tuple[tuple[Path, Path], ...]:
+    """Image and label files of evenly spaced pairs."""
+    back = [pairs.order.index(i) for i in range(len(pairs.order))]
+    ours = pairs.images.keys
+    both = []
+    for key, label in pairs.labels.keys.items():
+        image = ours.get((*(key[i] for i in back), key[-1]))
+        if image is not None:
+            both.append((folder / image, folder / label))
+    both.sort()
+    count = min(SAMPLE, len(both))
+    return tuple(both[i * len(both) // count] for i in range(count))
+
+
+def _sizes(samples: Iterable[tuple[Path, Path]]) -> list[str]:
+    """A remark where an image and its label differ in size."""
+    differ = []
+    for image, label in samples:
+        try:
+            one, other = image_size(image), image_size(label)
+        except UserError:
+            continue
+        if one != other:
+            differ.append(f"{image} is {one[0]}x{one[1]}, its label {other[0]}x{other[1]}")
+    return [f"sizes differ in {len(differ)} sampled pairs: {differ[0]}"] if differ else []
+
+
+def _verify(discovery: Discovery) -> None:
+    """Match the patterns as every later stage will.
+
+    Raises:
+        UserError: they match other files too.
+    """
+    fields = _fields(discovery)
+    fields.update(root=str(discovery.folder), values={}, labels=None)
+    spec = parse(DatasetSpec, fields, str(discovery.folder))
+    ours = {"/".join(key) for key in discovery.images.keys}
+    for split in discovery.splits or [None]:
+        chosen = spec.model_copy(update={"split": split})
+        for sample in list_samples(chosen, labelled=False):
+            if sample.name not in ours:
+                raise UserError(
+                    f"No pattern takes the frames alone: {spec.images!r} matches "
+                    f"{sample.image} too, which is none or was met by another link. Move the "
+                    "frames into a folder of their own."
+                )
+            ours.remove(sample.name)
+    assert not ours, f"{spec.images} misses {min(ours)}"
+
+
+def _fields(discovery: Discovery) -> dict[str, object]:
+    """The spec's fields but for `root` and `values`."""
+    fields: dict[str, object] = {"name": discovery.name, "images": discovery.images.pattern()}
+    if discovery.pairs and discovery.observation:
+        fields["labels"] = discovery.pairs.label_pattern()
+        fields["encoding"] = discovery.observation.encoding
+        if discovery.observation.encoding == "channel":
+            fields["channel"] = discovery.observation.channel
+    return fields
+
+
+def describe(discovery: Discovery, out: Path | None = None) -> list[str]:
+    """The findings in words, one a line, and the next step.
+
+    Args:
+        out: the spec that was written, for the next step.
+    """
+    pairs, observation = discovery.pairs, discovery.observation
+    lines = [f"{discovery.frames:,} images: {discovery.images.pattern()}"]
+    if pairs is None or observation is None:
+        lines.append("no labels: a set of frames only")
+    else:
+        lines.append(f"{len(pairs.labels.paths):,} labels: {pairs.label_pattern()}")
+        lines.append(f"{pairs.count:,} pairs, {len(pairs.lone_images):,} images without a label")
+    if discovery.splits:
+        parts = [f"{name} {count:,}" for name, count in discovery.splits.items()]
+        lines.append(f"splits: {', '.join(parts)}; the spec means {discovery.split}")
+    if discovery.lists:
+        lines.append(f"lists of frames: {', '.join(discovery.lists.values())}")
+    lines += discovery.remarks
+    if observation is not None:
+        lines.append(
+            f"{len(observation.values)} values in {observation.files} label files, encoding "
+            f"{observation.encoding}"
+        )
+        lines += table_lines(discovery)
+        for value in discovery.unnamed():
+            lines.append(f"no name for {value.raw}: {_facts(value)}")
+    if out is not None:
+        edit = "Look at the pictures, edit the names" if observation else "Look over the file"
+        lines.append(f"Next: {edit} in {out}, then `sim2real check {out}`")
+    return lines
+
+
+def table_lines(discovery: Discovery) -> list[str]:
+    """What the names rest on."""
+    best = discovery.table
+    if best is None:
+        if not discovery.fits:
+            return ["no known table: name the values yourself"]
+        nearest = discovery.fits[0]
+        return [f"no known table fits (the nearest is {_score(nearest)}): name the values yourself"]
+    doubts = discovery.doubts
+    if doubts:
+        lines = [f"names: {best.table.name}? Files do not say whose table they follow: make sure"]
+    else:
+        lines = [f"names: {best.table.name}"]
+    if best.table.users:
+        lines[0] += f" (as in {', '.join(best.table.users)})"
+    others = doubts or [fit for fit in discovery.fits[1:2] if fit.plausible > PLAUSIBLE / 2]
+    return lines + [f"  {_score(fit)}" for fit in (best, *others[:3])]
+
+
+def _score(fit: Fit) -> str:
+    text = f"{fit.table.name}: {fit.plausible:.0%} plausible by where its names lie in the frames"
+    if fit.covered < 0.9995:
+        text += f", without names for {_percent(1 - fit.covered)} of the pixels"
+    return text + (f" ({fit.oddest})" if fit.oddest else "")
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.001 else f"{100 * share:.1g}%"
+
+
+def _facts(value: Value) -> str:
+    return f"{_percent(value.share)} of the pixels, {where(value.height)}"
+
+
+def write_first_spec(discovery: Discovery, out: Path) -> list[Path]:
+    """Write the spec as YAML with comments, and pictures into `NAME.preview/` beside it.
+
+    Images without a label are written into `NAME.quarantine.csv`, which the spec leaves out.
+
+    Returns:
+        What was written: the spec, the pictures' folder and the quarantine list, where made.
+
+    Raises:
+        UserError: a file is already there, or `out` is no YAML file name.
+    """
+    if out.suffix not in {".yaml", ".yml"}:
+        raise UserError(f"{out} does not end in .yaml. Give the spec another name with --out.")
+    quarantine = out.with_name(f"{out.stem}.quarantine.csv")
+    preview = out.with_name(f"{out.stem}.preview")
+    lone = discovery.pairs.lone_images if discovery.pairs else ()
+    for path in (out, *([quarantine] if lone else [])):
+        if path.exists():
+            raise UserError(f"{path} is there already. Remove it, or name another with --out.")
+    written = [out]
+    text = spec_text(discovery, out, quarantine.name if lone else None)
+    parse(DatasetSpec, parse_yaml(text), str(out))
+    if discovery.observation is not None:
+        unnamed = discovery.unnamed()
+        write_preview(preview, discovery.samples, discovery.observation, discovery.names(), unnamed)
+        written.append(preview)
+    if lone:
+        write_text(quarantine, _quarantine(lone))
+        written.append(quarantine)
+    write_text(out, text)  # last: where the spec is, all of it is
+    return written
+
+
+def _quarantine(lone: Iterable[Key]) -> str:
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["name", "reason"])
+    rows.writerows(["/".join(key), "no label"] for key in lone)
+    return table.getvalue()
+
+
+def spec_text(discovery: Discovery, out: Path, quarantine: str | None) -> str:
+    """The YAML text of the first spec that is to stand at `out`."""
+    pairs, observation = discovery.pairs, discovery.observation
+    preview = f"{out.stem}.preview"
+    lines = [f"# First spec of {discovery.frames:,} frames, made by looking at the folder."]
+    if observation is not None:
+        lines.append(f"# Compare the names with {preview}/frames.png and edit them, then:")
+    lines.append(f"#   sim2real check {out.name}")
+    root = os.path.relpath(discovery.folder.absolute(), out.absolute().parent)
+    fields = _fields(discovery)
+    lines += [f"name: {_quoted(discovery.name)}", f"root: {_quoted(root)}"]
+    lines += [f"{key}: {_quoted(fields[key])}" for key in ("images", "labels") if key in fields]
+    lines += [f"{key}: {fields[key]}" for key in ("encoding", "channel") if key in fields]
+    if discovery.split is not None:
+        known = ", ".join(f"{name} {count:,}" for name, count in discovery.splits.items())
+        lines.append(f"split: {_quoted(discovery.split)}" + (f"  # of {known}" if known else ""))
+    if discovery.lists:
+        lines.append("splits:")
+        lines += [f"  {_quoted(k)}: {_quoted(path)}" for k, path in discovery.lists.items()]
+    if quarantine is not None:
+        assert pairs is not None
+        lines.append(f"quarantine: {_quoted(quarantine)}  # {len(pairs.lone_images):,} unlabelled")
+    if observation is not None:
+        lines += [f"# {line.strip()}" for line in _wrapped(table_lines(discovery))]
+        lines += _value_lines(discovery, observation, preview)
+    return "\n".join(lines) + "\n"
+
+
+def _value_lines(discovery: Discovery, observation: Observation, preview: str) -> list[str]:
+    table = discovery.table.table if discovery.table else None
+    seen = {value.raw: value for value in observation.values[:_MOST_VALUES]}
+    rest = [raw for raw in (table.values if table else {}) if raw not in seen]
+    rows: list[tuple[str, str]] = []
+    for raw in sorted([*seen, *rest], key=lambda raw: [int(n) for n in raw.split(",")]):
+        name = table.values.get(raw) if table else None
+        notes = [_facts(seen[raw])] if raw in seen else ["not in the sample"]
+        if table and name and raw in table.remarks:
+            notes.append(table.remarks[raw])
+        if name is None:
+            notes.append(f"name it: {preview}/{preview_name(raw)}")
+        key = _quoted(raw) if "," in raw else raw
+        rows.append((f"  {key}: {name or 'unlabeled'}", "; ".join(notes)))
+    width = max(len(entry) for entry, _ in rows)
+    lines = ["values:", *(f"{entry:<{width}}  # {note}" for entry, note in rows)]
+    if len(observation.values) > _MOST_VALUES:
+        more = len(observation.values) - _MOST_VALUES
+        lines.append(f"  # and {more:,} rarer values: are these labels, or ids of instances?")
+    return lines
+
+
+def _quoted(text: object) -> str:
+    """Text as YAML takes it whatever it holds: JSON's strings are YAML's."""
+    return json.dumps(str(text), ensure_ascii=False)
+
+
+def _wrapped(lines: Iterable[str]) -> list[str]:
+    return [part for line in lines for part in textwrap.wrap(line.strip(), 96)]
