@@ -159,7 +159,9 @@ def discover(folder: Path) -> Discovery:
     splits: dict[str, int] = {}
     if "split" in fields:
         splits = dict(sorted(Counter(key[fields.index("split")] for key in images.keys).items()))
-    lists = _lists(folder, listing, images)
+    spec = _frames_spec(folder, images)
+    _verify(spec, images, splits)
+    lists = _lists(spec, listing, images, remarks)
     samples: tuple[tuple[Path, Path], ...] = ()
     observation, ranked = None, list[Fit]()
     if pairs:
@@ -173,7 +175,7 @@ def discover(folder: Path) -> Discovery:
                 f"{len(observation.unreadable)} of {len(samples)} label files cannot be read, "
                 f"first {observation.unreadable[0]}"
             )
-    discovery = Discovery(
+    return Discovery(
         folder=folder,
         name=folder.absolute().resolve().name or "dataset",
         images=images,
@@ -186,8 +188,6 @@ def discover(folder: Path) -> Discovery:
         samples=samples,
         remarks=tuple(remarks),
     )
-    _verify(discovery)
-    return discovery
 
 
 def _list(folder: Path) -> Listing:
@@ -349,20 +349,30 @@ def _left_out(
     return lines
 
 
-def _lists(folder: Path, listing: Listing, images: Series) -> dict[str, str]:
+def _lists(
+    spec: DatasetSpec, listing: Listing, images: Series, remarks: list[str]
+) -> dict[str, str]:
     """The text files that list frames of this folder: split -> file."""
     frames = {key[-1] for key in images.keys}
+    ours = {"/".join(key) for key in images.keys}
     found: dict[str, str] = {}
     for path in listing.lists[:_LISTS]:
-        file = folder / path
+        file = spec.root / path
         if file.stat().st_size > _LIST_BYTES:
             continue
         text = file.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         # As `list_samples` reads them: the name of the last path of a line.
         hits = sum(Path(line).stem in frames for line in lines)
-        if hits and hits >= 0.8 * len(lines):
-            found.setdefault(Path(path).stem, path)
+        split = Path(path).stem
+        if not hits or hits < 0.8 * len(lines) or split in found:
+            continue
+        chosen = spec.model_copy(update={"splits": {split: path}, "split": split})
+        other = [s for s in list_samples(chosen, labelled=False) if s.name not in ours]
+        if other:
+            remarks.append(f"{path} lists frames, but {spec.images!r} finds {other[0].image} there")
+        else:
+            found[split] = path
     return found
 
 
@@ -398,24 +408,27 @@ def _sizes(samples: Iterable[tuple[Path, Path]]) -> list[str]:
     return [f"sizes differ in {len(differ)} sampled pairs: {differ[0]}"] if differ else []
 
 
-def _verify(discovery: Discovery) -> None:
-    """Match the patterns as every later stage will.
+def _frames_spec(folder: Path, images: Series) -> DatasetSpec:
+    fields = {"name": str(folder), "root": folder, "images": images.pattern()}
+    return parse(DatasetSpec, fields, str(folder))
+
+
+def _verify(spec: DatasetSpec, images: Series, splits: Iterable[str]) -> None:
+    """Match the images' pattern as every later stage will.
 
     Raises:
-        UserError: they match other files too.
+        UserError: it matches other files too.
     """
-    fields = _fields(discovery)
-    fields.update(root=str(discovery.folder), values={}, labels=None)
-    spec = parse(DatasetSpec, fields, str(discovery.folder))
-    ours = {"/".join(key) for key in discovery.images.keys}
-    for split in discovery.splits or [None]:
+    ours = {"/".join(key) for key in images.keys}
+    each: list[str | None] = [*splits]
+    for split in each or [None]:
         chosen = spec.model_copy(update={"split": split})
         for sample in list_samples(chosen, labelled=False):
             if sample.name not in ours:
                 raise UserError(
-                    f"No pattern takes the frames alone: {spec.images!r} matches "
-                    f"{sample.image} too, which is none or was met by another link. Move the "
-                    "frames into a folder of their own."
+                    f"No pattern takes the frames alone: {spec.images!r} matches {sample.image} "
+                    "too, which is none or was met by another link. Move the frames into a folder "
+                    "of their own."
                 )
             ours.remove(sample.name)
     assert not ours, f"{spec.images} misses {min(ours)}"

@@ -193,7 +193,7 @@ def _parts(names: list[str]) -> Iterator[tuple[Part, list[str]]]:
     for name in names:
         if match := _SPLIT.fullmatch(name):
             splits[Part(match["before"] or "", "split", match["after"] or "")].append(name)
-        elif _SPEAKING.search(plain(name)):
+        elif _speaks(name):
             yield Part(name), [name]
         else:
             shapes[re.sub(r"\d+", "#", name)].append(name)
@@ -280,27 +280,22 @@ def join_alike(series: list[Series], kind: Callable[[Series], str]) -> list[Seri
 
 def _join_once(series: list[Series], kind: Callable[[Series], str]) -> list[Series] | None:
     def without(one: Series, place: int | str) -> tuple[object, ...] | None:
-        """The series less one part, or None where that part cannot become a field."""
+        """What stays of a name without one part, or None where that part cannot be a field."""
         folders: list[Part | None] = list(one.folders)
-        head, tail, ending = one.head, one.tail, one.ending
         if isinstance(place, int):
             if place >= len(folders):
                 return None
             part = one.folders[place]
-            speaks = _SPEAKING.search(plain(part.before + part.after))
-            if speaks or part.field == "split":
+            if part.field == "split" or _speaks(part.before + part.after):
                 return None
             folders[place] = None
-        elif place == "ending":
-            ending = ""
-        else:
-            if _SPEAKING.search(plain(head if place == "head" else tail)):
-                return None
-            head, tail = ("", tail) if place == "head" else (head, "")
-        return (tuple(folders), head, tail, ending, kind(one))
+        # Ends of names often repeat a folder (aachen/aachen_000019): they go with it.
+        ends = [end if _speaks(end) else "" for end in (one.head, one.tail)]
+        ending = "" if place == "ending" else one.ending
+        return (tuple(folders), *ends, ending, kind(one))
 
     depth = max((len(one.folders) for one in series), default=0)
-    for place in ("ending", "tail", "head", *range(depth)):
+    for place in ("ending", "names", *range(depth)):
         groups: dict[tuple[object, ...], list[Series]] = defaultdict(list)
         for one in series:
             if (rest := without(one, place)) is not None:
@@ -308,18 +303,30 @@ def _join_once(series: list[Series], kind: Callable[[Series], str]) -> list[Seri
         for members in groups.values():
             if len(members) < 2 or (place == "ending" and _overlap(members)):
                 continue
-            first = members[0]
+            folders = list(members[0].folders)
             if isinstance(place, int):
-                named = field_name([one.paths[0].split("/")[place] for one in members])
-                folders = list(first.folders)
-                folders[place] = Part("", named)
-                union = replace(first, folders=tuple(folders))
-            else:
-                union = replace(first, **{place: ""})  # type: ignore[arg-type]
-            paths = tuple(sorted(path for one in members for path in one.paths))
-            kept = [one for one in series if one not in members]
-            return [*kept, replace(union, paths=paths)]
+                names = [one.paths[0].split("/")[place] for one in members]
+                folders[place] = Part("", field_name(names))
+            union = Series(
+                tuple(folders),
+                _common(one.head for one in members),
+                _common(one.tail for one in members),
+                _common(one.ending for one in members),
+                tuple(sorted(path for one in members for path in one.paths)),
+            )
+            return [*(one for one in series if one not in members), union]
     return None
+
+
+def _speaks(text: str) -> bool:
+    """Whether part of a name says what is shown."""
+    return bool(_SPEAKING.search(plain(text)))
+
+
+def _common(texts: Iterable[str]) -> str:
+    """The text that all are, or none."""
+    distinct = set(texts)
+    return distinct.pop() if len(distinct) == 1 else ""
 
 
 def _overlap(members: list[Series]) -> bool:
