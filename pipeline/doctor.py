@@ -149,11 +149,6 @@ KINDS: dict[str, Kind] = {
         "Labels look mirrored or upside down",
         "Flip the labels, or the images.",
     ),
-    "labels-apart": Kind(
-        "must fix",
-        "Labels do not follow the edges of their images",
-        "Look at the frames: labels of other frames, shifted, or turned?",
-    ),
     "blank-frame": Kind(
         "must fix", "Blank frames", "Render them again, or quarantine the frames.", True
     ),
@@ -182,6 +177,11 @@ KINDS: dict[str, Kind] = {
         "must fix",
         "Frames to be turned by their EXIF data",
         "Turn the pixels and remove the tag; training reads the pixels as they are stored.",
+    ),
+    "labels-apart": Kind(
+        "look",
+        "Labels do not follow the edges of their images",
+        "Look at the frames: labels of other frames, shifted, or turned?",
     ),
     "unnamed-values": Kind(
         "look",
@@ -256,12 +256,13 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Example:
-    """A frame shown with a finding: its files and what was seen."""
+    """A frame shown with a finding: its files, what was seen, and the image that it is like."""
 
     frame: str
     image: Path | None
     label: Path | None
     detail: str
+    beside: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -574,10 +575,11 @@ class _Gathered:
             self.signatures[place] = facts.signature
             self.signed[place] = True
 
-    def mark(self, kind: str, files: Files, detail: str) -> None:
+    def mark(self, kind: str, files: Files, detail: str, like: Files | None = None) -> None:
         self.marked[kind].append(files.name)
         if len(self.marks[kind]) < EXAMPLES:
-            self.marks[kind].append(Example(files.name, files.image, files.label, detail))
+            beside = like.image if like else None
+            self.marks[kind].append(Example(files.name, files.image, files.label, detail, beside))
 
     def report(self, files: list[Files], orphans: list[Path]) -> DatasetReport:
         space, names = self.examiner.space, self.examiner.names
@@ -663,12 +665,17 @@ class _Gathered:
                 continue
             copies.add(i)
             one, two = self.label_hashes[j], self.label_hashes[i]
-            kind = "duplicates-disagree" if one and two and one != two else "duplicate-frames"
-            self.mark(kind, table.files[i], f"the same file as {table.files[j].name}")
+            mine, first_one = table.files[i], table.files[j]
+            if one and two and one != two:
+                detail = f"the image of {first_one.name}, with another label"
+                self.mark("duplicates-disagree", mine, detail)
+            else:
+                same = f"the same file as {first_one.name}"
+                self.mark("duplicate-frames", mine, same, first_one)
         for i, (j, rms) in nearest(table, table, earlier=True).items():
             if i not in copies:
                 same = f"like {table.files[j].name} (differs by {rms:.1f} grey levels)"
-                self.mark("near-duplicates", table.files[i], same)
+                self.mark("near-duplicates", table.files[i], same, table.files[j])
         groups: dict[bytes, list[int]] = defaultdict(list)
         for i, digest in enumerate(self.label_hashes):
             if digest and table.signed[i]:
@@ -878,7 +885,8 @@ def _shared(
         how = "the same as" if rms == 0 else f"within {rms:.1f} grey levels of"
         detail = f"{how} {other} frame {theirs.table.files[j].name}"
         if len(examples) < EXAMPLES:
-            examples.append(Example(files.name, files.image, files.label, detail))
+            beside = theirs.table.files[j].image
+            examples.append(Example(files.name, files.image, files.label, detail, beside))
     kind = "shared-frames" if held_out else "shared-unscored"
     found = _finding(kind, mine.frames, frames, examples)
     return [replace(found, detail=f"also in {other}")]

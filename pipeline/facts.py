@@ -438,7 +438,7 @@ def between_share(ids: npt.NDArray[Any]) -> tuple[float, int]:
     if not borders:
         return 0.0, 0
     between = ((left < middle) & (middle < right)) | ((left > middle) & (middle > right))
-    return np.count_nonzero(between) / borders, borders
+    return int(np.count_nonzero(between)) / borders, borders
 
 
 def alignment(grey: UInt8, values: npt.NDArray[Any]) -> tuple[float, float, float] | None:

@@ -19,7 +19,7 @@ WIDTH = 320
 """Pixels in a row of a picture in the page."""
 LISTED = 200
 """Names of frames listed with a finding; check.json has all."""
-STRANGE = (255, 0, 255)
+STRANGE = (0, 255, 255)
 """Colour of label pixels whose value has no name."""
 COLORS = ("#d55e00", "#009e73", "#0072b2", "#cc79a7", "#e69f00", "#56b4e9", "#5f6b7a")
 
@@ -81,6 +81,10 @@ class _Pictures:
     def label(self, example: Example) -> str | None:
         """The label as a data URI, in the classes' colours where it can be decoded to them."""
         return self._once("label", example.label)
+
+    def beside(self, example: Example) -> str | None:
+        """The frame that this one is like, as a data URI."""
+        return self._once("frame", example.beside)
 
     def _once(self, kind: str, path: Path | None) -> str | None:
         if path is None:

@@ -1,0 +1,517 @@
+"""The data doctor: planted faults are found, each in the right frame, and none is invented."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from pipeline.datasets import DatasetSpec, list_samples, spec_fields
+from pipeline.doctor import (
+    KINDS,
+    SEVERITIES,
+    DatasetReport,
+    Finding,
+    compare,
+    examine,
+    split_specs,
+    write_quarantine,
+)
+from pipeline.errors import UserError
+from pipeline.facts import between_share, count_values
+from pipeline.labels import load_label_space
+from pipeline.toyworld import write_toy_world
+from reports.check import write_check
+
+SPACE = load_label_space("cityscapes19")
+FRAMES = 24
+Ids = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    write_toy_world(root, sim_frames=FRAMES, real_train_frames=24, real_val_frames=20)
+    return root
+
+
+@pytest.fixture
+def sim(clean: Path, tmp_path: Path) -> Path:
+    """A copy of toy-sim to spoil."""
+    return shutil.copytree(clean / "toy-sim", tmp_path / "sim")
+
+
+def spec_of(root: Path, base: str = "gta5", **changes: Any) -> DatasetSpec:
+    return DatasetSpec(**spec_fields(base, Path()) | {"root": root} | changes)
+
+
+def look(root: Path, base: str = "gta5", **changes: Any) -> DatasetReport:
+    return examine(spec_of(root, base, **changes), SPACE, workers=2)
+
+
+def found(report: DatasetReport, *, notes: bool = False) -> dict[str, Finding]:
+    """Kind -> finding, without notes: small sets lack some rare class."""
+    return {f.kind: f for f in report.findings if notes or f.severity != "note"}
+
+
+def image(root: Path, n: int) -> Path:
+    return root / "images" / f"{n:05}.png"
+
+
+def label(root: Path, n: int) -> Path:
+    return root / "labels" / f"{n:05}.png"
+
+
+def ids(root: Path, n: int) -> Ids:
+    return np.asarray(Image.open(label(root, n)))
+
+
+def rgb(root: Path, n: int) -> Ids:
+    return np.asarray(Image.open(image(root, n)).convert("RGB"))
+
+
+def each_label(root: Path, change: Callable[[Ids], npt.NDArray[Any]]) -> None:
+    for n in range(1, FRAMES + 1):
+        Image.fromarray(change(ids(root, n))).save(label(root, n))
+
+
+def test_clean_sets_have_no_findings(clean: Path) -> None:
+    reports = {
+        "source": look(clean / "toy-sim"),
+        "target": look(clean / "toy-real", "cityscapes", split="train"),
+        "test": look(clean / "toy-real", "cityscapes", split="val"),
+    }
+
+    for report in compare(reports).values():
+        assert found(report) == {}
+        assert {f.kind for f in report.findings} <= {"names-unused", "class-absent"}
+        assert report.must_fix == 0
+        assert report.quarantined() == {}
+
+
+def test_counts_are_those_of_the_files(clean: Path) -> None:
+    report = look(clean / "toy-sim")
+
+    labels = [ids(clean / "toy-sim", n) for n in range(1, FRAMES + 1)]
+    assert report.frames == report.labelled == FRAMES
+    assert report.sizes == {"128x64": FRAMES}
+    road = sum(int((values == 7).sum()) for values in labels)
+    assert report.class_pixels["road"] == road
+    assert sum(report.class_pixels.values()) + report.ignored_pixels == FRAMES * 128 * 64
+    use = next(value for value in report.values if value.value == "7")
+    assert (use.name, use.pixels, use.frames) == ("road", road, FRAMES)
+    assert report.decoded_bytes == FRAMES * 128 * 64 * 3
+    assert report.image_bytes == sum(f.stat().st_size for f in (clean / "toy-sim/images").iterdir())
+    assert look(clean / "toy-sim", width=64).decoded_bytes == FRAMES * 64 * 32 * 3
+    one, many = (examine(spec_of(clean / "toy-sim"), SPACE, workers=n) for n in (1, 3))
+    assert one.as_json() == many.as_json()
+
+
+def exif_rotated(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(image(root, 3)).save(image(root, 3), exif=exif)
+
+
+def truncated_jpeg(root: Path) -> None:
+    """A JPEG that lost its end, under the ending of one."""
+    picture = Image.open(image(root, 3))
+    image(root, 3).unlink()
+    path = image(root, 3).with_suffix(".jpg")
+    picture.save(path, quality=95)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def optimised_palette(root: Path) -> None:
+    """Indices renumbered by use, colours kept: what some optimisers do."""
+    picture = Image.open(label(root, 3))
+    palette = picture.getpalette()
+    assert palette is not None
+    used, places = np.unique(np.asarray(picture), return_inverse=True)
+    other = Image.fromarray(places.reshape(64, 128).astype(np.uint8))
+    other.putpalette([c for i in used for c in palette[3 * i : 3 * i + 3]])
+    other.save(label(root, 3))
+
+
+def smooth(values: Ids) -> Ids:
+    return np.asarray(cv2.resize(cv2.resize(values, (200, 100)), (128, 64)))
+
+
+def to_rgb(root: Path) -> None:
+    Image.open(label(root, 3)).convert("RGB").save(label(root, 3))
+
+
+def copy_frame(root: Path, *, label_too: bool) -> None:
+    shutil.copy(image(root, 1), image(root, 3))
+    if label_too:
+        shutil.copy(label(root, 1), label(root, 3))
+
+
+def with_ids(root: Path, change: Callable[[Ids], npt.NDArray[Any]]) -> None:
+    Image.fromarray(change(ids(root, 3))).save(label(root, 3))
+
+
+def with_rgb(root: Path, change: Callable[[Ids], npt.NDArray[Any]]) -> None:
+    Image.fromarray(change(rgb(root, 3))).save(image(root, 3))
+
+
+def unnamed(values: Ids) -> Ids:
+    values = values.copy()
+    values[:20, :20] = 99
+    return values
+
+
+def noise(values: Ids) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 3, (*values.shape[:2], 3)).astype(np.uint8)
+
+
+PLANTED: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "no label": ("no-label", lambda r: label(r, 3).unlink()),
+    "empty image": ("empty-file", lambda r: image(r, 3).write_bytes(b"")),
+    "empty label": ("empty-file", lambda r: label(r, 3).write_bytes(b"")),
+    "truncated image": ("unreadable", lambda r: truncate(image(r, 3))),
+    "truncated label": ("unreadable", lambda r: truncate(label(r, 3))),
+    "truncated JPEG": ("unreadable", truncated_jpeg),
+    "no image": ("unreadable", lambda r: image(r, 3).write_text("<html>404</html>")),
+    "folder for an image": ("unreadable", lambda r: (image(r, 3).unlink(), image(r, 3).mkdir())),
+    "two labels": (
+        "two-labels",
+        lambda r: Image.open(label(r, 3)).save(label(r, 3).with_suffix(".bmp")),
+    ),
+    "sizes differ": ("size-differs", lambda r: with_ids(r, lambda v: v[:, :-1])),
+    "blank": ("blank-frame", lambda r: with_rgb(r, lambda v: v * 0 + 7)),
+    "nearly blank": ("blank-frame", lambda r: with_rgb(r, noise)),
+    "wrong ending": ("wrong-ending", lambda r: Image.open(image(r, 3)).save(image(r, 3), "BMP")),
+    "grey": ("grey-frame", lambda r: Image.open(image(r, 3)).convert("L").save(image(r, 3))),
+    "grey as RGB": (
+        "grey-frame",
+        lambda r: Image.open(image(r, 3)).convert("L").convert("RGB").save(image(r, 3)),
+    ),
+    "alpha": ("alpha-frame", lambda r: Image.open(image(r, 3)).convert("RGBA").save(image(r, 3))),
+    "EXIF": ("rotated-frame", exif_rotated),
+    "16-bit frame": ("frame-depth", lambda r: with_rgb(r, lambda v: v[..., 0].astype("u2") * 257)),
+    "16-bit colours": (
+        "frame-depth-cut",
+        lambda r: cv2.imwrite(str(image(r, 3)), rgb(r, 3)[..., ::-1].astype("u2") * 257),
+    ),
+    "constant label": ("constant-label", lambda r: with_ids(r, lambda v: v * 0 + 7)),
+    "ignored label": ("ignored-label", lambda r: with_ids(r, lambda v: v * 0)),
+    "unnamed": ("unnamed-values", lambda r: with_ids(r, unnamed)),
+    "colours": ("label-colours", to_rgb),
+    "instances": ("label-depth", lambda r: with_ids(r, lambda v: v.astype("u2") * 1000 + 3)),
+    "stretched": ("label-depth", lambda r: with_ids(r, lambda v: v.astype("u2") * 257)),
+    "palette": ("palette-differs", optimised_palette),
+    "JPEG label": ("label-jpeg", lambda r: Image.open(label(r, 3)).convert("L").save(
+        label(r, 3), "JPEG")),
+    "resampled": ("resampled-label", lambda r: with_ids(r, smooth)),
+    "duplicate": ("duplicate-frames", lambda r: copy_frame(r, label_too=True)),
+    "disagreeing": ("duplicates-disagree", lambda r: copy_frame(r, label_too=False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_planted_fault_is_found(sim: Path, tmp_path: Path, fault: str) -> None:
+    kind, plant = PLANTED[fault]
+    plant(sim)
+
+    report = look(sim)
+
+    findings = found(report)
+    assert findings[kind].frames == ("00003",)
+    assert findings[kind].count == 1
+    assert findings[kind].share == 1 / FRAMES
+    assert findings[kind].examples[0].frame == "00003"
+    assert findings[kind].examples[0].detail
+    # One fault may show in several ways, all of them in its frame.
+    assert {name for f in findings.values() for name in f.frames} == {"00003"}
+    assert all(f.severity in SEVERITIES for f in findings.values())
+    assert set(report.quarantined()) == ({"00003"} if _spoils(findings) else set())
+    write_check({"source": report}, tmp_path / "out")
+    assert kind in (tmp_path / "out" / "check.html").read_text()
+
+
+def _spoils(findings: dict[str, Finding]) -> bool:
+    return any(KINDS[kind].quarantines for kind in findings)
+
+
+def test_label_without_image(sim: Path) -> None:
+    image(sim, 3).unlink()
+
+    finding = found(look(sim))["no-image"]
+
+    assert finding.frames == ("00003",)
+    assert not finding.quarantines
+
+
+def test_copied_label_names_all_of_its_frames(sim: Path) -> None:
+    shutil.copy(label(sim, 1), label(sim, 3))
+
+    assert found(look(sim))["copied-label"].frames == ("00001", "00003")
+
+
+def test_near_duplicate_is_a_note_and_stays(sim: Path) -> None:
+    frame = rgb(sim, 1)
+    Image.fromarray(np.clip(frame.astype(int) + 1, 0, 255).astype(np.uint8)).save(image(sim, 3))
+    shutil.copy(label(sim, 1), label(sim, 3))
+
+    report = look(sim)
+
+    assert found(report) == {}
+    finding = found(report, notes=True)["near-duplicates"]
+    assert finding.severity == "note"
+    assert finding.frames == ("00003",)
+    assert "00001" in finding.examples[0].detail
+    assert report.quarantined() == {}
+
+
+def test_frames_of_fog_are_no_duplicates(sim: Path) -> None:
+    """Little contrast makes any two frames near in grey levels."""
+    for n in range(1, FRAMES + 1):
+        fog = 200 + (rgb(sim, n).astype(float) - 128) / 16
+        Image.fromarray(fog.astype(np.uint8)).save(image(sim, n))
+
+    assert found(look(sim)) == {}
+    assert "near-duplicates" not in found(look(sim), notes=True)
+
+
+def test_sizes_vary(sim: Path) -> None:
+    for path in (image(sim, 3), label(sim, 3)):
+        Image.open(path).crop((0, 0, 100, 64)).save(path)
+
+    report = look(sim)
+
+    assert found(report) == {}
+    assert found(report, notes=True)["sizes-vary"].detail == "23 of 128x64, 1 of 100x64"
+    assert "upscaled" in found(look(sim, width=110), notes=True)
+
+
+def test_train_ids(sim: Path) -> None:
+    order = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    table = np.full(256, 255, np.uint8)
+    table[order] = np.arange(19)
+    each_label(sim, lambda values: table[values])
+
+    finding = found(look(sim))["train-ids"]
+
+    assert finding.severity == "must fix"
+    assert not finding.quarantines
+
+
+@pytest.mark.parametrize("flip", [np.fliplr, np.flipud])
+def test_flipped_labels(sim: Path, flip: Callable[[Ids], Ids]) -> None:
+    each_label(sim, flip)
+
+    assert set(found(look(sim))) == {"mirrored-labels"}
+
+
+def test_labels_of_other_frames(sim: Path) -> None:
+    label(sim, 1).rename(label(sim, 0))
+    for n in range(2, FRAMES + 1):
+        label(sim, n).rename(label(sim, n - 1))
+    label(sim, 0).rename(label(sim, FRAMES))
+
+    assert set(found(look(sim))) == {"labels-apart"}
+
+
+def test_a_fault_of_most_frames_is_not_quarantined(sim: Path) -> None:
+    """Then the spec is wrong, or the whole set."""
+    for n in range(1, FRAMES + 1):
+        Image.open(label(sim, n)).convert("RGB").save(label(sim, n))
+
+    report = look(sim)
+
+    finding = found(report)["label-colours"]
+    assert "encoding: rgb" in finding.examples[0].detail
+    assert finding.share == 1
+    assert report.quarantined() == {}
+    assert report.class_pixels == dict.fromkeys(SPACE.class_names, 0)
+
+
+COLORS = {"128,64,128": "road", "70,130,180": "sky", "70,70,70": "building"}
+
+
+def test_encodings_by_colour_and_channel(sim: Path) -> None:
+    by_colour: dict[str, Any] = {"encoding": "rgb", "values": COLORS}
+    assert found(look(sim, **by_colour))["label-ids"].count == FRAMES
+    for n in range(1, FRAMES + 1):
+        Image.open(label(sim, n)).convert("RGB").save(label(sim, n))
+    report = look(sim, **by_colour)
+    road = report.class_pixels["road"]
+    assert road > 0
+    assert set(found(report)) == {"unnamed-values"}
+    assert found(report)["unnamed-values"].severity == "must fix"
+    assert all(value.value.count(",") == 2 for value in report.values)
+
+    shutil.rmtree(sim / "labels")
+    (sim / "labels").mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(1, FRAMES + 1):
+        values = rng.choice([7, 23, 26], (64, 1)).astype(np.uint8) * np.ones((1, 128), np.uint8)
+        none = np.zeros_like(values)
+        Image.fromarray(np.stack([values, none, none], axis=2)).save(label(sim, n))
+    assert "channel: 0" in found(look(sim))["label-colours"].examples[0].detail
+    assert "label-channel" not in found(look(sim, encoding="channel"))
+    wrong = found(look(sim, encoding="channel", channel=1))["label-channel"]
+    assert wrong.examples[0].detail == "channel 1 holds only 0; 0 varies"
+
+
+def test_antialiased_colours(sim: Path) -> None:
+    for n in range(1, FRAMES + 1):
+        colours = np.asarray(Image.open(label(sim, n)).convert("RGB"))
+        Image.fromarray(smooth(colours)).save(label(sim, n))
+
+    assert found(look(sim, encoding="rgb", values=COLORS))["resampled-label"].count == FRAMES
+
+
+def test_shared_frames(clean: Path, sim: Path) -> None:
+    """Copied, re-encoded and resized frames of the test set are found in the source."""
+    real = spec_of(clean / "toy-real", "cityscapes", split="val")
+    frames = [s.image for s in list_samples(real, labelled=False)]
+    shutil.copy(frames[0], image(sim, 3))
+    Image.open(frames[1]).save(image(sim, 4).with_suffix(".jpg"), quality=80)
+    image(sim, 4).unlink()
+    Image.open(frames[2]).resize((256, 128)).save(image(sim, 5))
+    reports = {"source": look(sim), "test": examine(real, SPACE, workers=1)}
+
+    compared = compare(reports)
+
+    finding = found(compared["source"])["shared-frames"]
+    assert finding.severity == "must fix"
+    assert finding.frames == ("00003", "00004", "00005")
+    assert {"00003", "00004", "00005"} <= set(compared["source"].quarantined())
+    assert found(compared["test"]) == {}
+    assert found(compare(reports, scored=())["source"])["shared-unscored"].count == 3
+
+
+def test_splits_of_one_drive(clean: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(clean / "toy-real", tmp_path / "real")
+    parts = split_specs(spec_of(root, "cityscapes", split="train"))
+    assert list(parts) == ["train", "val"]
+    for kind, folder in (("leftImg8bit", "tolmstadt"), ("gtFine", "tolmstadt")):
+        for path in sorted((root / kind / "val" / folder).iterdir()):
+            path.rename(path.with_name(path.name.replace("tolmstadt", "arnsmark")))
+    reports = {part: examine(spec, SPACE, workers=1) for part, spec in parts.items()}
+
+    compared = compare(reports)
+
+    assert "arnsmark" in found(compared["train"])["same-drive"].detail
+    assert found(compared["val"]) == {}
+
+
+def test_class_that_is_scored_and_never_learnt(clean: Path) -> None:
+    # The source has no name for it.
+    values = {k: v for k, v in spec_of(clean / "toy-sim").values.items() if v != "road"}
+    reports = {"source": look(clean / "toy-sim", values=values), "test": look(clean / "toy-sim")}
+
+    assert "road (" in found(compare(reports)["test"])["class-only-scored"].detail
+
+
+def test_few_frames_and_limit(clean: Path) -> None:
+    report = look(clean / "toy-sim", limit=3)
+
+    assert report.frames == 3
+    assert set(found(report)) == {"few-frames"}
+
+
+def test_without_labels(clean: Path) -> None:
+    report = look(clean / "toy-sim", labels=None, values={})
+
+    assert report.labelled == 0
+    assert report.class_pixels == {}
+    assert report.findings == ()
+
+
+def test_errors_of_the_spec_are_told(clean: Path) -> None:
+    with pytest.raises(UserError, match="no folder"):
+        look(clean / "nowhere")
+    with pytest.raises(UserError, match="no frame"):
+        look(clean / "toy-sim", images="other/{frame}", labels="labels/{frame}")
+
+
+def test_quarantine_is_written_merged_and_honoured(sim: Path, tmp_path: Path) -> None:
+    label(sim, 3).unlink()
+    truncate(image(sim, 5))
+    path = tmp_path / "quarantine.csv"
+
+    assert write_quarantine(look(sim), path) == 2
+    with path.open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["name", "reason"],
+            ["00003", "no-label"],
+            ["00005", "unreadable"],
+        ]
+    assert write_quarantine(look(sim), path) == 0
+    truncate(image(sim, 7))
+    report = look(sim, quarantine=path)
+    assert report.frames == FRAMES - 2
+    assert set(found(report)) == {"unreadable"}
+    assert write_quarantine(report, path) == 1
+    samples = list_samples(spec_of(sim, quarantine=path), labelled=True)
+    assert [s.name for s in samples] == [
+        f"{n:05}" for n in range(1, FRAMES + 1) if n not in {3, 5, 7}
+    ]
+    assert found(look(sim, quarantine=path)) == {}
+    path.write_text("frame;why\n")
+    with pytest.raises(UserError, match="name,reason"):
+        write_quarantine(report, path)
+
+
+def test_json_and_page(clean: Path, sim: Path, tmp_path: Path) -> None:
+    nasty = "<script>alert(1)<b>"
+    truncate(image(sim, 3))
+    image(sim, 3).rename(image(sim, 3).with_name(f"{nasty}.png"))
+    label(sim, 3).rename(label(sim, 3).with_name(f"{nasty}.png"))
+    target = look(clean / "toy-real", "cityscapes", split="train")
+
+    write_check({"source": look(sim), nasty: target}, tmp_path / "out")
+
+    data = json.loads((tmp_path / "out" / "check.json").read_text())
+    assert list(data["sets"]) == ["source", nasty]
+    source = data["sets"]["source"]
+    assert {"name", "frames", "findings", "class_pixels", "values", "quarantined"} <= set(source)
+    finding = source["findings"][0]
+    assert finding["kind"] == "unreadable"
+    assert finding["frames"] == [nasty]
+    assert finding["examples"][0]["image"].endswith(f"{nasty}.png")
+    assert {*finding} == {
+        *("kind", "severity", "title", "detail", "advice", "count", "share", "quarantines"),
+        *("frames", "examples"),
+    }
+    page = (tmp_path / "out" / "check.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;b&gt;" in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_every_kind_says_what_to_do() -> None:
+    for kind, known in KINDS.items():
+        assert known.advice.endswith((".", "?")), kind
+        assert known.severity in SEVERITIES, kind
+
+
+def test_values_are_counted_by_runs() -> None:
+    rng = np.random.default_rng(0)
+    for dtype, top in (("u1", 4), ("u2", 60_000), ("u4", 1 << 24)):
+        values = np.repeat(rng.integers(0, top, (9, 5)).astype(dtype), 3, axis=1)
+        found, pixels = np.unique(values, return_counts=True)
+        expected = dict(zip(found.tolist(), pixels.tolist(), strict=True))
+        assert count_values(values) == expected
+
+
+def test_between_share() -> None:
+    sharp = np.repeat(np.array([[7, 7, 7, 26, 26, 26, 11, 11]], np.uint8), 4, axis=0)
+    soft = np.repeat(np.array([[7, 7, 13, 20, 26, 26, 18, 11]], np.uint8), 4, axis=0)
+    assert between_share(sharp) == (0, 4)
+    assert between_share(soft) == (0.5, 6)
