@@ -405,7 +405,9 @@ def list_files(spec: DatasetSpec) -> tuple[list[Files], list[Path]]:
     for sample in samples:
         label, other, *_ = [*_labels_of(spec, sample.name), None, None]
         files.append(Files(sample.name, sample.image, label, other))
-    return files, _labels_without_image(spec)
+    whole = spec.limit is None and spec.quarantine is None
+    names = {s.name for s in (samples if whole else list_samples(_all_of(spec), labelled=False))}
+    return files, _labels_without_image(spec, names)
 
 
 def _fields(pattern: str) -> list[str]:
@@ -432,7 +434,8 @@ def _all_of(spec: DatasetSpec, **changes: Any) -> DatasetSpec:
     return spec.model_copy(update={"limit": None, "quarantine": None} | changes)
 
 
-def _labels_without_image(spec: DatasetSpec) -> list[Path]:
+def _labels_without_image(spec: DatasetSpec, names: set[str]) -> list[Path]:
+    """The label files whose frame is none of `names`."""
     assert spec.labels is not None
     lists = {
         name: str(spec.root / rule) if rule.endswith(".txt") or ".mat:" in rule else rule
@@ -446,9 +449,7 @@ def _labels_without_image(spec: DatasetSpec) -> list[Path]:
     except UserError:  # no label at all, or none of this split: every image says so
         return []
     order = [_fields(spec.labels).index(field) for field in _fields(spec.images)]
-    known = {sample.name for sample in list_samples(_all_of(spec), labelled=False)}
-    names = ["/".join(sample.name.split("/")[i] for i in order) for sample in found]
-    return [s.image for s, name in zip(found, names, strict=True) if name not in known]
+    return [s.image for s in found if "/".join(s.name.split("/")[i] for i in order) not in names]
 
 
 def split_specs(spec: DatasetSpec) -> dict[str, DatasetSpec]:
