@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.datasets import DatasetSpec, list_samples
+from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fields
 from pipeline.encodings import (
     PLAUSIBLE,
     Fit,
@@ -31,8 +31,10 @@ from pipeline.encodings import (
 )
 from pipeline.errors import UserError
 from pipeline.files import parse_yaml, write_text
-from pipeline.images import image_size
+from pipeline.images import SUFFIXES, image_size
+from pipeline.labels import VOCABULARY
 from pipeline.layouts import (
+    SPLITS,
     Key,
     Listing,
     Pairs,
@@ -92,6 +94,8 @@ class Discovery:
     """The known tables, best first."""
     samples: tuple[tuple[Path, Path], ...]
     """Image and label of the frames whose labels were counted."""
+    same_as: tuple[str, ...]
+    """Built-in data sets whose patterns and values these are."""
     remarks: tuple[str, ...]
     """What the user should know: what was left out, what is not right."""
 
@@ -186,6 +190,7 @@ def discover(folder: Path) -> Discovery:
         observation=observation,
         fits=tuple(ranked),
         samples=samples,
+        same_as=_same_as(images, pairs, ranked),
         remarks=tuple(remarks),
     )
 
@@ -389,10 +394,11 @@ def _sample(folder: Path, pairs: Pairs) -> tuple[tuple[Path, Path], ...]:
     for key, label in pairs.labels.keys.items():
         image = ours.get((*(key[i] for i in back), key[-1]))
         if image is not None:
-            both.append((folder / image, folder / label))
+            both.append((image, label))
     both.sort()
     count = min(SAMPLE, len(both))
-    return tuple(both[i * len(both) // count] for i in range(count))
+    chosen = [both[i * len(both) // count] for i in range(count)]
+    return tuple((folder / image, folder / label) for image, label in chosen)
 
 
 def _sizes(samples: Iterable[tuple[Path, Path]]) -> list[str]:
@@ -434,6 +440,27 @@ def _verify(spec: DatasetSpec, images: Series, splits: Iterable[str]) -> None:
     assert not ours, f"{spec.images} misses {min(ours)}"
 
 
+def _same_as(images: Series, pairs: Pairs | None, ranked: Sequence[Fit]) -> tuple[str, ...]:
+    """The built-in data sets with the patterns found and the best table."""
+    if pairs is None or not ranked or not ranked[0].fits:
+        return ()
+
+    def bare(pattern: str) -> str:
+        words = "|".join(SPLITS)
+        path = re.sub(rf"\{{\w+\}}|(?<![^/])({words})(?![^/])", "{}", pattern)
+        return path.removesuffix(Path(path).suffix) if Path(path).suffix in SUFFIXES else path
+
+    ours = bare(images.pattern()), bare(pairs.label_pattern())
+    known = built_in_specs()
+    found = []
+    for name in (ranked[0].table.name, *ranked[0].table.users):
+        if name in known:
+            fields = spec_fields(name, Path())
+            if ours == (bare(fields["images"]), bare(fields["labels"])):
+                found.append(name)
+    return tuple(found)
+
+
 def _fields(discovery: Discovery) -> dict[str, object]:
     """The spec's fields but for `root` and `values`."""
     fields: dict[str, object] = {"name": discovery.name, "images": discovery.images.pattern()}
@@ -472,6 +499,9 @@ def describe(discovery: Discovery, out: Path | None = None) -> list[str]:
         lines += table_lines(discovery)
         for value in discovery.unnamed():
             lines.append(f"no name for {value.raw}: {_facts(value)}")
+    if discovery.same_as:
+        names = " or ".join(f"`dataset: {name}`" for name in discovery.same_as)
+        lines.append(f"patterns and values are built in: {names} says the same as this spec")
     if out is not None:
         edit = "Look at the pictures, edit the names" if observation else "Look over the file"
         lines.append(f"Next: {edit} in {out}, then `sim2real check {out}`")
@@ -576,7 +606,10 @@ def spec_text(discovery: Discovery, out: Path, quarantine: str | None) -> str:
         assert pairs is not None
         lines.append(f"quarantine: {_quoted(quarantine)}  # {len(pairs.lone_images):,} unlabelled")
     if observation is not None:
-        lines += [f"# {line.strip()}" for line in _wrapped(table_lines(discovery))]
+        words = table_lines(discovery)
+        if discovery.unnamed():
+            words.append(f"Names: {', '.join(sorted(VOCABULARY))}; or your own, DATASET/NAME.")
+        lines += [f"# {line}" for line in _wrapped(words)]
         lines += _value_lines(discovery, observation, preview)
     return "\n".join(lines) + "\n"
 

@@ -76,9 +76,9 @@ PLACES: dict[str, tuple[float, float]] = {
 }
 """Name -> usual mean height in a street scene (0 top, 1 bottom) and usual share of pixels."""
 _HEIGHT_SPREAD, _DECADES = 0.12, 1.0
-_UNPLACED = 0.4
-"""Plausibility of names that say nothing of a place (unlabeled, static, ...)."""
-_GROUND = ("road", "ground", "terrain")
+MUCH_VOID = 0.15
+"""A table that gives more of the pixels to names of no place (unlabeled, static) is less likely."""
+_GROUND, _LEAST_GROUND, _GROUND_WEIGHT = ("road", "ground", "terrain"), 0.05, 0.3
 
 ENOUGH, PLAUSIBLE, CLEAR = 0.8, 0.5, 0.15
 """A table fits that names this share of the pixels and is so plausible; it is surely the one when
@@ -378,8 +378,9 @@ def fits(observation: Observation) -> list[Fit]:
 
 
 def _fit(table: Table, values: Sequence[Value]) -> Fit:
-    weights, scores, worst = 0.0, 0.0, (0.0, "")
-    covered = ground = 0.0
+    # A street scene has ground to drive on, and most of it means something.
+    weights, scores, worst = _GROUND_WEIGHT, 0.0, (0.0, "")
+    covered = ground = void = 0.0
     for value in values:
         # 255 is what no class claims: in many tables, written down in few.
         name = table.values.get(value.raw, "unlabeled" if value.raw == "255" else None)
@@ -388,23 +389,23 @@ def _fit(table: Table, values: Sequence[Value]) -> Fit:
         covered += value.share
         ground += value.share * (name in _GROUND)
         weight = math.sqrt(value.share)
-        score = _plausibility(name, value)
-        weights += weight
-        scores += weight * score
+        if name in PLACES:
+            score = _plausibility(name, value)
+            weights += weight
+            scores += weight * score
+        else:
+            score = 0.0 if value.share > MUCH_VOID else 1.0
+            void += value.share
         if weight * (0.3 - score) > worst[0]:
-            percent = f"{value.share:.1%}"
-            words = f"{value.raw} would be {name}: {percent} of the pixels, {where(value.height)}"
-            worst = weight * (0.3 - score), words
-    if weights == 0:
-        return Fit(table, covered, 0.0, "")
-    # A street scene has ground to drive on: a table under which there is none is less likely.
-    scores += 0.3 * min(1.0, ground / 0.05)
-    return Fit(table, covered, scores / (weights + 0.3), worst[1])
+            words = f"{value.raw} would be {name}: {value.share:.1%} of the pixels"
+            worst = weight * (0.3 - score), f"{words}, {where(value.height)}"
+    scores += _GROUND_WEIGHT * min(1.0, ground / _LEAST_GROUND)
+    if void > MUCH_VOID:
+        weights += math.sqrt(void)
+    return Fit(table, covered, scores / weights if covered else 0.0, worst[1])
 
 
 def _plausibility(name: str, value: Value) -> float:
-    if name not in PLACES:
-        return _UNPLACED if value.share < 0.15 else 0.1
     height, share = PLACES[name]
     away = (value.height - height) / _HEIGHT_SPREAD
     decades = math.log10(value.share / share) / _DECADES

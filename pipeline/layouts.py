@@ -191,7 +191,8 @@ def _parts(names: list[str]) -> Iterator[tuple[Part, list[str]]]:
     shapes: dict[str, list[str]] = defaultdict(list)
     rest: list[str] = []
     for name in names:
-        if match := _SPLIT.fullmatch(name):
+        match = _SPLIT.fullmatch(name)
+        if match and (match["split"] == name or _speaks(name)):
             splits[Part(match["before"] or "", "split", match["after"] or "")].append(name)
         elif _speaks(name):
             yield Part(name), [name]
@@ -268,7 +269,7 @@ def _accepted(
 
 
 def join_alike(series: list[Series], kind: Callable[[Series], str]) -> list[Series]:
-    """Join series that differ in one part of their names and show the same kind of pixels.
+    """Join series that differ in folders or ends of names and show the same kind of pixels.
 
     A part that speaks of what is shown (`rgb`, `depth`, ...) is never made a field.
     """
@@ -279,34 +280,25 @@ def join_alike(series: list[Series], kind: Callable[[Series], str]) -> list[Seri
 
 
 def _join_once(series: list[Series], kind: Callable[[Series], str]) -> list[Series] | None:
-    def without(one: Series, place: int | str) -> tuple[object, ...] | None:
-        """What stays of a name without one part, or None where that part cannot be a field."""
-        folders: list[Part | None] = list(one.folders)
-        if isinstance(place, int):
-            if place >= len(folders):
-                return None
-            part = one.folders[place]
-            if part.field == "split" or _speaks(part.before + part.after):
-                return None
-            folders[place] = None
+    def without(one: Series, place: str) -> tuple[object, ...]:
+        """What stays of a name without the parts that may become fields."""
+        folders = [None if place == "folders" and _may_vary(p) else p for p in one.folders]
         # Ends of names often repeat a folder (aachen/aachen_000019): they go with it.
         ends = [end if _speaks(end) else "" for end in (one.head, one.tail)]
-        ending = "" if place == "ending" else one.ending
-        return (tuple(folders), *ends, ending, kind(one))
+        return (tuple(folders), *ends, "" if place == "ending" else one.ending, kind(one))
 
-    depth = max((len(one.folders) for one in series), default=0)
-    for place in ("ending", "names", *range(depth)):
+    for place in ("ending", "names", "folders"):
         groups: dict[tuple[object, ...], list[Series]] = defaultdict(list)
         for one in series:
-            if (rest := without(one, place)) is not None:
-                groups[rest].append(one)
+            groups[without(one, place)].append(one)
         for members in groups.values():
             if len(members) < 2 or (place == "ending" and _overlap(members)):
                 continue
-            folders = list(members[0].folders)
-            if isinstance(place, int):
-                names = [one.paths[0].split("/")[place] for one in members]
-                folders[place] = Part("", field_name(names))
+            folders = []
+            for i, part in enumerate(members[0].folders):
+                same = all(one.folders[i] == part for one in members)
+                names = [one.paths[0].split("/")[i] for one in members]
+                folders.append(part if same else Part("", field_name(names)))
             union = Series(
                 tuple(folders),
                 _common(one.head for one in members),
@@ -316,6 +308,11 @@ def _join_once(series: list[Series], kind: Callable[[Series], str]) -> list[Seri
             )
             return [*(one for one in series if one not in members), union]
     return None
+
+
+def _may_vary(part: Part) -> bool:
+    """Whether a folder that stands for itself may be a value of a field."""
+    return part.field != "split" and not _speaks(part.before + part.after)
 
 
 def _speaks(text: str) -> bool:

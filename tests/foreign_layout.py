@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pipeline.datasets import DatasetSpec, list_samples, spec_fields
@@ -20,29 +21,33 @@ from pipeline.schema import parse
 
 TOWNS = ("Town01", "Town03", "Town10HD")
 # What a table does not name goes to something that it does.
+_ANY = ("vehicle", "any vehicle", "car")
 _NEXT_BEST = {
-    "car": "any vehicle",
-    "truck": "any vehicle",
-    "bus": "any vehicle",
-    "train": "any vehicle",
-    "motorcycle": "any vehicle",
-    "bicycle": "any vehicle",
-    "rider": "person",
+    **dict.fromkeys(("car", "truck", "bus", "train", "motorcycle", "bicycle"), _ANY),
+    "rider": ("bicyclist", "person"),
+    "terrain": ("vegetation",),
+    "wall": ("building",),
 }
 
 
-def table_of(name: str) -> dict[str, int]:
-    """Name -> raw value of a built-in data set; the first value where several have the name."""
+def table_of(name: str) -> dict[str, tuple[int, ...]]:
+    """Name -> raw value of a built-in data set, (id,) or (R, G, B); the first of several."""
     values = parse(DatasetSpec, {**spec_fields(name, Path()), "root": "."}, name).values
-    return {label: int(raw) for raw, label in reversed(list(values.items()))}
+    return {
+        label: tuple(int(part) for part in raw.split(","))
+        for raw, label in reversed(list(values.items()))
+    }
 
 
-def translation(name: str) -> np.ndarray:
-    """(256,) uint8: Cityscapes label id -> raw value of a built-in data set."""
+def translation(name: str) -> npt.NDArray[np.uint8]:
+    """Cityscapes label id -> raw value of a built-in data set: (256, 1) ids or (256, 3) colours."""
     table = table_of(name)
-    result = np.full(256, table["unlabeled"], np.uint8)
+    void = table.get("unlabeled", (255,))
+    result = np.tile(np.array(void, np.uint8), (256, 1))
     for raw, label in CITYSCAPES_IDS.items():
-        result[raw] = table.get(label, table.get(_NEXT_BEST.get(label, ""), table["unlabeled"]))
+        result[raw] = next(
+            (table[n] for n in (label, *_NEXT_BEST.get(label, ())) if n in table), void
+        )
     return result
 
 
@@ -57,7 +62,7 @@ def write_foreign(
     """Write evenly spaced frames of `source` (GTA5's layout) to `target`; returns how many."""
     fields = {**spec_fields("gta5", source), "root": source, "limit": frames}
     samples = list_samples(parse(DatasetSpec, fields, "gta5"), labelled=True)
-    tags = translation(table)
+    tags = translation(table)[:, 0]
     for i, sample in enumerate(samples):
         assert sample.label is not None
         town = target / towns[i % len(towns)]

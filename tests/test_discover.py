@@ -1,6 +1,7 @@
 """First specs for folders of unknown layout, from what real data sets look like to broken ones."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import DatasetSpec, LabelReader, list_samples, load_spec, spec_fields
+from pipeline.datasets import (
+    DatasetSpec,
+    LabelReader,
+    built_in_specs,
+    list_samples,
+    load_spec,
+    spec_fields,
+)
 from pipeline.discover import Discovery, describe, discover, write_first_spec
 from pipeline.errors import UserError
 from pipeline.labels import CITYSCAPES_IDS, CITYSCAPES_TRAIN_IDS, load_label_space
 from pipeline.schema import parse
 from pipeline.toyworld import render_scene
-from tests.foreign_layout import table_of, translation, write_foreign
+from tests.foreign_layout import translation, write_foreign
 
 SIZE = (128, 64)
 Array = np.ndarray[Any, Any]
@@ -167,7 +175,7 @@ def test_cityscapes(world: Path, scenes: list[tuple[Array, Array]], tmp_path: Pa
 
 
 def test_synthia(folder: Path, scenes: list[tuple[Array, Array]]) -> None:
-    values = translation("synthia")
+    values = translation("synthia")[:, 0]
     encode = channel(lambda ids: values[ids], kind=np.uint16)
     fill(folder, scenes, "RGB/{i:07d}.png", "GT/LABELS/{i:07d}.png", encode)
     palette = {one.name: one.color for one in load_label_space("cityscapes19").classes}
@@ -258,9 +266,8 @@ def test_layouts(folder: Path, scenes: list[tuple[Array, Array]], layout: str) -
 
 
 def test_camvids_folders_and_list(folder: Path, scenes: list[tuple[Array, Array]]) -> None:
-    table = table_of("camvid")
-    camvid = recode({raw: table[label] for raw, label in CITYSCAPES_IDS.items() if label in table})
-    fill(folder, scenes, "{train|test}/{i}.jpg", "{train|test}annot/{i}.png", camvid)
+    camvid = translation("camvid")[:, 0]
+    fill(folder, scenes, "{train|test}/{i}.jpg", "{train|test}annot/{i}.png", lambda i: camvid[i])
     (folder / "splits").mkdir()
     (folder / "splits" / "clean.txt").write_text("1\n3\n")
     found, spec = first_spec(folder)
@@ -293,17 +300,35 @@ def test_lists_are_splits_where_folders_are_not(
     assert len(list_samples(spec, labelled=True)) == 4
 
 
-def test_colours_of_virtual_kitti(folder: Path, scenes: list[tuple[Array, Array]]) -> None:
-    fields = spec_fields("virtual_kitti_2", Path())
-    colors = {v: tuple(int(n) for n in k.split(",")) for k, v in fields["values"].items()}
-    image = "Scene{01|02}/clone/frames/rgb/Camera_{0|1}/rgb_{i:05d}.jpg"
-    label = "Scene{01|02}/clone/frames/classSegmentation/Camera_{0|1}/classgt_{i:05d}.png"
-    fill(folder, scenes, image, label, painted(colors))  # type: ignore[arg-type]
+@pytest.mark.parametrize("known", built_in_specs())
+def test_every_known_data_set(folder: Path, scenes: list[tuple[Array, Array]], known: str) -> None:
+    truth = parse(DatasetSpec, {**spec_fields(known, Path()), "root": folder}, known)
+    assert truth.labels is not None
+    values = {"split": "{train|val}", "frame": "{i:05d}", "camera": "Camera_{0|1}"}
+    image, label = (
+        re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], f"{{{m[1]}a|{m[1]}b}}"), pattern)
+        for pattern in (truth.images, truth.labels)
+    )
+    table = translation(known)
+    encode: Encode = lambda ids: table[ids][:, :, 0] if table.shape[1] == 1 else table[ids]  # noqa: E731
+    if truth.encoding == "channel":
+        encode = channel(lambda ids: table[ids][:, :, 0])
+    fill(folder, scenes, f"{image}.jpg", f"{label}.png", encode)
     found, spec = first_spec(folder)
-    assert spec.encoding == "rgb"
+    assert spec.labels is not None
+    assert unnamed(spec.images) == unnamed(f"{truth.images}.jpg")
+    assert unnamed(spec.labels) == unnamed(f"{truth.labels}.png")
+    assert (spec.encoding, spec.channel) == (truth.encoding, truth.channel)
     assert found.table is not None
-    assert found.table.table.name == "virtual_kitti_2"
-    assert found.sure
+    assert known in (found.table.table.name, *found.table.table.users)
+    assert spec.values == truth.values
+    assert known in found.same_as
+    assert any(f"`dataset: {known}`" in line or known in line for line in describe(found))
+
+
+def unnamed(pattern: str) -> str:
+    """A pattern without the names of its fields; a folder named after a split is a field too."""
+    return re.sub(r"\{\w+\}|^training(?=/)", "{}", pattern)
 
 
 def test_colours_of_cityscapes_say_what_they_cannot_tell(
