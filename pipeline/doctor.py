@@ -471,16 +471,22 @@ def split_specs(spec: DatasetSpec) -> dict[str, DatasetSpec]:
 # Examining ----------------------------------------------------------------------------------------
 
 
-def examine(spec: DatasetSpec, space: LabelSpace, *, workers: int = 0) -> DatasetReport:
+def examine(
+    spec: DatasetSpec, space: LabelSpace, *, workers: int = 0, labelled: bool = True
+) -> DatasetReport:
     """Decode every frame and label of a data set and say what is wrong with it.
 
     Args:
         workers: threads that decode; 0 takes all cores. Decoders let go of Python's lock, so
             threads are as fast as processes, and start at once.
+        labelled: look at the labels, if the spec has any; without, as a target that no arm learns
+            the labels of.
 
     Raises:
         UserError: the spec finds no frame. Faults of files are findings.
     """
+    if not labelled:
+        spec = spec.model_copy(update={"labels": None})
     files, orphans = list_files(spec)
     examiner = Examiner(spec, space)
     gathered = _Gathered(examiner, len(files))

@@ -148,7 +148,11 @@ class Examiner:
             facts.marks["alpha-frame"] = f"alpha channel, {seen}"
         if image.mode not in {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}:
             facts.marks["frame-mode"] = f"pixels of mode {image.mode}"
-        rgb = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        try:
+            rgb = np.asarray(_as_rgb(image))
+        except ValueError as error:
+            facts.marks["unreadable"] = f"{path.name}: {error}"
+            return
         small = _small(rgb)
         # Means vary less than pixels: most frames are seen not to be blank by them.
         if all(cv2.meanStdDev(pixels)[1].max() < BLANK_STD for pixels in (small, rgb)):
@@ -214,7 +218,7 @@ class Examiner:
                 return self._ids(raw, facts)
             marks["label-colours"] = self._explain_colours(raw)
             return None
-        if raw.ndim == 2:
+        if raw.ndim == 2 or (encoding == "rgb" and raw.shape[2] < 3):
             palette = image.mode in {"P", "PA"}
             what = "a palette image: its indices are the ids" if palette else "one value a pixel"
             marks["label-ids"] = f"{what}, where `encoding: {encoding}` is said"
@@ -368,6 +372,12 @@ def _decode(path: Path, facts: FrameFacts) -> tuple[bytes, Image.Image | None]:
     if path.suffix.lower() not in _ENDINGS.get(kind, {path.suffix.lower()}):
         facts.marks["wrong-ending"] = f"{path.name} is a {kind} file"
     return data, image
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL warns of the direct way
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _raw(data: bytes, image: Image.Image) -> npt.NDArray[Any]:

@@ -8,7 +8,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.doctor import SEVERITIES, DatasetReport, Example
-from pipeline.errors import UserError
 from pipeline.facts import UNNAMED, Examiner
 from pipeline.files import write_json, write_text
 from pipeline.images import open_image
@@ -102,7 +101,7 @@ def _file(path: Path) -> str | None:
     try:
         image = open_image(path)
         return photo(np.asarray(image.convert("RGB")), WIDTH)
-    except (UserError, OSError, ValueError):
+    except Exception:  # decoders raise all sorts of things on damaged files
         return None
 
 

@@ -120,6 +120,11 @@ def exif_rotated(root: Path) -> None:
     Image.open(image(root, 3)).save(image(root, 3), exif=exif)
 
 
+def folder_for_image(root: Path) -> None:
+    image(root, 3).unlink()
+    image(root, 3).mkdir()
+
+
 def truncated_jpeg(root: Path) -> None:
     """A JPEG that lost its end, under the ending of one."""
     picture = Image.open(image(root, 3))
@@ -184,7 +189,7 @@ PLANTED: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "truncated label": ("unreadable", lambda r: truncate(label(r, 3))),
     "truncated JPEG": ("unreadable", truncated_jpeg),
     "no image": ("unreadable", lambda r: image(r, 3).write_text("<html>404</html>")),
-    "folder for an image": ("unreadable", lambda r: (image(r, 3).unlink(), image(r, 3).mkdir())),
+    "folder for an image": ("unreadable", folder_for_image),
     "two labels": (
         "two-labels",
         lambda r: Image.open(label(r, 3)).save(label(r, 3).with_suffix(".bmp")),
@@ -425,7 +430,7 @@ def test_few_frames_and_limit(clean: Path) -> None:
 
 
 def test_without_labels(clean: Path) -> None:
-    report = look(clean / "toy-sim", labels=None, values={})
+    report = examine(spec_of(clean / "toy-sim"), SPACE, labelled=False)
 
     assert report.labelled == 0
     assert report.class_pixels == {}
@@ -493,6 +498,37 @@ def test_json_and_page(clean: Path, sim: Path, tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;b&gt;" in page
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_page_in_a_browser(sim: Path, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    api = pytest.importorskip("playwright.sync_api")
+    switches = (
+        *["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
+        *["--disable-background-networking", "--disable-component-update", "--disable-sync"],
+    )
+    truncate(image(sim, 3))
+    shutil.copy(image(sim, 1), image(sim, 4))
+    long = "a_very_long_name_" * 9
+    image(sim, 5).rename(image(sim, 5).with_name(f"{long}.png"))
+    write_check({"source": look(sim), long: look(sim, limit=5)}, tmp_path)
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(switches))
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("request", lambda request: problems.append(request.url[:99]))
+        page.goto((tmp_path / "check.html").as_uri())
+        for width in (1280, 400):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("#source-unreadable").inner_text().count("00003") >= 1
+        assert page.locator("#source-no-label").locator("img").count() == 1
+        assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
+        browser.close()
+    assert [p for p in problems if not p.startswith(("file:", "data:"))] == []
 
 
 def test_every_kind_says_what_to_do() -> None:
