@@ -11,13 +11,14 @@ import os
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fields
 from pipeline.encodings import (
     PLAUSIBLE,
+    SURELY,
     Fit,
     Kind,
     Observation,
@@ -25,6 +26,7 @@ from pipeline.encodings import (
     fits,
     look,
     observe,
+    odd,
     rivals,
     where,
     wildest,
@@ -111,8 +113,8 @@ class Discovery:
 
     @property
     def sure(self) -> bool:
-        """Whether a table fits, and no other might be meant instead."""
-        return self.table is not None and not self.doubts
+        """Whether a table fits well, and no other might be meant instead."""
+        return self.table is not None and self.table.plausible >= SURELY and not self.doubts
 
     @property
     def doubts(self) -> tuple[Fit, ...]:
@@ -186,7 +188,7 @@ def discover(folder: Path) -> Discovery:
         pairs=pairs,
         splits=splits,
         lists=lists,
-        split=_first_split([*splits, *(() if splits else lists)], must=bool(splits)),
+        split=_first_split(splits, lists),
         observation=observation,
         fits=tuple(ranked),
         samples=samples,
@@ -363,7 +365,7 @@ def _lists(
     found: dict[str, str] = {}
     for path in listing.lists[:_LISTS]:
         file = spec.root / path
-        if file.stat().st_size > _LIST_BYTES:
+        if not file.is_file() or file.stat().st_size > _LIST_BYTES:
             continue
         text = file.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -381,9 +383,12 @@ def _lists(
     return found
 
 
-def _first_split(names: Sequence[str], *, must: bool) -> str | None:
-    train = [name for name in names if name.lower() in {"train", "training"}]
-    return train[0] if train else names[0] if must else None
+def _first_split(splits: Mapping[str, int], lists: Iterable[str]) -> str | None:
+    """The split that is trained on; where folders are splits, one must be meant."""
+    train = [name for name in (splits or lists) if name.lower() in {"train", "training"}]
+    if train or not splits:
+        return train[0] if train else None
+    return max(splits, key=lambda name: splits[name])
 
 
 def _sample(folder: Path, pairs: Pairs) -> tuple[tuple[Path, Path], ...]:
@@ -517,10 +522,10 @@ def table_lines(discovery: Discovery) -> list[str]:
         nearest = discovery.fits[0]
         return [f"no known table fits (the nearest is {_score(nearest)}): name the values yourself"]
     doubts = discovery.doubts
-    if doubts:
-        lines = [f"names: {best.table.name}? Files do not say whose table they follow: make sure"]
-    else:
+    if discovery.sure:
         lines = [f"names: {best.table.name}"]
+    else:
+        lines = [f"names: {best.table.name}? Files do not say whose table they follow: make sure"]
     if best.table.users:
         lines[0] += f" (as in {', '.join(best.table.users)})"
     others = doubts or [fit for fit in discovery.fits[1:2] if fit.plausible > PLAUSIBLE / 2]
@@ -622,6 +627,8 @@ def _value_lines(discovery: Discovery, observation: Observation, preview: str) -
     for raw in sorted([*seen, *rest], key=lambda raw: [int(n) for n in raw.split(",")]):
         name = table.values.get(raw) if table else None
         notes = [_facts(seen[raw])] if raw in seen else ["not in the sample"]
+        if name and raw in seen and odd(name, seen[raw]):
+            notes.append(f"an odd place for {name}")
         if table and name and raw in table.remarks:
             notes.append(table.remarks[raw])
         if name is None:

@@ -78,11 +78,13 @@ PLACES: dict[str, tuple[float, float]] = {
 _HEIGHT_SPREAD, _DECADES = 0.12, 1.0
 MUCH_VOID = 0.15
 """A table that gives more of the pixels to names of no place (unlabeled, static) is less likely."""
+_RARE = 0.002
 _GROUND, _LEAST_GROUND, _GROUND_WEIGHT = ("road", "ground", "terrain"), 0.05, 0.3
 
-ENOUGH, PLAUSIBLE, CLEAR = 0.8, 0.5, 0.15
-"""A table fits that names this share of the pixels and is so plausible; it is surely the one when
-the next is less plausible by this much."""
+ENOUGH, PLAUSIBLE = 0.8, 0.55
+"""A table fits that names this share of the pixels and is so plausible."""
+SURELY, CLEAR = 0.8, 0.15
+"""It is surely the one when it is so plausible, and the next less so by this much."""
 
 VERSIONS = {"carla_old", "carla_new"}
 """Tables of one simulator, which leaves no trace of its version in the files."""
@@ -396,7 +398,7 @@ def _fit(table: Table, values: Sequence[Value]) -> Fit:
         else:
             score = 0.0 if value.share > MUCH_VOID else 1.0
             void += value.share
-        if weight * (0.3 - score) > worst[0]:
+        if value.share > _RARE and weight * (0.3 - score) > worst[0]:
             words = f"{value.raw} would be {name}: {value.share:.1%} of the pixels"
             worst = weight * (0.3 - score), f"{words}, {where(value.height)}"
     scores += _GROUND_WEIGHT * min(1.0, ground / _LEAST_GROUND)
@@ -410,6 +412,11 @@ def _plausibility(name: str, value: Value) -> float:
     away = (value.height - height) / _HEIGHT_SPREAD
     decades = math.log10(value.share / share) / _DECADES
     return math.exp(-0.5 * (away**2 + decades**2))
+
+
+def odd(name: str, value: Value) -> bool:
+    """Whether a value that is no rarity lies where a name's pixels seldom do."""
+    return name in PLACES and value.share > _RARE and _plausibility(name, value) < 0.1
 
 
 def where(height: float) -> str:

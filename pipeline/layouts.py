@@ -32,7 +32,7 @@ _SPEAKING = re.compile(
     r"label|lbl|seg|mask|annot|semantic|class|colou?r|rgb|image|img|photo|frame|picture|depth|"
     r"disp|normal|flow|instance|panoptic|(?<![a-z])(gt|ss|raw|ids?)(?![a-z])"
 )
-_ILLEGAL = re.compile(r"[{}\[\]*?]|[^\x20-\U0010ffff]")
+_ILLEGAL = re.compile(r"[{}\[\]*?\x00-\x1f\ud800-\udfff]")
 _SEPARATED = r"[_\-. ]"
 
 Key = tuple[str, ...]
@@ -137,10 +137,17 @@ def walk(folder: Path) -> Listing:
     """List a folder once, through links to folders but never round in a circle.
 
     Hidden files and folders are left out.
+
+    Raises:
+        UserError: a folder cannot be listed.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be listed ({error.strerror}).") from error
+
     images, lists, others = [], [], 0
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -418,6 +425,6 @@ def check_literals(series: Series) -> None:
         raise UserError(
             f"The names of files such as {series.paths[0]!r} hold "
             f"{' '.join(map(repr, sorted(found)))}, which a file pattern cannot hold (braces, "
-            "brackets, * and ? have a meaning there, control characters none). Rename the folder "
+            "brackets, * and ? have a meaning there, and it is UTF-8 text). Rename the folder "
             "or the files, or link to them under another name."
         )

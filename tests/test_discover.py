@@ -391,6 +391,34 @@ def test_values_of_no_table_are_shown_and_left_to_the_user(
             assert picture.width > 400
 
 
+def test_a_table_that_half_fits_is_a_question(
+    folder: Path, scenes: list[tuple[Array, Array]]
+) -> None:
+    table = translation("camvid")[:, 0].copy()
+    table[[7, 8]] = table[[8, 7]]  # sidewalk and road change places
+    fill(folder, scenes, "images/{i}.png", "labels/{i}.png", lambda ids: table[ids])
+    found, _ = first_spec(folder)
+    assert found.table is not None
+    assert not found.sure
+    text = (folder.parent / "specs" / "first.yaml").read_text()
+    assert f"# names: {found.table.table.name}?" in text
+
+
+def test_channels_of_raw_carla_frames(folder: Path, scenes: list[tuple[Array, Array]]) -> None:
+    table = translation("carla_new")[:, 0]
+
+    def encode(ids: Array) -> Array:
+        noise = np.arange(ids.size, dtype=np.uint32).reshape(ids.shape) // 40 * (ids > 23)
+        rest = [noise % 256, noise // 256, np.full(ids.shape, 255)]
+        return np.stack([table[ids], *rest], axis=2).astype(np.uint8)
+
+    fill(folder, scenes, "rgb/{i}.png", "instance_segmentation/{i}.png", encode)
+    found, spec = first_spec(folder)
+    assert (spec.encoding, spec.channel) == ("channel", 0)
+    assert found.table is not None
+    assert found.table.table.name == "carla_new"
+
+
 def test_values_beside_a_table(folder: Path, scenes: list[tuple[Array, Array]]) -> None:
     def encode(ids: Array) -> Array:
         ids = ids.copy()
