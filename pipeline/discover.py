@@ -150,9 +150,10 @@ def discover(folder: Path) -> Discovery:
     remarks: list[str] = []
     kind = _looker(folder, remarks, _LOOKED_AT if len(found) <= 20 else 1)
     joined = join_alike(found, kind)
-    every = [*joined, *(series for series in found if series not in joined)]
-
-    pairs = _choose_pairs(every, kind)
+    pairs = _choose_pairs(joined, kind)
+    if pairs is None or 2 * pairs.count < len(pairs.images.paths):
+        # What looks alike need not be one series: images of two cameras, labels of one.
+        pairs = _choose_pairs([*joined, *(one for one in found if one not in joined)], kind)
     images = pairs.images if pairs else _choose_images(joined, kind)
     if pairs is None:
         _refuse_unpaired(images, joined, kind)

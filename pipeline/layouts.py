@@ -374,10 +374,10 @@ def _simpler(pairs: Pairs) -> Pairs:
 
 
 def _pair(images: Series, labels: Series) -> Pairs | None:
-    ours, theirs = images.keys, labels.keys
     width = len(images.fields)
     if width != len(labels.fields) or width > 5:
         return None
+    ours, theirs = images.keys, labels.keys
     values = [({key[i] for key in ours}, {key[i] for key in theirs}) for i in range(width)]
     best: tuple[int, tuple[int, ...], set[Key]] | None = None
     for order in itertools.permutations(range(width)):

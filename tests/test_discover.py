@@ -460,6 +460,17 @@ def test_labels_that_pair_with_nothing(folder: Path, scenes: list[tuple[Array, A
         discover(folder)
 
 
+def test_images_of_two_cameras_and_labels_of_one(
+    folder: Path, scenes: list[tuple[Array, Array]]
+) -> None:
+    fill(folder, scenes, "left/{i}.png", "semantic/{i}.png")
+    fill(folder, scenes, "right/{i}.png", None)
+    found, spec = first_spec(folder)
+    assert spec.labels == "semantic/{frame}.png"
+    assert spec.images in {"left/{frame}.png", "right/{frame}.png"}
+    assert any("not used: 6 files {folder}/{frame}.png" in remark for remark in found.remarks)
+
+
 def test_a_frame_in_two_formats(folder: Path, scenes: list[tuple[Array, Array]]) -> None:
     fill(folder, scenes, "images/{i}.png", "labels/{i}.png")
     save(folder / "images" / "3.jpg", scenes[3][0])
