@@ -339,17 +339,76 @@ def datasets() -> None:
 
 @app.command()
 def check(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML configuration.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET_OR_CONFIG",
+            help="A configuration, a data set's YAML file, or the name of a known data set.",
+        ),
+    ],
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is.")
+    ] = None,
+    label_space: Annotated[
+        str, typer.Option("--label-space", metavar="NAME_OR_FILE", help="For a data set.")
+    ] = "cityscapes19",
     settings: Settings = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of check.html and check.json.")
+    ] = Path("check"),
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Write the list of frames to leave out.")
+    ] = False,
 ) -> None:
-    """Check a configuration and its data as `run` does before it starts."""
-    from flows.prepare import preflight
-    from pipeline.config import load_config
+    """Look at every file of a data set, or of all that a configuration names; status 1: mend it.
 
-    loaded = load_config(config, settings)
-    preflight(loaded)
-    _say_missing_classes(loaded)
-    print(f"{config}: nothing in the way of a run.")
+    With a configuration, also what `run` checks before it starts.
+    """
+    from rich.console import Console
+
+    from flows import doctor
+    from pipeline.errors import UserError
+    from reports.check import write_check
+
+    patient = doctor.patient(what, root, label_space, settings)
+    reports = doctor.look(patient)
+    console = Console()
+    doctor.tell(reports, console)
+    write_check(reports, out)
+    wrong = doctor.grave(reports)
+    if quarantine:
+        for line in doctor.quarantine(patient, reports, out):
+            console.print(line, soft_wrap=True, markup=False)
+    if patient.config:
+        from flows.prepare import preflight
+
+        _say_missing_classes(patient.config)
+        try:
+            preflight(patient.config)
+        except UserError as error:
+            console.print(f"A run would not start: {error}", soft_wrap=True, markup=False)
+            wrong += 1
+    console.print(f"Pictures: {out / 'check.html'}", soft_wrap=True, markup=False)
+    if wrong:
+        raise typer.Exit(1)
+    print(f"{what}: nothing in the way of a run.")
+
+
+@app.command("new-dataset")
+def new_dataset(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the data is.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The spec to write [NAME.yaml].")
+    ] = None,
+) -> None:
+    """Look at a folder of unknown layout and write a first spec of it, with pictures."""
+    from pipeline.discover import describe, discover, write_first_spec
+
+    discovery = discover(folder)
+    path = out or Path(f"{discovery.name}.yaml")
+    written = write_first_spec(discovery, path)
+    print("\n".join(describe(discovery, path)))
+    print(f"Written: {', '.join(str(item) for item in written)}")
 
 
 def _guard_packages() -> None:

@@ -434,15 +434,15 @@ def _with_labels(spec: DatasetSpec, found: dict[str, tuple[dict[str, str], Path]
     samples, orphans = [], []
     for name, (fields, image) in found.items():
         stem = _FIELD.sub(lambda match, fields=fields: fields[match[1]], spec.labels)  # type: ignore[misc]
-        label, *more = [p for s in suffixes if (p := root / (stem + s)).is_file()] or [None]
-        if more:
+        labels = [p for s in suffixes if (p := root / (stem + s)).is_file()]
+        if len(labels) > 1:
             raise UserError(
-                f"Data set {spec.name}: frame {name!r} has two labels: {label} and {more[0]}. "
-                "Remove one, or give the pattern a file name ending."
+                f"Data set {spec.name}: frame {name!r} has two labels: {labels[0]} and "
+                f"{labels[1]}. Remove one, or give the pattern a file name ending."
             )
-        if label is None:
+        if not labels:
             orphans.append(f"{image} (label {root / stem})")
-        samples.append(Sample(name, image, label))
+        samples.append(Sample(name, image, next(iter(labels), None)))
     if orphans:
         raise UserError(
             f"Data set {spec.name}: {len(orphans)} of {len(samples)} images have no label, first "

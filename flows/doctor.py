@@ -1,0 +1,139 @@
+"""`sim2real check`: the data doctor on one data set, or on all that a configuration names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from pipeline.config import Config, load_config
+from pipeline.datasets import DatasetSpec, spec_fields
+from pipeline.doctor import (
+    DatasetReport,
+    Severity,
+    compare,
+    examine,
+    split_specs,
+    write_quarantine,
+)
+from pipeline.errors import UserError
+from pipeline.files import read_yaml
+from pipeline.labels import LabelSpace, load_label_space
+from pipeline.schema import parse
+
+_LOOKS: dict[Severity, str] = {"must fix": "bold red", "look": "yellow", "note": "dim"}
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What is to be checked."""
+
+    parts: dict[str, DatasetSpec]
+    """Part -> its data set: source, target and test of a configuration, or the splits of a set."""
+    unlabelled: frozenset[str]
+    """Parts whose labels nothing reads."""
+    scored: frozenset[str]
+    """Parts that networks are scored on."""
+    space: LabelSpace
+    config: Config | None
+    beside: Path | None
+    """The file that says it all, without its ending; none for a data set known by name."""
+
+
+def patient(what: str, root: Path | None, label_space: str, settings: list[str] | None) -> Patient:
+    """Find out what `what` names: a configuration, a data set's file, or a known data set.
+
+    Args:
+        root: where a data set is, if its file does not say it.
+        label_space: for a data set; a configuration names its own.
+
+    Raises:
+        UserError: nothing of this name, or options that do not go with it.
+    """
+    path = Path(what)
+    is_file = path.suffix in {".yaml", ".yml"}
+    fields = read_yaml(path) if is_file else None
+    if isinstance(fields, dict) and {"source", "target", "test"} & fields.keys():
+        if root is not None:
+            raise UserError(f"--root is for data sets; {path} is a configuration. Use --set.")
+        config = load_config(path, settings)
+        return Patient(
+            {"source": config.source, "target": config.target, "test": config.test},
+            frozenset() if "target" in config.arms.values() else frozenset({"target"}),
+            frozenset({"test"}),
+            load_label_space(config.label_space),
+            config,
+            path.with_suffix(""),
+        )
+    if settings:
+        raise UserError(f"--set is for configurations; {what} is a data set.")
+    known = spec_fields(path.name, path.parent) if is_file else spec_fields(what, Path())
+    if root is not None:
+        known["root"] = str(root.absolute())
+    if "root" not in known:
+        raise UserError(f"Where is data set {what}? Give its folder: --root DIR.")
+    spec = parse(DatasetSpec, known, what)
+    parts = {spec.split or spec.name: spec}
+    if spec.split is None:
+        parts = split_specs(spec) or parts
+    scored = frozenset(part for part in parts if part.startswith(("test", "val")))
+    space = load_label_space(label_space)
+    return Patient(
+        parts, frozenset(), scored, space, None, path.with_suffix("") if is_file else None
+    )
+
+
+def look(patient: Patient) -> dict[str, DatasetReport]:
+    """Examine every part, and compare them."""
+    reports = {}
+    for part, spec in patient.parts.items():
+        reports[part] = examine(spec, patient.space, labelled=part not in patient.unlabelled)
+    return compare(reports, scored=patient.scored)
+
+
+def tell(reports: dict[str, DatasetReport], console: Console) -> None:
+    """Print what was found: gravest first, with what to do."""
+    for part, report in reports.items():
+        sizes = ", ".join(list(report.sizes)[:3]) + (", ..." if len(report.sizes) > 3 else "")
+        labels = f", {report.labelled:,} labelled" if report.labelled else ""
+        title = f"{part}: {report.spec.name}, {report.frames:,} frames{labels}, {sizes}"
+        console.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
+        for finding in report.findings:
+            style = _LOOKS[finding.severity]
+            share = f" ({finding.share:.1%})" if finding.share is not None else ""
+            detail = finding.detail or "; ".join(
+                f"{example.frame}: {example.detail}" for example in finding.examples[:2]
+            )
+            line = f"{finding.title}: {finding.count:,}{share}. {detail}"
+            console.print(f"  [{style}]{finding.severity}[/] {escape(line)}", soft_wrap=True)
+            if finding.severity != "note":
+                console.print(f"      {escape(finding.advice)}", soft_wrap=True)
+        if not any(finding.severity != "note" for finding in report.findings):
+            console.print("  [green]ok[/]")
+
+
+def quarantine(patient: Patient, reports: dict[str, DatasetReport], out: Path) -> list[str]:
+    """Write the lists of frames to leave out; what was written, and what to add to the spec.
+
+    The list of a spec that names one already is added to.
+    """
+    told = []
+    for part, report in reports.items():
+        base = patient.beside or out / report.spec.name
+        middle = f".{part}" if patient.config else ""
+        path = report.spec.quarantine or base.with_name(f"{base.name}{middle}.quarantine.csv")
+        if not report.quarantined():
+            continue
+        added = write_quarantine(report, path)
+        line = f"{path}: {added} frames of {part} to leave out."
+        if report.spec.quarantine is None:
+            where = f"`{part}`" if patient.config else "the data set"
+            shown = path.name if patient.beside else path.absolute()
+            line += f" Give {where} `quarantine: {shown}`."
+        told.append(line)
+    return told or ["Nothing to quarantine."]
+
+
+def grave(reports: dict[str, DatasetReport]) -> int:
+    """How many findings must be mended."""
+    return sum(report.must_fix for report in reports.values())
