@@ -36,3 +36,4 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/training_steps.py
 	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/doctor.py

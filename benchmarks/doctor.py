@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.datasets import DatasetSpec, spec_fields
-from pipeline.doctor import FrameTable, examine, list_files, nearest
-from pipeline.facts import Files
+from pipeline.intake.doctor import FrameTable, examine, list_files, nearest
+from pipeline.intake.facts import Files
 from pipeline.labels import load_label_space
 from pipeline.toyworld import write_toy_world
 

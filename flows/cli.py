@@ -386,8 +386,9 @@ def check(
         try:
             preflight(patient.config)
         except UserError as error:
+            if not wrong:
+                raise
             console.print(f"A run would not start: {error}", soft_wrap=True, markup=False)
-            wrong += 1
     console.print(f"Pictures: {out / 'check.html'}", soft_wrap=True, markup=False)
     if wrong:
         raise typer.Exit(1)
@@ -402,7 +403,7 @@ def new_dataset(
     ] = None,
 ) -> None:
     """Look at a folder of unknown layout and write a first spec of it, with pictures."""
-    from pipeline.discover import describe, discover, write_first_spec
+    from pipeline.intake.discover import describe, discover, write_first_spec
 
     discovery = discover(folder)
     path = out or Path(f"{discovery.name}.yaml")

@@ -8,7 +8,9 @@ from rich.markup import escape
 
 from pipeline.config import Config, load_config
 from pipeline.datasets import DatasetSpec, spec_fields
-from pipeline.doctor import (
+from pipeline.errors import UserError
+from pipeline.files import read_yaml
+from pipeline.intake.doctor import (
     DatasetReport,
     Severity,
     compare,
@@ -16,8 +18,6 @@ from pipeline.doctor import (
     split_specs,
     write_quarantine,
 )
-from pipeline.errors import UserError
-from pipeline.files import read_yaml
 from pipeline.labels import LabelSpace, load_label_space
 from pipeline.schema import parse
 

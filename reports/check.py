@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.doctor import SEVERITIES, DatasetReport, Example
-from pipeline.facts import UNNAMED, Examiner
 from pipeline.files import write_json, write_text
 from pipeline.images import open_image
+from pipeline.intake.doctor import SEVERITIES, DatasetReport, Example
+from pipeline.intake.facts import UNNAMED, Examiner
 from reports import tables
 from reports.figures import label_picture, photo
 

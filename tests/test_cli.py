@@ -192,7 +192,7 @@ def test_help_and_lists(cli: Cli) -> None:
     assert result.returncode == 0
     for command in (
         *["run", "demo", "train-cyclegan", "translate", "train-segmentation", "evaluate"],
-        *["report", "status", "compare", "datasets", "check"],
+        *["report", "status", "compare", "datasets", "check", "new-dataset"],
     ):
         assert f"  {command} " in result.stdout
     listing = cli("datasets").stdout

@@ -20,8 +20,8 @@ from pipeline.datasets import (
     load_spec,
     spec_fields,
 )
-from pipeline.discover import Discovery, describe, discover, write_first_spec
 from pipeline.errors import UserError
+from pipeline.intake.discover import Discovery, describe, discover, write_first_spec
 from pipeline.labels import CITYSCAPES_IDS, CITYSCAPES_TRAIN_IDS, load_label_space
 from pipeline.schema import parse
 from pipeline.toyworld import render_scene

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets import DatasetSpec, list_samples, spec_fields
-from pipeline.doctor import (
+from pipeline.errors import UserError
+from pipeline.intake.doctor import (
     KINDS,
     SEVERITIES,
     DatasetReport,
@@ -24,8 +25,7 @@ from pipeline.doctor import (
     split_specs,
     write_quarantine,
 )
-from pipeline.errors import UserError
-from pipeline.facts import between_share, count_values
+from pipeline.intake.facts import between_share, count_values
 from pipeline.labels import load_label_space
 from pipeline.toyworld import write_toy_world
 from reports.check import write_check

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fields
-from pipeline.encodings import (
+from pipeline.errors import UserError
+from pipeline.files import parse_yaml, write_text
+from pipeline.images import SUFFIXES, image_size
+from pipeline.intake.encodings import (
     PLAUSIBLE,
     SURELY,
     Fit,
@@ -31,11 +34,7 @@ from pipeline.encodings import (
     where,
     wildest,
 )
-from pipeline.errors import UserError
-from pipeline.files import parse_yaml, write_text
-from pipeline.images import SUFFIXES, image_size
-from pipeline.labels import VOCABULARY
-from pipeline.layouts import (
+from pipeline.intake.layouts import (
     SPLITS,
     Key,
     Listing,
@@ -48,7 +47,8 @@ from pipeline.layouts import (
     pair,
     walk,
 )
-from pipeline.preview import preview_name, write_preview
+from pipeline.intake.preview import preview_name, write_preview
+from pipeline.labels import VOCABULARY
 from pipeline.schema import parse
 
 SAMPLE = 64

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.encodings import PLACES, Codes, Observation, Value, codes
 from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.images import UInt8, read_raw, read_rgb, resize_rgb
+from pipeline.intake.encodings import PLACES, Codes, Observation, Value, codes
 from pipeline.labels import load_label_space
 
 FRAMES, TILE = 4, 400

@@ -1,11 +1,12 @@
 """What one frame and its label are found to be: measured in one decode of each file.
 
 Nothing here judges a data set. A `mark` is a fault that a single frame can have, with what was
-seen; `pipeline.doctor` gathers marks and counts into findings.
+seen; `pipeline.intake.doctor` gathers marks and counts into findings.
 """
 
 import hashlib
 import io
+from functools import cache
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pipeline.datasets import DatasetSpec, LabelReader, raw_value
 from pipeline.errors import UserError
 from pipeline.images import UInt8
-from pipeline.labels import IGNORE, LabelSpace
+from pipeline.labels import IGNORE, VOCABULARY, LabelSpace, load_label_space
 
 UNNAMED = 254
 """Class index of pixels whose value the spec does not name."""
@@ -44,26 +45,15 @@ _ENDINGS = {
     **{name: {f".{name.lower()}"} for name in ("PNG", "WEBP", "BMP", "PPM")},
     "TIFF": {".tif", ".tiff"},
 }
-# Colours that stand for one name only; black, and pole's and car's colours, are shared by others.
-CITYSCAPES_COLOURS: dict[tuple[int, ...], str] = {
-    (128, 64, 128): "road",
-    (244, 35, 232): "sidewalk",
-    (70, 70, 70): "building",
-    (102, 102, 156): "wall",
-    (190, 153, 153): "fence",
-    (250, 170, 30): "traffic light",
-    (220, 220, 0): "traffic sign",
-    (107, 142, 35): "vegetation",
-    (152, 251, 152): "terrain",
-    (70, 130, 180): "sky",
-    (220, 20, 60): "person",
-    (255, 0, 0): "rider",
-    (0, 0, 70): "truck",
-    (0, 60, 100): "bus",
-    (0, 80, 100): "train",
-    (0, 0, 230): "motorcycle",
-    (119, 11, 32): "bicycle",
 }
+
+
+@cache
+def cityscapes_colors() -> dict[tuple[int, ...], str]:
+    """Colour -> name of the Cityscapes colours that stand for one name only."""
+    shared = {"pole", "car"}
+    classes = load_label_space("cityscapes19").classes
+    return {one.color: one.name for one in classes if one.name not in shared}
 
 
 @dataclass(frozen=True)
@@ -269,7 +259,7 @@ class Examiner:
             if plain and np.isin(few[:, channel], self._keys).all():
                 return f"ids in channel {channel}: `encoding: channel`, `channel: {channel}`"
         colours = {tuple(int(v) for v in colour) for colour in np.unique(few, axis=0)[:500]}
-        if len(colours & CITYSCAPES_COLOURS.keys()) * 2 > len(colours):
+        if len(colours & cityscapes_colors().keys()) * 2 > len(colours):
             return "Cityscapes colours: `encoding: rgb`, or the files that hold ids"
         return f"{raw.shape[2]} channels: `encoding: rgb` or `channel`"
 
@@ -319,12 +309,12 @@ class Examiner:
         agree, differ = 0, []
         for index in counts:
             colour = tuple(palette[3 * index : 3 * index + 3])
-            if expected := CITYSCAPES_COLOURS.get(colour):
-                named = self.names.get(index)
+            if expected := cityscapes_colors().get(colour):
+                named = self.names.get(index, "unlabeled")
                 if named == expected:
                     agree += 1
-                else:
-                    differ.append(f"{index} ({named or 'no name'}) is drawn as {expected}")
+                elif named in VOCABULARY - {"unlabeled"}:  # one's own names may be anything
+                    differ.append(f"{index} ({named}) is drawn as {expected}")
         if len(differ) >= 2 and len(differ) > agree:
             facts.marks["palette-differs"] = f"index {'; '.join(differ[:3])}"
 

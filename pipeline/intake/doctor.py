@@ -30,9 +30,9 @@ from rich.progress import (
 
 from pipeline.datasets import DatasetSpec, list_samples, read_quarantine
 from pipeline.errors import UserError
-from pipeline.facts import SIGNATURE, Examiner, Files, FrameFacts
 from pipeline.files import replacing
 from pipeline.images import SUFFIXES
+from pipeline.intake.facts import SIGNATURE, Examiner, Files, FrameFacts
 from pipeline.labels import IGNORE, LabelSpace
 
 Severity = Literal["must fix", "look", "note"]
