@@ -6,8 +6,8 @@ seen; `pipeline.intake.doctor` gathers marks and counts into findings.
 
 import hashlib
 import io
-from functools import cache
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,6 @@ _ENDINGS = {
     "MPO": {".jpg", ".jpeg"},
     **{name: {f".{name.lower()}"} for name in ("PNG", "WEBP", "BMP", "PPM")},
     "TIFF": {".tif", ".tiff"},
-}
 }
 
 
