@@ -317,23 +317,19 @@ def datasets() -> None:
     from pipeline.schema import parse
 
     space = load_label_space("cityscapes19")
-    offered = plug_ins()
     table = Table("name", "what it is", box=None, padding=(0, 2, 1, 0))
-    for name in (*built_in_specs(), *offered):
+    for name in built_in_specs():
         spec = parse(DatasetSpec, {"root": Path(), **spec_fields(name, Path())}, name)
-        lines = []
-        if spec.about:
-            about = spec.about
-            count = f"{about.frames:,} frames" if about.frames else "as many frames as you record"
-            lines += [f"{about.kind}, {count}, {about.size}"]
+        about = spec.about
+        assert about is not None, name
+        count = f"{about.frames:,} frames" if about.frames else "as many frames as you record"
+        lacks = ", ".join(missing_classes(spec, space)) or "none"
+        lines = [f"{about.kind}, {count}, {about.size}"]
         if spec.labels:
-            lacks = ", ".join(missing_classes(spec, space)) or "none"
-            lines += [f"labels: {spec.decoder or spec.encoding}; lacks of the 19 classes: {lacks}"]
-        if spec.about:
-            lines += [f"licence: {spec.about.licence}", spec.about.url]
-        if name in offered:
-            lines += [f"from the plug-in {offered[name]}"]
-        table.add_row(name, "\n".join(lines))
+            lines += [f"labels: {spec.encoding}; lacks of the 19 classes: {lacks}"]
+        table.add_row(name, "\n".join([*lines, f"licence: {about.licence}", about.url]))
+    for name, function in plug_ins().items():
+        table.add_row(name, f"from the plug-in {function}")
     Console().print(table)
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.datasets import DatasetSpec, digest, list_samples, translated_spec
+from pipeline.datasets import DatasetSpec, decoder_code, digest, list_samples, translated_spec
 from pipeline.errors import UserError
 from pipeline.files import PART_PREFIX, read_json, remove_tree
 from pipeline.labels import LabelSpace, load_label_space
@@ -105,8 +105,9 @@ def _training(config: Config, run: Path, space: LabelSpace, arm: str, seed: int)
             "version": 1,
             "config": _recipe(config),
             "seed": seed,
+            # A network of 16 classes can be scored on 13 of them.
             "label_space": space.model_dump(
-                mode="json", exclude={"classes": {"__all__": {"averaged"}}}
+                mode="json", include={"classes": {"__all__": {"name", "names", "color"}}}
             ),
             "frames": kind,
             "dataset": _frames(spec, labelled=True),
@@ -134,7 +135,7 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
         return {
             "version": 1,
             "config": config.evaluation.model_dump(mode="json"),
-            "averaged": [c.name for c in space.classes if c.averaged],
+            "not_averaged": [c.name for c in space.classes if not c.averaged],
             "test": _frames(config.test, labelled=True),
         }
 
@@ -189,10 +190,13 @@ def _listing(spec_json: str, labelled: bool) -> str:
 
 def _frames(spec: DatasetSpec, *, labelled: bool = False) -> Inputs:
     """A data set as a part of a stage's identity: how it is read and what is there, not where."""
-    unseen = {"root", "label_root", "quarantine", "about"}
+    # What a split or a quarantine leaves is in the listing of the samples.
+    unseen = {"root", "label_root", "splits", "quarantine", "about"}
     if not labelled:
         unseen |= {"labels", "encoding", "channel", "decoder", "values", "strict"}
     fields = spec.model_dump(mode="json", exclude=unseen, exclude_defaults=True)
+    if labelled and spec.decoder is not None:
+        fields["decoder_code"] = decoder_code(spec.decoder)
     return {**fields, "samples": _listing(spec.model_dump_json(), labelled)}
 
 

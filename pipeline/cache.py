@@ -1,7 +1,8 @@
 """Frames decoded once: uint8 arrays at the working size in one memory-mapped file.
 
 A PNG of two megapixels takes longer to decode than many a training step. With a cache folder each
-is decoded once, before the first step; then a crop costs the pages that it touches.
+is decoded once, before the first step; then a crop costs the pages that it touches. Files of other
+widths or older translations are never removed: empty the folder when its runs are done.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.datasets import DatasetSpec, LabelReader, Sample, read_frame
+from pipeline.datasets import DatasetSpec, LabelReader, Sample, decoder_code, read_frame
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing, write_json
 from pipeline.images import UInt8
@@ -29,7 +30,7 @@ _GROUP = 64
 
 
 def frame_reader(spec: DatasetSpec, samples: Sequence[Sample], cache: Path | None) -> Reader:
-    """Frame index -> (H, W, 3) uint8 RGB at the working width.
+    """Frame index -> (H, W, 3) uint8 RGB at the working width; with a cache, not to be written to.
 
     Args:
         cache: the folder to keep decoded frames in; none decodes a file each time.
@@ -61,6 +62,8 @@ def class_reader(
     decoding = spec.model_dump(
         mode="json", include={"width", "encoding", "channel", "decoder", "strict"}
     )
+    if spec.decoder is not None:
+        decoding["code"] = decoder_code(spec.decoder)
     classes = {raw: space.index_of(name) for raw, name in spec.values.items()}
     files = [sample.label for sample in samples if sample.label is not None]
     return _cached(read, files, {**decoding, "classes": classes}, cache, f"{spec.name}, labels")
@@ -78,12 +81,11 @@ def _cached(
     data, shapes_file = folder / f"{key}.bin", folder / f"{key}.json"
     if not shapes_file.is_file():
         write_json(shapes_file, {"what": title, "shapes": _fill(read, len(files), data, title)})
-    shapes = [tuple(shape) for shape in read_json(shapes_file)["shapes"]]
+    shapes = [tuple(shape) for shape in read_json(shapes_file).get("shapes", ())]
     ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)])
     if not data.is_file() or data.stat().st_size != ends[-1]:
         raise UserError(f"Cache file {data} is not whole. Remove it and {shapes_file}, run again.")
-    # Copy on write: what is read may be changed in place, and the file stays as it is.
-    flat = np.memmap(data, np.uint8, "c")
+    flat = np.memmap(data, np.uint8, "r")
 
     def read_cached(index: int) -> UInt8:
         return np.asarray(flat[ends[index] : ends[index + 1]]).reshape(shapes[index])

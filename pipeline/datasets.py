@@ -12,6 +12,7 @@ A pattern without a file name ending matches any common image format.
 import csv
 import fnmatch
 import hashlib
+import inspect
 import os
 import re
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ class DatasetSpec(Schema):
     """Which channel holds the value when `encoding` is `channel`: 0 is red."""
     decoder: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """`package.module:function` of an installed package, for label files that no encoding
-    describes: called with a file's path, it returns raw values as (H, W) integers in 0..65535."""
+    describes: called with a file's path, it returns raw values as (H, W) integers in 0..65535.
+    Several threads may call it at once."""
     values: Annotated[dict[str, str], BeforeValidator(_table)] = Field(default_factory=dict)
     """Raw value -> name. Colours are written `"R,G,B"`. The words `cityscapes_ids` and
     `cityscapes_train_ids` stand for these tables."""
@@ -120,7 +122,7 @@ class DatasetSpec(Schema):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        fields = _FIELD.findall(self.images)
+        fields = pattern_fields(self.images)
         if not fields:
             raise ValueError(
                 f"images pattern {self.images!r} has no field in braces; e.g. images/{{frame}}"
@@ -130,7 +132,7 @@ class DatasetSpec(Schema):
             if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
                 raise ValueError(f"path {pattern!r} leaves the root; write it relative to root")
         if self.labels is not None:
-            if set(_FIELD.findall(self.labels)) != set(fields):
+            if set(pattern_fields(self.labels)) != set(fields):
                 raise ValueError(
                     f"images {self.images!r} and labels {self.labels!r} must have the same fields"
                 )
@@ -161,6 +163,23 @@ class Sample:
     name: str
     image: Path
     label: Path | None = None
+
+
+def pattern_fields(pattern: str) -> list[str]:
+    """The fields of a pattern, each once, in the order in which a frame's name joins them.
+
+    Raises:
+        ValueError: a field is no plain word, or follows another without anything between.
+    """
+    fields = re.findall(r"\{(.*?)\}", pattern)
+    bad = [field for field in fields if not field.isidentifier()]
+    if bad or re.search(r"\}\{", pattern) or len(fields) != pattern.count("{"):
+        what = f"field {{{bad[0]}}}" if bad else "its braces"
+        raise ValueError(
+            f"pattern {pattern!r}: {what} cannot be read; write words in braces with something "
+            "between them, e.g. images/{town}/{frame}.png"
+        )
+    return list(dict.fromkeys(fields))
 
 
 def _is_list(rule: str) -> bool:
@@ -197,8 +216,23 @@ def built_in_specs() -> dict[str, Path]:
 
 
 def plug_ins() -> dict[str, str]:
-    """Name -> `package.module:function` of every data set that an installed package offers."""
-    return {point.name: point.value for point in entry_points(group=PLUG_INS)}
+    """Name -> `package.module:function` of every data set that an installed package offers.
+
+    Raises:
+        UserError: two packages, or a package and sim2real itself, use one name.
+    """
+    offered: dict[str, str] = {}
+    for point in entry_points(group=PLUG_INS):
+        if (other := offered.get(point.name, point.value)) != point.value or (
+            point.name in built_in_specs()
+        ):
+            holder = "built in" if point.name in built_in_specs() else f"offered by {other}"
+            raise UserError(
+                f"{point.value} offers a data set {point.name!r}, which is {holder}. Rename it in "
+                "its package, or uninstall that."
+            )
+        offered[point.name] = point.value
+    return offered
 
 
 def _from_plug_in(name: str) -> dict[str, Any]:
@@ -307,7 +341,7 @@ def list_samples(spec: DatasetSpec, *, labelled: bool) -> list[Sample]:
             f"Data set {spec.name}: no folder {spec.root}. Set its `root` to where the data is."
         )
     fixed = {}
-    if "split" in _FIELD.findall(spec.images) and spec.split not in spec.splits:
+    if "split" in pattern_fields(spec.images) and spec.split not in spec.splits:
         folders = sorted({fields["split"] for fields, _ in _find(spec, {})})
         if spec.split not in folders:
             raise UserError(
@@ -320,20 +354,27 @@ def list_samples(spec: DatasetSpec, *, labelled: bool) -> list[Sample]:
             f"Data set {spec.name}: no split {spec.split!r}. "
             f"Known: {', '.join(spec.splits) or 'none; leave `split` out'}."
         )
-    found: dict[str, tuple[dict[str, str], Path]] = {}
+    found: dict[str, Path] = {}
     for fields, path in _find(spec, fixed):
         name = "/".join(fields.values())
         if name in found:
             raise UserError(
-                f"Data set {spec.name}: {found[name][1]} and {path} are both frame {name!r}. "
+                f"Data set {spec.name}: {found[name]} and {path} are both frame {name!r}. "
                 "Remove one, or give the pattern a file name ending."
             )
-        found[name] = fields, path
+        found[name] = path
     names = sorted(found)
     if spec.split in spec.splits:
-        names = _members(spec, spec.splits[spec.split], names)
+        images = {name: found[name].relative_to(spec.root) for name in names}
+        names = _members(spec, spec.splits[spec.split], images)
     if spec.quarantine is not None:
         banned = read_quarantine(spec.quarantine)
+        if banned and not banned.keys() & found.keys():
+            raise UserError(
+                f"Data set {spec.name}: {spec.quarantine} lists {next(iter(banned))!r} and so on, "
+                f"and no frame has such a name; names are like {names[0]!r}. Write the list with "
+                "`sim2real check --quarantine`."
+            )
         names = [name for name in names if name not in banned]
     if not names:
         raise UserError(
@@ -345,7 +386,7 @@ def list_samples(spec: DatasetSpec, *, labelled: bool) -> list[Sample]:
     if spec.limit is not None and spec.limit < len(names):
         names = [names[i * len(names) // spec.limit] for i in range(spec.limit)]
     if not labelled:
-        return [Sample(name, found[name][1]) for name in names]
+        return [Sample(name, found[name]) for name in names]
     return _with_labels(spec, {name: found[name] for name in names})
 
 
@@ -365,27 +406,52 @@ def _find(spec: DatasetSpec, fixed: dict[str, str]) -> list[tuple[dict[str, str]
     glob = _FIELD.sub("*", pattern) + (".*" if any_suffix else "")
     matches = []
     for path in spec.root.glob(glob):
-        match = re.fullmatch(expression, path.relative_to(spec.root).as_posix())
-        # Hidden files are other programs' and our own unfinished ones.
-        if match and path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+        below = path.relative_to(spec.root)
+        match = re.fullmatch(expression, below.as_posix())
+        # What is hidden is other programs', or our own and unfinished.
+        hidden = any(part.startswith(".") for part in below.parts)
+        if match and path.suffix.lower() in SUFFIXES and not hidden:
             matches.append((match.groupdict(), path))
     return matches
 
 
-def _members(spec: DatasetSpec, rule: str, names: list[str]) -> list[str]:
-    """The names that a split's rule selects: a wildcard, or a list in a file."""
+def _members(spec: DatasetSpec, rule: str, images: dict[str, Path]) -> list[str]:
+    """The names that a split's rule selects: a wildcard, or a list in a file.
+
+    Args:
+        images: name -> image below the root.
+    """
     if not _is_list(rule):
-        return [name for name in names if fnmatch.fnmatchcase(name, rule)]
+        return [name for name in images if fnmatch.fnmatchcase(name, rule)]
     file, _, key = rule.partition(".mat:")
     path = spec.root / (file + ".mat" if key else rule)
     if not path.is_file():
         raise UserError(f"Data set {spec.name}: split {spec.split!r} is listed in {path}: no file.")
-    last = {name: name.rsplit("/", 1)[-1] for name in names}
     if key:
         numbers = _matlab_numbers(path, key)
-        return [name for name in names if last[name].isdigit() and int(last[name]) in numbers]
-    listed = {Path(line.strip()).stem for line in path.read_text().splitlines() if line.strip()}
-    return [name for name in names if last[name] in listed]
+        last = {name: name.rsplit("/", 1)[-1] for name in images}
+        return [name for name in images if last[name].isdecimal() and int(last[name]) in numbers]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read as a list of frames: {error}") from error
+    # A line is a frame's name or its image's path, or the end of either.
+    listed = {_plain_parts(Path(line.strip())) for line in lines if line.strip()}
+    lengths = {len(parts) for parts in listed}
+
+    def is_listed(parts: tuple[str, ...]) -> bool:
+        return any(parts[-n:] in listed for n in lengths)
+
+    return [
+        name
+        for name, image in images.items()
+        if is_listed(tuple(name.split("/"))) or is_listed(_plain_parts(image))
+    ]
+
+
+def _plain_parts(path: Path) -> tuple[str, ...]:
+    """The parts of a path without its image format's ending."""
+    return (path.with_suffix("") if path.suffix.lower() in SUFFIXES else path).parts
 
 
 def _matlab_numbers(path: Path, key: str) -> set[int]:
@@ -398,7 +464,10 @@ def _matlab_numbers(path: Path, key: str) -> set[int]:
     if key not in table:
         keys = ", ".join(k for k in table if not k.startswith("_"))
         raise UserError(f"{path} has no {key!r}; it has {keys or 'nothing'}.")
-    return set(np.asarray(table[key]).ravel().astype(int).tolist())
+    numbers = np.asarray(table[key])
+    if not np.issubdtype(numbers.dtype, np.number):
+        raise UserError(f"{path}: {key!r} holds no numbers of frames.")
+    return set(numbers.ravel().astype(int).tolist())
 
 
 def read_quarantine(path: Path) -> dict[str, str]:
@@ -413,7 +482,7 @@ def read_quarantine(path: Path) -> dict[str, str]:
             "`quarantine` out."
         )
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, strict=True)
             if rows.fieldnames != ["name", "reason"]:
                 raise UserError(
@@ -424,24 +493,19 @@ def read_quarantine(path: Path) -> dict[str, str]:
         raise UserError(f"{path} cannot be read as a table: {error}") from error
 
 
-def _with_labels(spec: DatasetSpec, found: dict[str, tuple[dict[str, str], Path]]) -> list[Sample]:
+def _with_labels(spec: DatasetSpec, found: dict[str, Path]) -> list[Sample]:
     if spec.labels is None:
         raise UserError(f"Data set {spec.name} has no labels, and labels are needed here.")
-    root = spec.label_root or spec.root
-    ending = Path(spec.labels).suffix
-    given = ending.lower() in SUFFIXES or (spec.decoder is not None and ending)
-    suffixes = ("",) if given else SUFFIXES
     samples, orphans = [], []
-    for name, (fields, image) in found.items():
-        stem = _FIELD.sub(lambda match, fields=fields: fields[match[1]], spec.labels)  # type: ignore[misc]
-        labels = [p for s in suffixes if (p := root / (stem + s)).is_file()]
+    for name, image in found.items():
+        labels = label_files(spec, name)
         if len(labels) > 1:
             raise UserError(
                 f"Data set {spec.name}: frame {name!r} has two labels: {labels[0]} and "
                 f"{labels[1]}. Remove one, or give the pattern a file name ending."
             )
         if not labels:
-            orphans.append(f"{image} (label {root / stem})")
+            orphans.append(str(image))
         samples.append(Sample(name, image, next(iter(labels), None)))
     if orphans:
         raise UserError(
@@ -450,6 +514,18 @@ def _with_labels(spec: DatasetSpec, found: dict[str, tuple[dict[str, str], Path]
             "--quarantine` lists them for the spec's `quarantine`."
         )
     return samples
+
+
+def label_files(spec: DatasetSpec, name: str) -> list[Path]:
+    """Every file that is the label of the frame `name`: one, if all is well."""
+    assert spec.labels is not None
+    fields = dict(zip(pattern_fields(spec.images), name.split("/"), strict=True))
+    stem = _FIELD.sub(lambda match: fields[match[1]], spec.labels)
+    ending = Path(spec.labels).suffix
+    given = ending.lower() in SUFFIXES or (spec.decoder is not None and ending)
+    root = spec.label_root or spec.root
+    paths = (root / (stem + suffix) for suffix in (("",) if given else SUFFIXES))
+    return [path for path in paths if path.is_file()]
 
 
 def missing_classes(spec: DatasetSpec, space: LabelSpace) -> list[str]:
@@ -607,6 +683,12 @@ class LabelReader:
         return raw.astype(np.uint16)
 
 
+def decoder_code(name: str) -> str:
+    """A hash of the module that holds a decoder, so that what it made is known by its code."""
+    source = inspect.getsourcefile(_decoder(name))
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
+
+
 def _narrow(raw: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
     """(H, W) values as uint8 or uint16, contiguous."""
     return np.ascontiguousarray(raw, None if raw.dtype == np.uint8 else np.uint16)
@@ -625,10 +707,10 @@ def _look_up_colors(table: UInt8, rgb: npt.NDArray[np.integer]) -> UInt8:
 def _decoder(name: str) -> Any:
     try:
         decode = resolve_name(name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a stranger's module: whatever its import raises
         raise UserError(
-            f"Decoder {name} cannot be imported ({error}). Install the package that holds it into "
-            "this environment, or mend `decoder`."
+            f"Decoder {name} cannot be imported ({type(error).__name__}: {error}). Install the "
+            "package that holds it into this environment, or mend `decoder`."
         ) from error
     if not callable(decode):
         raise UserError(f"Decoder {name} is no function. Mend `decoder`.")

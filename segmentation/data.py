@@ -69,7 +69,7 @@ def training_reader(
         rgb: UInt8 = result["image"]
         label: UInt8 = result["mask"]
         return {
-            "rgb": torch.from_numpy(np.ascontiguousarray(rgb)),
+            "rgb": torch.from_numpy(np.array(rgb)),  # a copy: a cache is not to be written to
             "label": torch.from_numpy(label.astype(np.int64)),
             "name": str(samples[index].image),
         }

@@ -1,6 +1,7 @@
 """The cache of decoded frames: the same pixels, built once, refused when it is not whole."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +55,39 @@ def test_the_same_pixels_and_no_file_is_read_again(spec: DatasetSpec, tmp_path: 
     assert (frame_reader(spec, samples, tmp_path / "cache")(0) == expected[0][0]).all()
 
 
-def test_what_was_read_may_be_changed_in_place(spec: DatasetSpec, tmp_path: Path) -> None:
-    samples = list_samples(spec, labelled=False)
-    frame = frame_reader(spec, samples, tmp_path / "cache")(0)
-    before = frame.copy()
-    frame[:] = 0
-    assert (frame_reader(spec, samples, tmp_path / "cache")(0) == before).all()
+def test_what_is_read_cannot_spoil_the_file(spec: DatasetSpec, tmp_path: Path) -> None:
+    frame = frame_reader(spec, list_samples(spec, labelled=False), tmp_path / "cache")(0)
+    with pytest.raises(ValueError, match="read-only"):
+        frame[:] = 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"encoding": "channel"},
+        {"channel": 1},
+        {"strict": True},
+        {"values": {"7": "road"}},
+        {"decoder": "tests.test_cache:constant"},
+    ],
+)
+def test_labels_decoded_in_another_way_make_another_cache(
+    spec: DatasetSpec, tmp_path: Path, change: dict[str, object]
+) -> None:
+    samples = list_samples(spec, labelled=True)
+    class_reader(spec, samples, SPACE, tmp_path / "cache")
+    other = spec.model_copy(update=change)
+    with suppress(UserError):  # the files are no colour images: what matters is that they are read
+        class_reader(other, samples, SPACE, tmp_path / "cache")
+        assert len(list((tmp_path / "cache").glob("*.json"))) == 2
+        return
+    assert change == {"encoding": "channel"}
+
+
+def constant(path: Path) -> np.ndarray:
+    """A decoder that sees road everywhere."""
+    with Image.open(path) as image:
+        return np.full(image.size[::-1], 7)
 
 
 def test_other_files_or_decoding_make_another_cache(spec: DatasetSpec, tmp_path: Path) -> None:
@@ -72,7 +100,13 @@ def test_other_files_or_decoding_make_another_cache(spec: DatasetSpec, tmp_path:
     class_reader(spec, samples, load_label_space("camvid11"), cache)
     frame_reader(spec, samples[:2], cache)
     assert len(list(cache.glob("*.json"))) == 5
+    # Another picture in a file of the same size: its time tells.
+    before = samples[0].image.stat()
     Image.new("RGB", (40, 20), (1, 2, 3)).save(samples[0].image)
+    with samples[0].image.open("ab") as file:
+        file.write(bytes(before.st_size - samples[0].image.stat().st_size))
+    os.utime(samples[0].image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert samples[0].image.stat().st_size == before.st_size
     assert (frame_reader(spec, samples, cache)(0) == [1, 2, 3]).all()
 
 

@@ -275,6 +275,9 @@ def test_wrong_encodings(tmp_path: Path) -> None:
         ({"encoding": "rgb", "values": {"1,2": "road"}}, "value '1,2' is not a colour"),
         ({"images": "../{frame}"}, "leaves the root"),
         ({"images": "images/*.png"}, "no field in braces"),
+        ({"images": "{a}{b}", "labels": None}, "something between them"),
+        ({"images": "x/{0a}"}, "field {0a} cannot be read"),
+        ({"images": "x/{a"}, "its braces cannot be read"),
         ({"labels": "labels/{other}"}, "must have the same fields"),
         ({"values": "carla"}, "unknown table 'carla'"),
         ({"imagse": "x"}, "Did you mean 'images'"),
@@ -331,6 +334,8 @@ def test_quarantined_frames_are_left_out_everywhere(tmp_path: Path) -> None:
         ("a\nb\n", r"begins with the columns \['a'\]; name,reason were expected"),
         ("", "begins with the columns None"),
         ('name,reason\n"a', "cannot be read as a table"),
+        ("name,reason\na.png,typo\n", r"lists 'a\.png' and so on, and no frame has such a name"),
+        ("\ufeffname,reason\r\na,from a spreadsheet\r\n", "and `quarantine`"),
         ("name,reason\na,all\n", "Check `root`, `images`, `split` and `quarantine`"),
     ],
 )
@@ -381,3 +386,33 @@ def test_colors_equal_a_loop_over_classes() -> None:
     for index, color in enumerate(table):
         expected[(rgb == color).all(-1)] = index
     assert (reader.classes(rgb) == expected).all()
+
+
+def test_listed_splits_tell_folders_apart(tmp_path: Path) -> None:
+    for town in ("Town01", "Town02"):
+        for i in range(2):
+            write(tmp_path / f"{town}/rgb/{i:04d}.png", np.zeros((1, 16, 3)))
+    (tmp_path / "train.txt").write_text("Town01/rgb/0000.png\nTown01/rgb/0001.png\n")
+    (tmp_path / "val.txt").write_text("Town02/0000\r\n")
+    (tmp_path / "both.txt").write_text("0001\n")
+    splits = {name: f"{name}.txt" for name in ("train", "val", "both")}
+    fields = {"images": "{town}/rgb/{frame}", "labels": None, "splits": splits}
+    found = {
+        name: [s.name for s in list_samples(own(tmp_path, **fields, split=name), labelled=False)]
+        for name in splits
+    }
+    assert found == {
+        "train": ["Town01/0000", "Town01/0001"],
+        "val": ["Town02/0000"],
+        "both": ["Town01/0001", "Town02/0001"],
+    }
+    (tmp_path / "val.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"val\.txt cannot be read as a list"):
+        list_samples(own(tmp_path, **fields, split="val"), labelled=False)
+
+
+def test_hidden_folders_are_no_part_of_a_set(tmp_path: Path) -> None:
+    write(tmp_path / "Town01/rgb/0.png", np.zeros((1, 16, 3)))
+    write(tmp_path / ".trash/rgb/0.png", np.zeros((1, 16, 3)))
+    spec = own(tmp_path, images="{town}/rgb/{frame}", labels=None)
+    assert [s.name for s in list_samples(spec, labelled=False)] == ["Town01/0"]

@@ -87,8 +87,12 @@ def own(root: Path, decoder: str) -> LabelReader:
 @pytest.mark.parametrize(
     ("decoder", "message"),
     [
-        ("hexsim_typo:decode", "cannot be imported (No module named 'hexsim_typo')"),
+        (
+            "hexsim_typo:decode",
+            "cannot be imported (ModuleNotFoundError: No module named 'hexsim_typo')",
+        ),
         ("os.path:no_such", "cannot be imported"),
+        ("a..b:f", "cannot be imported"),
         ("os.path:sep", "is no function"),
         ("os.path:getsize", "returned int64 values of shape ()"),
         ("os.path:isfile", "returned bool values of shape ()"),
@@ -119,3 +123,13 @@ def test_a_plug_in_that_fails_names_itself(tmp_path: Path, monkeypatch: pytest.M
         spec_fields("bad", tmp_path)
     with pytest.raises(UserError, match=r"comes from os:getcwd, which returned str; a pipeline"):
         spec_fields("odd", tmp_path)
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "other-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sim2real.datasets]\ngta5 = other_sim:dataset\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"other_sim:dataset offers a data set 'gta5', which is bu"):
+        plug_ins()

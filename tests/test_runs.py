@@ -234,3 +234,40 @@ def test_progress_is_recorded_and_continues(tmp_path: Path) -> None:
     last = json.loads((tmp_path / "progress.json").read_text())
     assert last["done"] == 10
     assert last["seconds"] >= 100
+
+
+@pytest.mark.parametrize(
+    ("setting", "changed"),
+    [
+        ("label_space=synthia13", {"evaluation"}),
+        ("source.about={kind: real, licence: x, url: x, table: x, size: 1x1}", set()),
+        ("source.splits={some: '0000[1-9]'}", set()),
+        ("source.values={7: road}", {"segmentation"}),
+        ("source.decoder=tests.test_cache:constant", {"segmentation"}),
+        ("source.width=64", {"cyclegan", "translated", "segmentation"}),
+        ("compute.cache=somewhere", set()),
+    ],
+)
+def test_what_a_setting_makes_anew(tiny: Path, setting: str, changed: set[str]) -> None:
+    run = tiny.parent
+    plain = all_inputs(plan(load_config(tiny, ["label_space=synthia16"]), run))
+    other = all_inputs(plan(load_config(tiny, ["label_space=synthia16", setting]), run))
+    own = {
+        name.split("/")[0]
+        for name, inputs in plain.items()
+        if {**inputs, "reads": {}} != {**other[name], "reads": {}}
+    }
+    assert own == changed
+
+
+def test_a_quarantined_frame_makes_all_that_reads_the_set_anew(tiny: Path, world: Path) -> None:
+    path = tiny.parent / "bad.csv"
+    path.write_text("name,reason\n00003,blank\n")
+    plain = all_inputs(plan(load_config(tiny), tiny.parent))
+    fewer = all_inputs(plan(load_config(tiny, [f"source.quarantine={path}"]), tiny.parent))
+    assert plain["cyclegan"] != fewer["cyclegan"]
+    assert differences(plain["cyclegan"], fewer["cyclegan"]) != []
+    path.write_text("name,reason\n00003,another reason\n")
+    _listing.cache_clear()
+    again = all_inputs(plan(load_config(tiny, [f"source.quarantine={path}"]), tiny.parent))
+    assert again == fewer
