@@ -1,11 +1,13 @@
-"""Random crops of one domain's frames."""
+"""Random crops of one domain's frames, or of pairs."""
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from pipeline.datasets import DatasetSpec, Sample, read_frame
+from pipeline.datasets import DatasetSpec, Sample, list_samples, read_frame
+from pipeline.errors import UserError
 from pipeline.training import Item, random_crop
 
 LEAST_DEVIATION = 2.0
@@ -34,5 +36,67 @@ def crop_reader(
         if rng.random() < 0.5:
             rgb = rgb[:, ::-1]
         return {"rgb": torch.from_numpy(rgb.copy()), "name": str(sample.image)}
+
+    return read
+
+
+def pairs(source: DatasetSpec, target: DatasetSpec) -> tuple[list[Sample], list[Sample]]:
+    """The frames of equal name of two sets, in the same order.
+
+    Raises:
+        UserError: no name is in both.
+    """
+    sources = list_samples(source, labelled=False)
+    targets = {sample.name: sample for sample in list_samples(target, labelled=False)}
+    found = [sample for sample in sources if sample.name in targets]
+    if not found:
+        raise UserError(
+            "cyclegan.paired needs frames of equal name in source and target, and there are none: "
+            f"source begins with {sources[0].name!r}, target with {next(iter(targets))!r}. Name "
+            "them alike (the fields of `images` make the name), or set cyclegan.paired to false."
+        )
+    if len(found) < max(len(sources), len(targets)):
+        print(
+            f"pix2pix: {len(found)} pairs; {len(sources) - len(found)} source and "
+            f"{len(targets) - len(found)} target frames have none",
+            file=sys.stderr,
+            flush=True,
+        )
+    return found, [targets[sample.name] for sample in found]
+
+
+def pair_reader(
+    source: DatasetSpec,
+    source_samples: list[Sample],
+    target: DatasetSpec,
+    target_samples: list[Sample],
+    crop: tuple[int, int],
+) -> Callable[[int, np.random.Generator], Item]:
+    """As `crop_reader`, for pairs: the same crop of both as `source` and `target`, and `name`."""
+
+    def read(index: int, rng: np.random.Generator) -> Item:
+        samples = {"source": source_samples[index], "target": target_samples[index]}
+        frames = {
+            "source": read_frame(source, samples["source"]),
+            "target": read_frame(target, samples["target"]),
+        }
+        height, width = frames["source"].shape[:2]
+        if frames["target"].shape[:2] != (height, width):
+            raise UserError(
+                f"{samples['target'].image} is {frames['target'].shape[1]}x"
+                f"{frames['target'].shape[0]}, its pair {samples['source'].image} "
+                f"{width}x{height}. "
+                "Pairs must have one size: set `width` of both data sets."
+            )
+        for _ in range(ATTEMPTS):
+            rows, columns = random_crop(rng, (width, height), crop, str(samples["source"].image))
+            if all(frame[rows, columns].std() >= LEAST_DEVIATION for frame in frames.values()):
+                break
+        step = -1 if rng.random() < 0.5 else 1
+        item = {
+            key: torch.from_numpy(frame[rows, columns][:, ::step].copy())
+            for key, frame in frames.items()
+        }
+        return {**item, "name": str(samples["source"].image)}
 
     return read
