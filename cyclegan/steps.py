@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from cyclegan.networks import minimum_side
 from pipeline.config import CycleGANConfig
 from pipeline.errors import UserError
+from pipeline.files import PART_PREFIX
+from pipeline.training import save_checkpoint
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
 """The newest checkpoint below a stage's folder, and the only one."""
@@ -94,6 +97,14 @@ class Skips:
                 "continue from it."
             )
         print(f"CycleGAN: step {step} skipped, {what}", file=sys.stderr, flush=True)
+
+
+def save_last(folder: Path, state: dict[str, Any]) -> None:
+    """Write `state` as the newest checkpoint and remove what kills left of earlier writes."""
+    path = folder / CHECKPOINT
+    for part in path.parent.glob(PART_PREFIX + "*"):
+        part.unlink()
+    save_checkpoint(path, state)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from cyclegan.steps import (
     decay,
     follow,
     is_finite,
+    save_last,
     set_rate,
     trainable,
 )
@@ -37,7 +38,6 @@ from pipeline.training import (
     explain_memory,
     load_checkpoint,
     make_fabric,
-    save_checkpoint,
     seed_step,
 )
 
@@ -214,8 +214,8 @@ def train(
                 log.picture(step, "samples", grid)
             if save:
                 check_finite(networks.values(), step, names)
-                save_checkpoint(
-                    folder / CHECKPOINT,
+                save_last(
+                    folder,
                     {
                         "step": step,
                         "config": config.model_dump(mode="json"),

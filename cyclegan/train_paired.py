@@ -20,6 +20,7 @@ from cyclegan.steps import (
     decay,
     follow,
     is_finite,
+    save_last,
     set_rate,
     trainable,
 )
@@ -35,7 +36,6 @@ from pipeline.training import (
     explain_memory,
     load_checkpoint,
     make_fabric,
-    save_checkpoint,
     seed_step,
 )
 
@@ -161,8 +161,8 @@ def train_paired(
                 log.picture(step, "samples", grid)
             if save:
                 check_finite(networks.values(), step, names)
-                save_checkpoint(
-                    folder / CHECKPOINT,
+                save_last(
+                    folder,
                     {
                         "step": step,
                         "config": config.model_dump(mode="json"),

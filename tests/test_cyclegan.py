@@ -1,7 +1,10 @@
 """CycleGAN: shapes and counts of the reference, the pool's rule, exact resume, exact sizes."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +49,33 @@ def test_pool_rule() -> None:
     for i in range(50):
         image = torch.full((1, 1, 1, 1), float(i))
         assert pool.query(image, rng).item() == i
-    older = kept = 0
+    replaced = np.zeros(50)
     last_pool = [image.item() for image in pool.images]
     for i in range(50, 4050):
         out = pool.query(torch.full((1, 1, 1, 1), float(i)), rng).item()
         now = [image.item() for image in pool.images]
+        changed = [j for j in range(50) if now[j] != last_pool[j]]
         if out == i:
-            assert now == last_pool
+            assert changed == []
         else:
-            older += 1
-            position = last_pool.index(out)
-            kept += position
-            assert now[position] == i
-            assert [v for j, v in enumerate(now) if j != position] == [
-                v for j, v in enumerate(last_pool) if j != position
-            ]
+            (position,) = changed
+            assert (last_pool[position], now[position]) == (out, i)
+            replaced[position] += 1
         last_pool = now
-    # Binomial(4000, 1/2) has standard deviation 32; a uniform position's mean is 24.5 +- 0.33.
-    assert abs(older - 2000) < 5 * 32
-    assert abs(kept / older - 24.5) < 5 * 0.33
+    # Binomial(4000, 1/2) has standard deviation 32; chi squared with 49 degrees of freedom has mean
+    # 49 and standard deviation 10.
+    assert abs(replaced.sum() - 2000) < 5 * 32
+    expected = replaced.sum() / 50
+    assert abs(((replaced - expected) ** 2 / expected).sum() - 49) < 5 * 10
+
+
+def test_pool_takes_the_images_of_a_batch_one_by_one() -> None:
+    pool = ImagePool(3)
+    batch = torch.arange(2.0).view(2, 1, 1, 1)
+    assert (pool.query(batch, np.random.default_rng(0)) == batch).all()
+    assert (pool.query(batch + 2, np.random.default_rng(0))[0] == 2).all()
+    assert [image.item() for image in pool.images][:2] in ([0, 1], [3, 1], [0, 3])
+    assert len(pool.images) == 3
 
 
 def test_pool_of_size_zero_passes_through_without_gradient() -> None:
@@ -76,11 +87,15 @@ def test_pool_of_size_zero_passes_through_without_gradient() -> None:
 
 def test_schedule_corners() -> None:
     config = CycleGANConfig(epochs=100, decay_epochs=100)
-    factors = [decay(epoch * 7, 7, config) for epoch in range(200)]
-    assert factors[:100] == [1.0] * 100
-    assert factors[100] == pytest.approx(1 - 1 / 101)
-    assert factors[199] == pytest.approx(1 - 100 / 101)
-    assert decay(6, 7, CycleGANConfig(epochs=1, decay_epochs=0)) == 1
+    factors = [decay(step, 7, config) for step in range(1400)]
+    assert all(factors[step] == factors[step - step % 7] for step in range(1400))
+    epochs = factors[::7]
+    # The reference: 1 - max(0, epoch + 1 - n_epochs) / (n_epochs_decay + 1), epochs from 0.
+    assert epochs[:100] == [1.0] * 100
+    assert epochs[100] == pytest.approx(1 - 1 / 101)
+    assert epochs[199] == pytest.approx(1 - 100 / 101)
+    constant = CycleGANConfig(epochs=2, decay_epochs=0)
+    assert [decay(step, 7, constant) for step in range(14)] == [1] * 14
 
 
 def test_gan_loss() -> None:
@@ -192,6 +207,61 @@ def test_resume_is_bit_for_bit(
     assert logged == sorted(set(logged))
     assert logged[-1] == 12
     assert (tmp_path / "parts/samples/step-0000012.png").is_file()
+
+
+class HalfWritten:
+    """`torch.save` that dies when half of its `count`-th file is written."""
+
+    def __init__(self, count: int) -> None:
+        self.left, self.save = count, torch.save
+
+    def __call__(self, state: Any, path: Path) -> None:
+        self.save(state, path)
+        self.left -= 1
+        if self.left == 0:
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_kills_at_any_moment_change_nothing(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = config.cyclegan.model_copy(
+        update={"steps_per_epoch": 5, "checkpoint_every": 1, "generator_average": 0.9}
+    )
+
+    def fit(name: str) -> None:
+        train(recipe, config.source, config.target, tmp_path / name, config.compute)
+
+    def fit_elsewhere() -> Any:
+        process = get_context("fork").Process(target=fit, args=("parts",))
+        process.start()
+        return process
+
+    fit("whole")
+    checkpoint = tmp_path / "parts/checkpoints/last.pt"
+    rng = np.random.default_rng(0)
+    # Twice in the middle of writing: the first checkpoint, and one that replaces another.
+    for count, step in ((1, None), (6, 5)):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", HalfWritten(count))
+            process = fit_elsewhere()
+            process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        found = load_checkpoint(checkpoint)["step"] if checkpoint.is_file() else None
+        assert found == step
+    # And wherever it just is.
+    for _ in range(3):
+        process = fit_elsewhere()
+        process.join(float(rng.uniform(0.05, 0.5)))
+        process.kill()
+        process.join()
+        assert load_checkpoint(checkpoint)["step"] >= 5
+    fit("parts")
+    whole = load_checkpoint(tmp_path / "whole/checkpoints/last.pt")
+    assert whole["step"] == 10
+    assert equal(load_checkpoint(checkpoint), whole)
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["last.pt"]
 
 
 def test_training_changes_every_network_and_lowers_the_cycle_loss(
@@ -335,7 +405,7 @@ def test_variants_train_resume_and_translate(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(f"{fit.__module__}.save_checkpoint", stopping_after(2, killed))
+        patch.setattr("cyclegan.steps.save_checkpoint", stopping_after(2, killed))
         fit(recipe, config.source, target, tmp_path / "parts", config.compute)
     checkpoint = tmp_path / "parts/checkpoints/last.pt"
     assert load_checkpoint(checkpoint)["step"] == 2
