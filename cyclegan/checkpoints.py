@@ -42,6 +42,8 @@ REFERENCE_NAMES = {
     "source_critic": "D_B",
 }
 """Network of a training checkpoint -> its name in the reference implementation."""
+PAIRED_NAMES = {"source_to_target": "G", "critic": "D"}
+"""The same for paired training, which is pix2pix there."""
 ONNX_TOLERANCE = 1e-3
 """Largest difference to torch that an ONNX file may have, in [-1, 1]: 1/8 of a grey level."""
 
@@ -142,17 +144,18 @@ def export_reference(checkpoint: Path, folder: Path) -> list[Path]:
         )
     networks = _networks(content)
     paths = []
-    for name, short in REFERENCE_NAMES.items():
-        if name not in networks or any(key.startswith("scales.") for key in networks[name]):
+    names = REFERENCE_NAMES if "target_to_source" in networks else PAIRED_NAMES
+    for name, short in names.items():
+        if name not in networks:
             continue
-        if "target_to_source" not in networks:
-            short = short[0]
+        weights = _plain_state(networks[name], checkpoint)
+        if any(key.startswith("scales.") for key in weights):
+            continue
         path = folder / f"latest_net_{short}.pth"
-        if name.endswith("_critic"):
-            weights = _plain_state(networks[name], checkpoint)
+        if "critic" in name:
             save_checkpoint(path, {key: value.contiguous() for key, value in weights.items()})
         else:
-            export_generator(_generator(networks[name], checkpoint), path)
+            export_generator(_generator(weights, checkpoint), path)
         paths.append(path)
     return paths
 
@@ -229,6 +232,29 @@ def export_onnx(generator: Generator, path: Path, tolerance: float = ONNX_TOLERA
     return difference
 
 
+def export(source: Path, out: Path, direction: Direction = "source_to_target") -> str:
+    """Write a generator as `out` says: `.pth`, `.onnx`, or a folder for all networks of `source`.
+
+    Args:
+        source: a file that `load_generator` reads; for a folder, a training checkpoint of ours.
+
+    Returns:
+        What was written, for the user.
+
+    Raises:
+        UserError: `source` cannot be read or `out` not hold it.
+    """
+    if out.suffix == ".onnx":
+        difference = export_onnx(load_generator(source, direction), out)
+        return f"{out}: differs from torch by {difference:.1g} at most, of [-1, 1]"
+    if out.suffix == ".pth":
+        export_generator(load_generator(source, direction), out)
+        return f"{out}: {direction}, as the reference implementation stores it"
+    if out.suffix:
+        raise UserError(f"{out}: give a file *.pth or *.onnx, or a folder without suffix.")
+    return ", ".join(str(path) for path in export_reference(source, out))
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The dictionary in a file of weights."""
     if not path.is_file():
@@ -264,8 +290,12 @@ def _look(path: Path, error: Exception) -> str:
     return f"a damaged or truncated file of {path.stat().st_size:,} bytes: fetch it again"
 
 
-def _plain_state(content: dict[str, Any], path: Path) -> State:
+def _plain_state(content: Any, path: Path) -> State:
     """Name -> weight without wrappers' prefixes, renamed to the reference's names."""
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} holds no weights by name. {EXPECTED}; found {type(content).__name__}."
+        )
     state: State = {}
     for key, value in content.items():
         if key == "_metadata":
@@ -286,10 +316,11 @@ def _plain_state(content: dict[str, Any], path: Path) -> State:
 
 def _networks(content: dict[str, Any]) -> dict[str, Any]:
     """The networks of a training checkpoint, averaged where that was on."""
-    return {**content["networks"], **content.get("averages", {})}
+    averages = content.get("averages")
+    return {**content["networks"], **(averages if isinstance(averages, dict) else {})}
 
 
-def _generator(content: dict[str, Any], path: Path) -> Generator:
+def _generator(content: Any, path: Path) -> Generator:
     """The generator of a dictionary of weights; `path` is for messages."""
     state = _plain_state(content, path)
     network = _build(state, path)
@@ -425,7 +456,7 @@ def _fill(network: Generator, state: State, path: Path) -> None:
                 f"{path}: weight {key} is {value.dtype} ({value.layout}); dense floating-point "
                 "numbers are expected. Export the network before it is quantised."
             )
-        weights[key] = value if counter else value.float().contiguous()
+        weights[key] = value if counter else value.detach().float().contiguous()
         if not weights[key].isfinite().all():
             raise UserError(
                 f"{path}: weight {key} is not finite, so every picture would be blank. "

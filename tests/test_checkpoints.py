@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cyclegan.checkpoints import export_generator, export_onnx, export_reference, load_generator
+from cyclegan.checkpoints import (
+    export,
+    export_generator,
+    export_onnx,
+    export_reference,
+    load_generator,
+)
 from cyclegan.networks import (
     Generator,
     PatchDiscriminator,
@@ -17,6 +23,10 @@ from cyclegan.networks import (
     ResnetGenerator,
     UnetGenerator,
 )
+from cyclegan.steps import CHECKPOINT
+from cyclegan.train import train
+from cyclegan.train_paired import train_paired
+from pipeline.config import load_config
 from pipeline.errors import UserError
 
 State = dict[str, Tensor]
@@ -262,6 +272,20 @@ def test_averages_are_preferred(tmp_path: Path) -> None:
         load_generator(path, "target_to_source")
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_what_training_writes(paired: bool, tiny: Path, world: Path, tmp_path: Path) -> None:
+    config = load_config(tiny, ["compute.accelerator=cpu", "cyclegan.generator_average=0.9"])
+    settings = config.cyclegan.model_copy(update={"steps_per_epoch": 1, "paired": paired})
+    loop, target = (train_paired, config.source) if paired else (train, config.target)
+    loop(settings, config.source, target, tmp_path, config.compute)
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    network = load_generator(tmp_path / CHECKPOINT)
+    assert weights_equal(network.state_dict(), state["averages"]["source_to_target"])
+    paths = export_reference(tmp_path / CHECKPOINT, tmp_path / "out")
+    assert len(paths) == (2 if paired else 4)
+    assert weights_equal(load_generator(paths[0]).state_dict(), network.state_dict())
+
+
 # What is refused.
 
 
@@ -276,6 +300,7 @@ def changed(state: State, key: str, value: Any) -> dict[str, Any]:
 GOOD: State = Resnet().state_dict()
 REFUSED: dict[str, tuple[Any, str]] = {
     "empty": ({}, "is empty"),
+    "no network": ({"networks": {"source_to_target": 3}}, "found int"),
     "a tensor": (torch.zeros(3), "found Tensor"),
     "a list": ([1, 2], "found list"),
     "a number": (changed(GOOD, "epoch", 3), "'epoch' is int"),
@@ -424,13 +449,24 @@ def test_a_whole_checkpoint_for_the_reference(tmp_path: Path) -> None:
         assert weights_equal(torch.load(written, weights_only=True), networks[name])
 
     # Paired training: one generator, and a critic of several scales that has no counterpart.
-    networks = {"source_to_target": networks["source_to_target"]}
-    critic = PyramidDiscriminator([PatchDiscriminator(2, 4, 6) for _ in range(2)])
-    networks["target_critic"] = critic.state_dict()
-    paths = export_reference(saved(tmp_path, {"networks": networks}), tmp_path / "pix2pix")
-    assert [p.name for p in paths] == ["latest_net_G.pth"]
+    generator = networks["source_to_target"]
+    one = PatchDiscriminator(2, 4, 6)
+    several = PyramidDiscriminator([one, PatchDiscriminator(2, 4, 6)])
+    for critic, written_names in ((one, ["G", "D"]), (several, ["G"])):
+        networks = {"source_to_target": generator, "critic": critic.state_dict()}
+        paths = export_reference(saved(tmp_path, {"networks": networks}), tmp_path / "pix2pix")
+        assert [p.name for p in paths] == [f"latest_net_{name}.pth" for name in written_names]
     with pytest.raises(UserError, match="not a training checkpoint of ours"):
         export_reference(paths[0], tmp_path)
+
+
+def test_the_suffix_says_what_is_written(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path, {"source_to_target": ResnetGenerator(1, 4)})
+    said = export(source, tmp_path / "latest_net_G.pth")
+    assert said.startswith(str(tmp_path / "latest_net_G.pth: source_to_target"))
+    assert export(source, tmp_path / "all") == str(tmp_path / "all" / "latest_net_G.pth")
+    with pytest.raises(UserError, match=r"generator\.pt: give a file"):
+        export(source, tmp_path / "generator.pt")
 
 
 # ONNX.
@@ -440,8 +476,9 @@ def test_a_whole_checkpoint_for_the_reference(tmp_path: Path) -> None:
     "network",
     [
         ResnetGenerator(1, 4),
-        ResnetGenerator(1, 4, upsampling="resize", dropout=True),
-        UnetGenerator(4, 4),
+        pytest.param(ResnetGenerator(1, 4, upsampling="resize"), marks=pytest.mark.slow),
+        pytest.param(UnetGenerator(4, 4, dropout=True), marks=pytest.mark.slow),
+        pytest.param(UnetGenerator(5, 4, skips=False), marks=pytest.mark.slow),
     ],
 )
 @torch.no_grad()
@@ -449,17 +486,19 @@ def test_onnx(network: Generator, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     randomised(network).to(memory_format=torch.channels_last).train()
     path = tmp_path / "generator.onnx"
+    # Half a grey level is 4e-3; the sums of torch and onnxruntime differ in their order only.
     assert 0 <= export_onnx(network, path) < 1e-5
     assert network.training
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     network.eval()
-    for height, width in ((64, 112), (48, 16)):
+    for height, width in ((64, 96), (96, 32)):
         x = picture(height, width)
         (found,) = session.run(["translated"], {"image": x.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), network(x), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_onnx_of_imported_norms(tmp_path: Path) -> None:
     for norm in ("affine", "batch"):
         reference = randomised(Resnet(1, 4, norm=norm))
@@ -467,6 +506,7 @@ def test_onnx_of_imported_norms(tmp_path: Path) -> None:
         assert export_onnx(network, tmp_path / f"{norm}.onnx") < 1e-5
 
 
+@pytest.mark.slow
 def test_onnx_above_the_tolerance_is_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "generator.onnx"
     with pytest.raises(UserError, match=r"differs from the network by .*not kept"):
