@@ -249,7 +249,7 @@ def export(source: Path, out: Path, direction: Direction = "source_to_target") -
         return f"{out}: differs from torch by {difference:.1g} at most, of [-1, 1]"
     if out.suffix == ".pth":
         export_generator(load_generator(source, direction), out)
-        return f"{out}: {direction}, as the reference implementation stores it"
+        return f"{out}: weights as the reference implementation stores them"
     if out.suffix:
         raise UserError(f"{out}: give a file *.pth or *.onnx, or a folder without suffix.")
     return ", ".join(str(path) for path in export_reference(source, out))

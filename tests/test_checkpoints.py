@@ -463,7 +463,7 @@ def test_a_whole_checkpoint_for_the_reference(tmp_path: Path) -> None:
 def test_the_suffix_says_what_is_written(tmp_path: Path) -> None:
     source = checkpoint(tmp_path, {"source_to_target": ResnetGenerator(1, 4)})
     said = export(source, tmp_path / "latest_net_G.pth")
-    assert said.startswith(str(tmp_path / "latest_net_G.pth: source_to_target"))
+    assert said.startswith(str(tmp_path / "latest_net_G.pth: weights as the reference"))
     assert export(source, tmp_path / "all") == str(tmp_path / "all" / "latest_net_G.pth")
     with pytest.raises(UserError, match=r"generator\.pt: give a file"):
         export(source, tmp_path / "generator.pt")
