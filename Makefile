@@ -34,4 +34,4 @@ check: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/training_steps.py
+	$(BIN)/python benchmarks/cyclegan_step.py

@@ -64,9 +64,8 @@ class _ExactInstanceNorm(torch.autograd.Function):
         exact = gradient.to(scale.dtype)
         slope = (exact * out).mean((2, 3), keepdim=True)
         centred = exact - exact.mean((2, 3), keepdim=True)
-        return (
-            torch.addcmul(centred, out.to(scale.dtype), slope, value=-1).mul_(scale).to(out.dtype)
-        )
+        centred.addcmul_(out.to(scale.dtype), slope, value=-1).mul_(scale)
+        return centred.to(out.dtype)
 
 
 class ResnetBlock(nn.Module):

@@ -59,6 +59,12 @@ def trainable(networks: Iterable[nn.Module], on: bool) -> None:
         network.requires_grad_(on)
 
 
+def fused(network: nn.Module) -> nn.Module:
+    """A compiled form for crops of one size; `network` itself stays as it is for other sizes."""
+    compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    return compiled
+
+
 def is_finite(losses: Mapping[str, Tensor], networks: Iterable[nn.Module]) -> bool:
     """Whether all losses and all gradients of `networks` are finite; waits for the device once."""
     gradients = [p.grad for n in networks for p in n.parameters() if p.grad is not None]

@@ -21,6 +21,7 @@ from cyclegan.steps import (
     check_crop,
     decay,
     follow,
+    fused,
     is_finite,
     save_last,
     set_rate,
@@ -107,10 +108,10 @@ def train(
             pool.images = [image.to(fabric.device) for image in state["pools"][name]]
         skips = Skips(**state["skips"])
 
-    source_to_target = fabric.setup_module(networks["source_to_target"])
-    target_to_source = fabric.setup_module(networks["target_to_source"])
-    source_critic = fabric.setup_module(networks["source_critic"])
-    target_critic = fabric.setup_module(networks["target_critic"])
+    source_to_target, target_to_source, source_critic, target_critic = (
+        fabric.setup_module(fused(network) if compute.compile else network)
+        for network in networks.values()
+    )
 
     readers = [
         Draws(crop_reader(spec, samples, config.crop), len(samples), seed=config.seed, stream=i)

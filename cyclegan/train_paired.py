@@ -19,6 +19,7 @@ from cyclegan.steps import (
     check_crop,
     decay,
     follow,
+    fused,
     is_finite,
     save_last,
     set_rate,
@@ -90,8 +91,10 @@ def train_paired(
             optimizer.load_state_dict(state["optimizers"][name])
         skips = Skips(**state["skips"])
 
-    source_to_target = fabric.setup_module(generator)
-    critic = fabric.setup_module(networks["critic"])
+    source_to_target, critic = (
+        fabric.setup_module(fused(network) if compute.compile else network)
+        for network in networks.values()
+    )
 
     read = pair_reader(source, source_samples, target, target_samples, config.crop)
     loader = batches(

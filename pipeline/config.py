@@ -29,6 +29,9 @@ class ComputeConfig(Schema):
     """`auto` takes the GPU when there is one."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bf16-mixed on a GPU, 32-true on a CPU. Losses are always fp32."""
+    compile: bool = False
+    """Let torch.compile fuse CycleGAN's networks for training: a minute or more before the first
+    step, then faster ones that round differently. Needs a C++ compiler."""
     workers: int = Field(0, ge=0)
     """Processes that read frames ahead, for each data set that is read; 0 reads in the training
     process. No effect on results."""

@@ -3,7 +3,8 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from cyclegan.data import pair_reader, pairs
 from cyclegan.losses import gan_loss
 from cyclegan.networks import (
+    InstanceNorm,
     ResnetGenerator,
     UnetGenerator,
     to_network,
@@ -375,6 +378,83 @@ def test_average_of_the_weights() -> None:
     assert average.weight.item() == pytest.approx(1 - 2 / 11)
     follow(average, network, 0.5, 1000)
     assert average.weight.item() == pytest.approx(1 - 0.5 * 2 / 11)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_losses_are_32_bits_under_autocast(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paired: bool
+) -> None:
+    dtypes, layouts = set(), set()
+
+    def judged(losses: dict[str, torch.Tensor], networks: Any) -> bool:
+        dtypes.update(loss.dtype for loss in losses.values())
+        return is_finite(losses, networks)
+
+    def normed(module: nn.Module, arguments: Any, out: Any) -> None:
+        if isinstance(module, InstanceNorm):
+            layouts.add((out.dtype, out.is_contiguous(memory_format=torch.channels_last)))
+
+    recipe = config.cyclegan.model_copy(
+        update={"steps_per_epoch": 1, "decay_epochs": 0, "paired": paired}
+    )
+    compute = config.compute.model_copy(update={"precision": "bf16-mixed"})
+    fit, target = (train_paired, config.source) if paired else (train, config.target)
+    monkeypatch.setattr(f"{fit.__module__}.is_finite", judged)
+    hook = register_module_forward_hook(normed)
+    fit(recipe, config.source, target, tmp_path, compute)
+    hook.remove()
+    assert dtypes == {torch.float32}
+    assert (torch.bfloat16, True) in layouts
+    assert all(channels_last for _, channels_last in layouts)
+    state = load_checkpoint(tmp_path / "checkpoints/last.pt")
+    assert {v.dtype for n in state["networks"].values() for v in n.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[int] = []
+
+    @contextmanager
+    def measured(*arguments: Any, **named: Any) -> Iterator[Callable[[int], None]]:
+        statm = Path("/proc/self/statm")
+        yield lambda count: pages.append(int(statm.read_text().split()[1]))
+
+    monkeypatch.setattr("cyclegan.train.progress", measured)
+    recipe = config.cyclegan.model_copy(
+        update={"steps_per_epoch": 125, "checkpoint_every": 25, "sample_every": 25}
+    )
+    train(recipe, config.source, config.target, tmp_path, config.compute)
+    # After the first fifty steps all buffers are there: pools, optimisers, cached kernels.
+    assert len(pages) == 250
+    grown = (max(pages[200:]) - max(pages[:50])) * os.sysconf("SC_PAGE_SIZE")
+    assert grown < 16 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, while it traces
+@pytest.mark.parametrize("paired", [False, True])
+def test_compiled_networks_learn_alike(config: Config, tmp_path: Path, paired: bool) -> None:
+    recipe = config.cyclegan.model_copy(
+        update={"steps_per_epoch": 2, "decay_epochs": 0, "log_every": 1, "paired": paired}
+    )
+    fit, target = (train_paired, config.source) if paired else (train, config.target)
+    logs = []
+    for fusing in (False, True):
+        folder = tmp_path / str(fusing)
+        compute = config.compute.model_copy(update={"compile": fusing})
+        fit(recipe, config.source, target, folder, compute)
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        logs.append([json.loads(line) for line in lines])
+    assert logs[1][0] == pytest.approx(logs[0][0], rel=1e-4)
+    # Adam makes whole steps of gradients near 0, whose signs are rounding.
+    assert logs[1][1] == pytest.approx(logs[0][1], rel=2e-2)
+    translate(
+        config.translation,
+        tmp_path / "True/checkpoints/last.pt",
+        config.source,
+        tmp_path / "out",
+        config.compute,
+    )
 
 
 VARIANTS: list[dict[str, Any]] = [
