@@ -34,6 +34,6 @@ check: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/training_steps.py
+	$(BIN)/python benchmarks/cyclegan_step.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/doctor.py

@@ -1,5 +1,6 @@
-"""Random crops of one domain's frames."""
+"""Random crops of one domain's frames, or of pairs."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import torch
 
 from pipeline.cache import frame_reader
-from pipeline.datasets import DatasetSpec, Sample
+from pipeline.datasets import DatasetSpec, Sample, list_samples
+from pipeline.errors import UserError
+from pipeline.images import UInt8
 from pipeline.training import Item, random_crop
 
 LEAST_DEVIATION = 2.0
@@ -32,11 +35,80 @@ def crop_reader(
         rgb = frames(index)
         for _ in range(ATTEMPTS):
             rows, columns = random_crop(rng, (rgb.shape[1], rgb.shape[0]), crop, str(sample.image))
-            if rgb[rows, columns].std() >= LEAST_DEVIATION:
+            if _varies(rgb[rows, columns]):
                 break
         rgb = rgb[rows, columns]
         if rng.random() < 0.5:
             rgb = rgb[:, ::-1]
         return {"rgb": torch.from_numpy(rgb.copy()), "name": str(sample.image)}
+
+    return read
+
+
+def _varies(rgb: UInt8) -> bool:
+    """Whether a crop shows anything; every fourth pixel tells."""
+    return float(rgb[::4, ::4].std()) >= LEAST_DEVIATION
+
+
+def pairs(source: DatasetSpec, target: DatasetSpec) -> tuple[list[Sample], list[Sample]]:
+    """The frames of equal name of two sets, in the same order.
+
+    Raises:
+        UserError: no name is in both.
+    """
+    sources = list_samples(source, labelled=False)
+    targets = {sample.name: sample for sample in list_samples(target, labelled=False)}
+    found = [sample for sample in sources if sample.name in targets]
+    if not found:
+        raise UserError(
+            "cyclegan.paired needs frames of equal name in source and target, and there are none: "
+            f"source begins with {sources[0].name!r}, target with {next(iter(targets))!r}. Name "
+            "them alike (the fields of `images` make the name), or set cyclegan.paired to false."
+        )
+    if len(found) < max(len(sources), len(targets)):
+        print(
+            f"pix2pix: {len(found)} pairs; {len(sources) - len(found)} source and "
+            f"{len(targets) - len(found)} target frames have none",
+            file=sys.stderr,
+            flush=True,
+        )
+    return found, [targets[sample.name] for sample in found]
+
+
+def pair_reader(
+    source: DatasetSpec,
+    source_samples: list[Sample],
+    target: DatasetSpec,
+    target_samples: list[Sample],
+    crop: tuple[int, int],
+    cache: Path | None,
+) -> Callable[[int, np.random.Generator], Item]:
+    """As `crop_reader`, for pairs: the same crop of both as `source` and `target`, and `name`."""
+    readers = {
+        "source": frame_reader(source, source_samples, cache),
+        "target": frame_reader(target, target_samples, cache),
+    }
+
+    def read(index: int, rng: np.random.Generator) -> Item:
+        samples = {"source": source_samples[index], "target": target_samples[index]}
+        frames = {domain: read_frame(index) for domain, read_frame in readers.items()}
+        height, width = frames["source"].shape[:2]
+        if frames["target"].shape[:2] != (height, width):
+            raise UserError(
+                f"{samples['target'].image} is {frames['target'].shape[1]}x"
+                f"{frames['target'].shape[0]}, its pair {samples['source'].image} "
+                f"{width}x{height}. "
+                "Pairs must have one size: set `width` of both data sets."
+            )
+        for _ in range(ATTEMPTS):
+            rows, columns = random_crop(rng, (width, height), crop, str(samples["source"].image))
+            if all(_varies(frame[rows, columns]) for frame in frames.values()):
+                break
+        step = -1 if rng.random() < 0.5 else 1
+        item = {
+            key: torch.from_numpy(frame[rows, columns][:, ::step].copy())
+            for key, frame in frames.items()
+        }
+        return {**item, "name": str(samples["source"].image)}
 
     return read

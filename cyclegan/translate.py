@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cyclegan.networks import ResnetGenerator, to_network, to_rgb
-from pipeline.config import ComputeConfig, TranslationConfig
+from cyclegan.networks import Generator, build_generator, to_network, to_rgb
+from pipeline.config import ComputeConfig, CycleGANConfig, TranslationConfig
 from pipeline.datasets import (
     DatasetSpec,
     Sample,
@@ -40,13 +40,15 @@ SHIFTS = [
 column is met once, so that stripes and the finest chequerboard cancel in their mean."""
 
 
-def load_generator(checkpoint: Path) -> ResnetGenerator:
-    """The source -> target generator of a training checkpoint."""
+def load_generator(checkpoint: Path) -> Generator:
+    """The source -> target generator of a training checkpoint, averaged where that was on."""
     if not checkpoint.is_file():
         raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-cyclegan` first.")
     state = load_checkpoint(checkpoint)
-    generator = ResnetGenerator(state["config"]["blocks"], state["config"]["generator_width"])
-    generator.load_state_dict(state["networks"]["source_to_target"])
+    config = CycleGANConfig.model_validate(state["config"])
+    weights = state["averages"] if config.generator_average > 0 else state["networks"]
+    generator = build_generator(config)
+    generator.load_state_dict(weights["source_to_target"])
     return generator
 
 
@@ -133,13 +135,32 @@ def translate_frame(network: nn.Module, rgb: UInt8) -> UInt8:
 
 @torch.inference_mode()
 def _translate_batch(network: nn.Module, rgb: UInt8, shifts: int) -> UInt8:
-    """(N, H, W, 3) uint8 -> the same shape, padded to multiples of 4 on the way."""
+    """(N, H, W, 3) uint8 -> the same shape, padded to what the generator takes on the way."""
     height, width = rgb.shape[1:3]
     device = next(network.parameters()).device
+    multiple: int = getattr(network, "multiple")  # noqa: B009 - torch types it as a Tensor
     x = to_network(torch.from_numpy(rgb).to(device))
     total = torch.zeros_like(x)
     for down, right in SHIFTS[:shifts]:
-        padding = (right, -(width + right) % 4, down, -(height + down) % 4)
-        shifted = F.pad(x, padding, mode="reflect").contiguous(memory_format=torch.channels_last)
+        below, beside = -(height + down) % multiple, -(width + right) % multiple
+        shifted = reflect(x, (right, beside, down, below))
+        shifted = shifted.contiguous(memory_format=torch.channels_last)
         total += network(shifted)[:, :, down : down + height, right : right + width]
     return np.ascontiguousarray(to_rgb(total / shifts).cpu().numpy())
+
+
+def reflect(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Pad (N, C, H, W) by reflection: left, right, top, bottom, each of any size.
+
+    A reflection is at most as wide as the picture; wider paddings are made of several.
+    """
+    rest = list(padding)
+    while any(rest):
+        height, width = max(1, x.shape[2] - 1), max(1, x.shape[3] - 1)
+        now = [
+            min(side, limit)
+            for side, limit in zip(rest, (width, width, height, height), strict=True)
+        ]
+        x = F.pad(x, now, mode="reflect")
+        rest = [side - done for side, done in zip(rest, now, strict=True)]
+    return x

@@ -64,15 +64,17 @@ def plan(config: Config, run: Path) -> list[Stage]:
 def _cyclegan(config: Config) -> Stage:
     def inputs() -> Inputs:
         return {
-            "version": 1,
+            "version": 2,
             "config": config.cyclegan.model_dump(mode="json"),
             "source": _frames(config.source),
             "target": _frames(config.target),
         }
 
     def work(folder: Path) -> None:
-        from cyclegan.train import train
+        from cyclegan.train import train as train_unpaired
+        from cyclegan.train_paired import train_paired
 
+        train = train_paired if config.cyclegan.paired else train_unpaired
         train(config.cyclegan, config.source, config.target, folder, config.compute)
 
     return Stage("cyclegan", "train-cyclegan", (), inputs, work)
@@ -81,13 +83,13 @@ def _cyclegan(config: Config) -> Stage:
 def _translation(config: Config, run: Path) -> Stage:
     def inputs() -> Inputs:
         return {
-            "version": 1,
+            "version": 2,
             "config": config.translation.model_dump(mode="json"),
             "source": _frames(config.source),
         }
 
     def work(folder: Path) -> None:
-        from cyclegan.train import CHECKPOINT
+        from cyclegan.steps import CHECKPOINT
         from cyclegan.translate import translate
 
         checkpoint = run / "cyclegan" / CHECKPOINT

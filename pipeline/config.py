@@ -28,6 +28,9 @@ class ComputeConfig(Schema):
     """`auto` takes the GPU when there is one."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bf16-mixed on a GPU, 32-true on a CPU. Losses are always fp32."""
+    compile: bool = False
+    """Let torch.compile fuse CycleGAN's networks for training: a minute or more before the first
+    step, then faster ones that round differently. Needs a C++ compiler."""
     workers: int = Field(0, ge=0)
     """Processes that read frames ahead, for each data set that is read; 0 reads in the training
     process. No effect on results."""
@@ -40,21 +43,44 @@ class CycleGANConfig(Schema):
     """CycleGAN (Zhu et al., ICCV 2017); defaults are those of the reference implementation.
 
     What differs: frames keep their aspect and are cropped at the data set's `width`, where the
-    reference resizes to 286x286 first; the least-squares loss is the only adversarial one.
+    reference resizes to 286x286 first.
     """
 
     seed: int = Field(0, ge=0)
     """Seed of weights, crops and image pool."""
+    paired: bool = False
+    """For a simulator that re-renders real scenes: frames of equal name in `source` and `target`
+    are pairs of one size, and one translator learns from them (pix2pix: Isola et al., CVPR 2017).
+    The recipe of that paper is `generator: unet`, `dropout: true`, `adversarial_loss: vanilla`."""
+    generator: Literal["resnet", "unet", "encoder_decoder"] = "resnet"
+    """`resnet` works at a quarter of the size; `unet` sees the whole crop and hands detail on by
+    skip connections; `encoder_decoder` is the U-Net without them, free to change shapes
+    (DiscoGAN: Kim et al., ICML 2017)."""
     blocks: int = Field(9, ge=1, le=32)
-    """Residual blocks of each generator."""
+    """Residual blocks of a `resnet` generator."""
+    downs: int = Field(8, ge=4, le=10)
+    """Halvings of the other generators, 8 and 7 in unet_256 and unet_128, 4 or 5 in DiscoGAN; sides
+    of the crop are multiples of 2 ** downs."""
     generator_width: int = Field(64, ge=4)
     """Channels after the generator's first convolution."""
+    dropout: bool = False
+    """Drop half of the activations in the middle of the generators during training."""
+    upsampling: Literal["transposed", "resize"] = "transposed"
+    """`resize` repeats pixels and convolves: no chequerboard in translated frames, at a little more
+    work. `transposed` loads the reference's weights."""
+    discriminator: Literal["patch", "pixel"] = "patch"
+    """`patch` judges overlapping patches (PatchGAN); `pixel` judges colours alone."""
     discriminator_width: int = Field(64, ge=4)
     """Channels after the discriminator's first convolution."""
     discriminator_layers: int = Field(3, ge=1, le=5)
     """Strided layers of the PatchGAN; 3 see 70x70 pixels."""
+    discriminator_scales: int = Field(1, ge=1, le=4)
+    """Discriminators of each domain, each on frames of half the size of the one before
+    (pix2pixHD); more judge layout besides texture. Their losses are added."""
+    adversarial_loss: Literal["least_squares", "vanilla"] = "least_squares"
+    """`vanilla` is the cross-entropy of Goodfellow et al., 2014."""
     crop: Size = (256, 256)
-    """Width and height of the random crops, multiples of 4."""
+    """Width and height of the random crops, multiples of 4; of 2 ** downs without `resnet`."""
     batch_size: int = Field(1, ge=1)
     """Crops of each domain a step."""
     learning_rate: float = Field(2e-4, gt=0)
@@ -63,8 +89,14 @@ class CycleGANConfig(Schema):
     """Weight of the L1 cycle loss (lambda)."""
     identity_weight: float = Field(0.5, ge=0)
     """Weight of the identity loss, as a multiple of `cycle_weight`; 0 skips it."""
+    paired_weight: float = Field(100.0, ge=0)
+    """Weight of the L1 loss between a translation and its pair (`paired`)."""
     pool_size: int = Field(50, ge=0)
-    """Translated images of each domain kept to train the discriminators; 0 uses the newest."""
+    """Translated images of each domain kept to train the discriminators; 0 uses the newest, as
+    paired training always does."""
+    generator_average: float = Field(0.0, ge=0, lt=1)
+    """Translate with a moving average of the generators' weights over the steps; this is the part
+    of the old average that each step keeps, e.g. 0.999. 0 uses the weights as they are."""
     epochs: int = Field(100, ge=1)
     """Epochs at the full learning rate."""
     decay_epochs: int = Field(100, ge=0)
@@ -80,8 +112,21 @@ class CycleGANConfig(Schema):
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
-        if any(side % 4 for side in self.crop):
-            raise ValueError(f"crop {list(self.crop)} must be multiples of 4")
+        multiple = 4 if self.generator == "resnet" else 2**self.downs
+        if any(side % multiple for side in self.crop):
+            hint = "" if self.generator == "resnet" else ", or lower downs"
+            raise ValueError(
+                f"crop {list(self.crop)} must be multiples of {multiple} for the {self.generator} "
+                f"generator; take {[max(1, round(s / multiple)) * multiple for s in self.crop]}"
+                f"{hint}"
+            )
+        if (self.generator, self.upsampling) == ("encoder_decoder", "resize") and (
+            max(self.crop) == multiple
+        ):
+            raise ValueError(
+                f"an encoder_decoder of {self.downs} downs makes a crop of {list(self.crop)} a "
+                "single pixel, and resizing that gives pictures without content; lower downs"
+            )
         return self
 
 

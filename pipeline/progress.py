@@ -25,7 +25,13 @@ _LINE_SECONDS = 30.0
 
 @contextmanager
 def progress(
-    folder: Path, title: str, total: int, *, done: int = 0, unit: str = "steps"
+    folder: Path,
+    title: str,
+    total: int,
+    *,
+    done: int = 0,
+    unit: str = "steps",
+    images_per_unit: int | None = None,
 ) -> Iterator[Callable[[int], None]]:
     """Show and record how far a stage is.
 
@@ -33,6 +39,7 @@ def progress(
         folder: the stage's folder; `progress.json` there holds `done`, `total`, `unit` and the
             `seconds` worked so far, over all the runs that it took.
         done: units finished earlier.
+        images_per_unit: where given, the rate is shown in images.
 
     Yields:
         A function to call with the number of units finished since the last call.
@@ -66,7 +73,8 @@ def progress(
             now_done += count
             now = time.monotonic()
             rate = (now_done - done) / max(now - start, 1e-9)
-            bar.update(task, completed=now_done, rate=f"{rate:.1f} {unit}/s")
+            speed = f"{rate * (images_per_unit or 1):.1f} {'images' if images_per_unit else unit}/s"
+            bar.update(task, completed=now_done, rate=speed)
             if now - last_file > _FILE_SECONDS:
                 last_file = now
                 record()
@@ -74,8 +82,7 @@ def progress(
                 last_line = now
                 left = (total - now_done) / rate
                 print(
-                    f"{title}: {now_done}/{total} {unit}, {rate:.1f} {unit}/s, "
-                    f"{left / 60:.1f} min left",
+                    f"{title}: {now_done}/{total} {unit}, {speed}, {left / 60:.1f} min left",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -42,11 +42,25 @@ class Segmenter(nn.Module):
 
     def forward(self, rgb: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 RGB of any size -> (N, classes, H, W) float32 logits."""
-        height, width = rgb.shape[1:3]
-        x = (rgb.permute(0, 3, 1, 2).float().div(255) - self.mean) / self.std
-        x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-        logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
+        return self.logits(rgb.permute(0, 3, 1, 2).float().div(255))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB in [0, 1] of any size -> (N, classes, H, W) float32 logits."""
+        height, width = x.shape[2:]
+        logits: Tensor = self.network(self._input(x))
         return logits[:, :, :height, :width].float()
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB in [0, 1] -> (N, D): the encoder's last stage, averaged over H and W."""
+        stages: list[Tensor] = self.network.encoder(self._input(x))  # type: ignore[operator]
+        return stages[-1].mean(dim=(2, 3)).float()
+
+    def _input(self, x: Tensor) -> Tensor:
+        """Normalised, sides padded to what every architecture accepts."""
+        height, width = x.shape[2:]
+        x = (x - self.mean) / self.std
+        x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 def check_names(config: SegmentationConfig) -> list[str]:

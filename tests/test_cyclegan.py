@@ -1,32 +1,45 @@
 """CycleGAN: shapes and counts of the reference, the pool's rule, exact resume, exact sizes."""
 
 import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 
-from cyclegan.data import crop_reader
+from cyclegan.data import pair_reader, pairs
+from cyclegan.losses import gan_loss
 from cyclegan.networks import (
     InstanceNorm,
-    PatchDiscriminator,
     ResnetGenerator,
-    initialise,
-    minimum_side,
+    UnetGenerator,
     to_network,
     to_rgb,
 )
 from cyclegan.pool import ImagePool
-from cyclegan.train import decay, gan_loss, train
-from cyclegan.translate import SHIFTS, translate, translate_frame, translate_group
+from cyclegan.steps import decay, follow, is_finite
+from cyclegan.train import train
+from cyclegan.train_paired import train_paired
+from cyclegan.translate import (
+    SHIFTS,
+    load_generator,
+    reflect,
+    translate,
+    translate_group,
+)
 from pipeline.config import Config, CycleGANConfig, load_config
 from pipeline.datasets import list_samples, load_spec
 from pipeline.errors import UserError
 from pipeline.images import read_rgb
-from pipeline.training import Draws, load_checkpoint, seed_step
+from pipeline.training import load_checkpoint, save_checkpoint, seed_step
 
 
 @pytest.fixture
@@ -34,137 +47,38 @@ def config(tiny: Path) -> Config:
     return load_config(tiny, ["compute.accelerator=cpu"])
 
 
-def parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
-@pytest.mark.parametrize(
-    ("network", "count"),
-    [
-        (ResnetGenerator(9), 11_378_179),
-        (ResnetGenerator(6), 7_837_699),
-        (PatchDiscriminator(), 2_764_737),
-    ],
-)
-def test_parameter_counts(network: nn.Module, count: int) -> None:
-    assert parameters(network) == count
-
-
-@pytest.mark.parametrize(("blocks", "tail"), [(9, (19, 22, 26)), (6, (16, 19, 23))])
-def test_generator_keys_are_the_reference_s(blocks: int, tail: tuple[int, int, int]) -> None:
-    shapes = {k: tuple(v.shape) for k, v in ResnetGenerator(blocks).state_dict().items()}
-    expected = {
-        "model.1": (64, 3, 7, 7),
-        "model.4": (128, 64, 3, 3),
-        "model.7": (256, 128, 3, 3),
-        f"model.{tail[0]}": (256, 128, 3, 3),
-        f"model.{tail[1]}": (128, 64, 3, 3),
-        f"model.{tail[2]}": (3, 64, 7, 7),
-    }
-    for block in range(10, 10 + blocks):
-        expected[f"model.{block}.conv_block.1"] = (256, 256, 3, 3)
-        expected[f"model.{block}.conv_block.5"] = (256, 256, 3, 3)
-    assert {k for k in shapes if k.endswith("weight")} == {f"{k}.weight" for k in expected}
-    assert {k for k in shapes if k.endswith("bias")} == {f"{k}.bias" for k in expected}
-    for key, shape in expected.items():
-        assert shapes[f"{key}.weight"] == shape
-
-
-def test_discriminator_layers() -> None:
-    network = PatchDiscriminator()
-    weights = [k for k in network.state_dict() if k.endswith("weight")]
-    assert weights == [f"model.{i}.weight" for i in (0, 2, 5, 8, 11)]
-    assert network(torch.zeros(1, 3, 256, 256)).shape == (1, 1, 30, 30)
-    smallest = minimum_side(3)
-    assert network(torch.zeros(1, 3, smallest, smallest)).shape[2:] == (1, 1)
-    with pytest.raises((RuntimeError, ValueError)):
-        network(torch.zeros(1, 3, smallest - 1, smallest - 1))
-
-
-def test_initialisation() -> None:
-    torch.manual_seed(0)
-    network = ResnetGenerator(2, 32)
-    initialise(network)
-    for key, value in network.state_dict().items():
-        if key.endswith("bias"):
-            assert (value == 0).all()
-        elif value.numel() > 5000:
-            assert value.std().item() == pytest.approx(0.02, rel=0.05)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_instance_norm_value_and_gradient(layout: torch.memory_format, batch: int) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(batch, 5, 6, 7).contiguous(memory_format=layout).requires_grad_()
-    upstream = torch.randn(batch, 5, 6, 7).contiguous(memory_format=layout)
-    out = InstanceNorm()(x)
-    out.backward(upstream)
-    exact = x.detach().double().requires_grad_()
-    mean = exact.mean((2, 3), keepdim=True)
-    variance = exact.var((2, 3), keepdim=True, unbiased=False)
-    expected = (exact - mean) / torch.sqrt(variance + 1e-5)
-    expected.backward(upstream.double())
-    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
-    assert x.grad is not None
-    assert exact.grad is not None
-    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_generator_equals_one_of_torch_s_own_layers() -> None:
-    ours = ResnetGenerator(2, 8).double()
-    initialise(ours)
-    x = torch.rand(2, 3, 32, 24, dtype=torch.float64) * 2 - 1
-
-    def norm(y: torch.Tensor) -> torch.Tensor:
-        return F.instance_norm(y)
-
-    layers = dict(ours.model.named_children())
-    y = norm(layers["1"](F.pad(x, (3,) * 4, "reflect"))).relu()
-    y = norm(layers["4"](y)).relu()
-    y = norm(layers["7"](y)).relu()
-    for name in ("10", "11"):
-        block = layers[name].conv_block
-        z = norm(block[1](F.pad(y, (1,) * 4, "reflect"))).relu()
-        y = y + norm(block[5](F.pad(z, (1,) * 4, "reflect")))
-    y = norm(layers["12"](y)).relu()
-    y = norm(layers["15"](y)).relu()
-    y = torch.tanh(layers["19"](F.pad(y, (3,) * 4, "reflect")))
-    torch.testing.assert_close(ours(x), y)
-
-
-def test_passes_of_both_domains_may_be_merged() -> None:
-    network = ResnetGenerator(1, 8)
-    a, b = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
-    merged = network(torch.cat([a, b])).chunk(2)
-    torch.testing.assert_close(merged[0], network(a))
-    torch.testing.assert_close(merged[1], network(b))
-
-
 def test_pool_rule() -> None:
     pool, rng = ImagePool(50), np.random.default_rng(0)
     for i in range(50):
         image = torch.full((1, 1, 1, 1), float(i))
         assert pool.query(image, rng).item() == i
-    older = kept = 0
+    replaced = np.zeros(50)
     last_pool = [image.item() for image in pool.images]
     for i in range(50, 4050):
         out = pool.query(torch.full((1, 1, 1, 1), float(i)), rng).item()
         now = [image.item() for image in pool.images]
+        changed = [j for j in range(50) if now[j] != last_pool[j]]
         if out == i:
-            assert now == last_pool
+            assert changed == []
         else:
-            older += 1
-            position = last_pool.index(out)
-            kept += position
-            assert now[position] == i
-            assert [v for j, v in enumerate(now) if j != position] == [
-                v for j, v in enumerate(last_pool) if j != position
-            ]
+            (position,) = changed
+            assert (last_pool[position], now[position]) == (out, i)
+            replaced[position] += 1
         last_pool = now
-    # Binomial(4000, 1/2) has standard deviation 32; a uniform position's mean is 24.5 +- 0.33.
-    assert abs(older - 2000) < 5 * 32
-    assert abs(kept / older - 24.5) < 5 * 0.33
+    # Binomial(4000, 1/2) has standard deviation 32; chi squared with 49 degrees of freedom has mean
+    # 49 and standard deviation 10.
+    assert abs(replaced.sum() - 2000) < 5 * 32
+    expected = replaced.sum() / 50
+    assert abs(((replaced - expected) ** 2 / expected).sum() - 49) < 5 * 10
+
+
+def test_pool_takes_the_images_of_a_batch_one_by_one() -> None:
+    pool = ImagePool(3)
+    batch = torch.arange(2.0).view(2, 1, 1, 1)
+    assert (pool.query(batch, np.random.default_rng(0)) == batch).all()
+    assert (pool.query(batch + 2, np.random.default_rng(0))[0] == 2).all()
+    assert [image.item() for image in pool.images][:2] in ([0, 1], [3, 1], [0, 3])
+    assert len(pool.images) == 3
 
 
 def test_pool_of_size_zero_passes_through_without_gradient() -> None:
@@ -176,11 +90,15 @@ def test_pool_of_size_zero_passes_through_without_gradient() -> None:
 
 def test_schedule_corners() -> None:
     config = CycleGANConfig(epochs=100, decay_epochs=100)
-    factors = [decay(epoch * 7, 7, config) for epoch in range(200)]
-    assert factors[:100] == [1.0] * 100
-    assert factors[100] == pytest.approx(1 - 1 / 101)
-    assert factors[199] == pytest.approx(1 - 100 / 101)
-    assert decay(6, 7, CycleGANConfig(epochs=1, decay_epochs=0)) == 1
+    factors = [decay(step, 7, config) for step in range(1400)]
+    assert all(factors[step] == factors[step - step % 7] for step in range(1400))
+    epochs = factors[::7]
+    # The reference: 1 - max(0, epoch + 1 - n_epochs) / (n_epochs_decay + 1), epochs from 0.
+    assert epochs[:100] == [1.0] * 100
+    assert epochs[100] == pytest.approx(1 - 1 / 101)
+    assert epochs[199] == pytest.approx(1 - 100 / 101)
+    constant = CycleGANConfig(epochs=2, decay_epochs=0)
+    assert [decay(step, 7, constant) for step in range(14)] == [1] * 14
 
 
 def test_gan_loss() -> None:
@@ -197,14 +115,25 @@ def test_pixels_survive_the_way_in_and_out() -> None:
 
 
 @pytest.mark.parametrize("size", [(61, 83), (64, 64), (7, 5)])
-def test_translation_keeps_any_size(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("network", [ResnetGenerator(1, 4), UnetGenerator(6, 4)])
+def test_translation_keeps_any_size(network: nn.Module, size: tuple[int, int]) -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
-    assert translate_frame(ResnetGenerator(1, 4), rgb).shape == rgb.shape
+    for shifts in (1, 4):
+        assert translate_group(network, [rgb], shifts)[0].shape == rgb.shape
+
+
+def test_reflection_may_be_wider_than_the_picture() -> None:
+    x = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 2, 4)
+    out = reflect(x, (1, 9, 0, 5))
+    assert out[0, 0, 0].tolist() == [1, 0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0]
+    assert out.shape == (1, 1, 7, 14)
 
 
 def test_shifted_translations_cancel_a_grid() -> None:
     class Grid(nn.Module):
         """Keeps the picture and adds a pattern that is fixed to the grid of 4 pixels."""
+
+        multiple = 4
 
         def __init__(self) -> None:
             super().__init__()
@@ -241,67 +170,6 @@ def equal(one: object, other: object) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(equal, one, other))
     return one == other
-
-
-TERMS = {
-    "adversarial": ("fool_target_critic", "fool_source_critic"),
-    "cycle": ("cycle_source", "cycle_target"),
-    "identity": ("identity",),
-    "critics": ("target_critic", "source_critic"),
-}
-
-
-def test_two_steps_equal_the_paper_s_written_out_plainly(config: Config, tmp_path: Path) -> None:
-    """Separate passes, torch's own layers and optimisers, frozen critics by `detach`."""
-    recipe = config.cyclegan.model_copy(
-        update={"steps_per_epoch": 2, "decay_epochs": 0, "pool_size": 0, "log_every": 1}
-    )
-    train(recipe, config.source, config.target, tmp_path, config.compute)
-    trained = load_checkpoint(tmp_path / "checkpoints/last.pt")["networks"]
-
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-
-    seed_step(recipe.seed, 0)
-    g, f = ResnetGenerator(1, 4), ResnetGenerator(1, 4)  # source -> target, target -> source
-    d_x, d_y = PatchDiscriminator(3, 4), PatchDiscriminator(3, 4)  # on source, on target
-    for network in (g, f, d_x, d_y):
-        initialise(network)
-    betas = {"lr": 2e-4, "betas": (0.5, 0.999), "foreach": False}
-    generators = torch.optim.Adam([*g.parameters(), *f.parameters()], **betas)  # type: ignore[arg-type]
-    critics = torch.optim.Adam([*d_x.parameters(), *d_y.parameters()], **betas)  # type: ignore[arg-type]
-    readers = [
-        Draws(crop_reader(spec, samples, recipe.crop, None), len(samples), seed=0, stream=stream)
-        for stream, spec in ((1, config.source), (2, config.target))
-        for samples in [list_samples(spec, labelled=False)]
-    ]
-    for draw in range(2):
-        x, y = (to_network(reader[draw]["rgb"][None]) for reader in readers)  # type: ignore[index]
-        fake_y, fake_x = g(x), f(y)
-        adversarial = (d_y(fake_y) - 1).pow(2).mean() + (d_x(fake_x) - 1).pow(2).mean()
-        cycle = (f(fake_y) - x).abs().mean() + (g(fake_x) - y).abs().mean()
-        identity = (g(y) - y).abs().mean() + (f(x) - x).abs().mean()
-        generators.zero_grad()
-        terms = {"adversarial": adversarial, "cycle": 10 * cycle, "identity": 5 * identity}
-        torch.stack(list(terms.values())).sum().backward()
-        generators.step()
-        loss = torch.zeros(())
-        for critic, real, fake in ((d_y, y, fake_y.detach()), (d_x, x, fake_x.detach())):
-            loss = loss + 0.5 * ((critic(real) - 1).pow(2).mean() + critic(fake).pow(2).mean())
-        critics.zero_grad()
-        loss.backward()
-        critics.step()
-        terms["critics"] = loss
-        for term, keys in TERMS.items():
-            logged = sum(log[draw][key] for key in keys)
-            assert logged == pytest.approx(terms[term].item(), rel=(1e-5, 1e-4)[draw]), term
-    names = ("source_to_target", "target_to_source", "source_critic", "target_critic")
-    for name, network in zip(names, (g, f, d_x, d_y), strict=True):
-        for key, value in network.state_dict().items():
-            if key.endswith("weight"):  # biases before a norm have gradients of rounding errors
-                # Adam's first steps are as large as its rate, 2e-4, whatever the gradient.
-                difference = (trained[name][key] - value).abs()
-                assert difference.mean() < 1e-6, (name, key)
-                assert difference.max() < 4e-5, (name, key)
 
 
 class Killed(BaseException):
@@ -344,6 +212,61 @@ def test_resume_is_bit_for_bit(
     assert (tmp_path / "parts/samples/step-0000012.png").is_file()
 
 
+class HalfWritten:
+    """`torch.save` that dies when half of its `count`-th file is written."""
+
+    def __init__(self, count: int) -> None:
+        self.left, self.save = count, torch.save
+
+    def __call__(self, state: Any, path: Path) -> None:
+        self.save(state, path)
+        self.left -= 1
+        if self.left == 0:
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_kills_at_any_moment_change_nothing(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = config.cyclegan.model_copy(
+        update={"steps_per_epoch": 5, "checkpoint_every": 1, "generator_average": 0.9}
+    )
+
+    def fit(name: str) -> None:
+        train(recipe, config.source, config.target, tmp_path / name, config.compute)
+
+    def fit_elsewhere() -> Any:
+        process = get_context("fork").Process(target=fit, args=("parts",))
+        process.start()
+        return process
+
+    fit("whole")
+    checkpoint = tmp_path / "parts/checkpoints/last.pt"
+    rng = np.random.default_rng(0)
+    # Twice in the middle of writing: the first checkpoint, and one that replaces another.
+    for count, step in ((1, None), (6, 5)):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", HalfWritten(count))
+            process = fit_elsewhere()
+            process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        found = load_checkpoint(checkpoint)["step"] if checkpoint.is_file() else None
+        assert found == step
+    # And wherever it just is.
+    for _ in range(3):
+        process = fit_elsewhere()
+        process.join(float(rng.uniform(0.05, 0.5)))
+        process.kill()
+        process.join()
+        assert load_checkpoint(checkpoint)["step"] >= 5
+    fit("parts")
+    whole = load_checkpoint(tmp_path / "whole/checkpoints/last.pt")
+    assert whole["step"] == 10
+    assert equal(load_checkpoint(checkpoint), whole)
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["last.pt"]
+
+
 def test_training_changes_every_network_and_lowers_the_cycle_loss(
     config: Config, tmp_path: Path
 ) -> None:
@@ -365,27 +288,255 @@ def test_training_changes_every_network_and_lowers_the_cycle_loss(
     )
     assert set(log[0]) == {
         *["step", "identity", "cycle_source", "cycle_target", "fool_target_critic"],
-        *["fool_source_critic", "target_critic", "source_critic", "learning_rate"],
+        *["fool_source_critic", "target_critic", "source_critic", "learning_rate", "skipped"],
     }
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], None]:
+    """A function that makes the adversarial losses of the chosen steps NaN."""
+
+    def choose(bad: Callable[[int], bool]) -> None:
+        step = 0
+
+        def seed(seed: int, number: int) -> None:
+            nonlocal step
+            step = number
+            seed_step(seed, number)
+
+        def loss(*arguments: Any, **named: Any) -> torch.Tensor:
+            return gan_loss(*arguments, **named) * (float("nan") if bad(step) else 1)
+
+        for module in ("cyclegan.train", "cyclegan.train_paired"):
+            monkeypatch.setattr(f"{module}.seed_step", seed)
+            monkeypatch.setattr(f"{module}.gan_loss", loss)
+
+    return choose
+
+
+def test_steps_that_are_not_finite_are_skipped(
+    config: Config, tmp_path: Path, poison: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    poison(lambda step: step in (1, 5, 6, 12))
+    train(config.cyclegan, config.source, config.target, tmp_path, config.compute)
+    state = load_checkpoint(tmp_path / "checkpoints/last.pt")
+    assert state["skips"] == {"total": 4, "row": 1}
+    assert state["step"] == 12
+    assert state["optimizers"]["critics"]["state"][0]["step"] == 8
+    assert all(image.isfinite().all() for images in state["pools"].values() for image in images)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["skipped"] >= 3
+    assert "step 5 skipped, fool_target_critic, fool_source_critic not" in capsys.readouterr().err
+
+
+def test_a_skipped_step_leaves_no_trace(config: Config, tmp_path: Path, poison: Any) -> None:
+    recipe = config.cyclegan.model_copy(
+        update={"steps_per_epoch": 8, "checkpoint_every": 8, "generator_average": 0.9}
+    )
+    poison(lambda step: step > 8)
+    train(recipe, config.source, config.target, tmp_path, config.compute)
+    after = load_checkpoint(tmp_path / "checkpoints/last.pt")
+    assert after["skips"] == {"total": 8, "row": 8}
+    before = recipe.model_copy(update={"decay_epochs": 0})
+    train(before, config.source, config.target, tmp_path / "before", config.compute)
+    expected = load_checkpoint(tmp_path / "before/checkpoints/last.pt")
+    for part in ("networks", "averages", "pools"):
+        assert equal(after[part], expected[part])
+
+
+def test_too_many_skipped_steps_stop_and_keep_the_checkpoint(
+    config: Config, tmp_path: Path, poison: Any
+) -> None:
+    recipe = config.cyclegan.model_copy(update={"steps_per_epoch": 20})
+    poison(lambda step: step > 4)
+    with pytest.raises(UserError, match=r"10 steps in a row .* step 14: .*toy-sim.*toy-real"):
+        train(recipe, config.source, config.target, tmp_path, config.compute)
+    state = load_checkpoint(tmp_path / "checkpoints/last.pt")
+    assert state["step"] == 12
+    assert state["skips"] == {"total": 8, "row": 8}
+    assert all(v.isfinite().all() for n in state["networks"].values() for v in n.values())
+    # The count of steps in a row goes on where it was.
+    with pytest.raises(UserError, match=r"10 steps in a row .* step 14"):
+        train(recipe, config.source, config.target, tmp_path, config.compute)
+
+
+def test_a_gradient_that_is_not_finite_counts() -> None:
+    network = nn.Linear(1, 1)
+    network.bias.grad = torch.tensor([float("inf")])
+    assert not is_finite({"loss": torch.zeros(())}, [network])
+    network.zero_grad()
+    network.weight.grad = torch.ones(1, 1)
+    assert is_finite({"loss": torch.zeros(())}, [network])
+
+
+def test_average_of_the_weights() -> None:
+    network, average = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(average.weight)
+    nn.init.ones_(network.weight)
+    follow(average, network, 0.999, 1)
+    assert average.weight.item() == pytest.approx(1 - 2 / 11)
+    follow(average, network, 0.5, 1000)
+    assert average.weight.item() == pytest.approx(1 - 0.5 * 2 / 11)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_losses_are_32_bits_under_autocast(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paired: bool
+) -> None:
+    dtypes, layouts = set(), set()
+
+    def judged(losses: dict[str, torch.Tensor], networks: Any) -> bool:
+        dtypes.update(loss.dtype for loss in losses.values())
+        return is_finite(losses, networks)
+
+    def normed(module: nn.Module, arguments: Any, out: Any) -> None:
+        if isinstance(module, InstanceNorm):
+            layouts.add((out.dtype, out.is_contiguous(memory_format=torch.channels_last)))
+
+    recipe = config.cyclegan.model_copy(
+        update={"steps_per_epoch": 1, "decay_epochs": 0, "paired": paired}
+    )
+    compute = config.compute.model_copy(update={"precision": "bf16-mixed"})
+    fit, target = (train_paired, config.source) if paired else (train, config.target)
+    monkeypatch.setattr(f"{fit.__module__}.is_finite", judged)
+    hook = register_module_forward_hook(normed)
+    fit(recipe, config.source, target, tmp_path, compute)
+    hook.remove()
+    assert dtypes == {torch.float32}
+    assert (torch.bfloat16, True) in layouts
+    assert all(channels_last for _, channels_last in layouts)
+    state = load_checkpoint(tmp_path / "checkpoints/last.pt")
+    assert {v.dtype for n in state["networks"].values() for v in n.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[int] = []
+
+    @contextmanager
+    def measured(*arguments: Any, **named: Any) -> Iterator[Callable[[int], None]]:
+        statm = Path("/proc/self/statm")
+        yield lambda count: pages.append(int(statm.read_text().split()[1]))
+
+    monkeypatch.setattr("cyclegan.train.progress", measured)
+    recipe = config.cyclegan.model_copy(
+        update={"steps_per_epoch": 125, "checkpoint_every": 25, "sample_every": 25}
+    )
+    train(recipe, config.source, config.target, tmp_path, config.compute)
+    # After the first fifty steps all buffers are there: pools, optimisers, cached kernels.
+    assert len(pages) == 250
+    grown = (max(pages[200:]) - max(pages[:50])) * os.sysconf("SC_PAGE_SIZE")
+    assert grown < 16 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, while it traces
+@pytest.mark.parametrize("paired", [False, True])
+def test_compiled_networks_learn_alike(config: Config, tmp_path: Path, paired: bool) -> None:
+    recipe = config.cyclegan.model_copy(
+        update={"steps_per_epoch": 2, "decay_epochs": 0, "log_every": 1, "paired": paired}
+    )
+    fit, target = (train_paired, config.source) if paired else (train, config.target)
+    logs = []
+    for fusing in (False, True):
+        folder = tmp_path / str(fusing)
+        compute = config.compute.model_copy(update={"compile": fusing})
+        fit(recipe, config.source, target, folder, compute)
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        logs.append([json.loads(line) for line in lines])
+    assert logs[1][0] == pytest.approx(logs[0][0], rel=1e-4)
+    # Adam makes whole steps of gradients near 0, whose signs are rounding.
+    assert logs[1][1] == pytest.approx(logs[0][1], rel=2e-2)
+    translate(
+        config.translation,
+        tmp_path / "True/checkpoints/last.pt",
+        config.source,
+        tmp_path / "out",
+        config.compute,
+    )
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"generator": "unet", "downs": 4, "dropout": True, "generator_average": 0.9},
+    {"generator": "encoder_decoder", "downs": 4, "upsampling": "resize", "identity_weight": 0},
+    {"discriminator": "pixel", "adversarial_loss": "vanilla", "upsampling": "resize"},
+    {"discriminator_layers": 2, "discriminator_scales": 2, "dropout": True, "batch_size": 2},
+    {"paired": True, "generator": "unet", "downs": 4, "dropout": True, "generator_average": 0.9},
+    {"paired": True, "discriminator_scales": 2, "discriminator_layers": 2},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant))
+def test_variants_train_resume_and_translate(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: dict[str, Any]
+) -> None:
+    recipe = CycleGANConfig.model_validate(
+        config.cyclegan.model_dump() | {"steps_per_epoch": 2, "checkpoint_every": 1} | variant
+    )
+    # Frames are of equal name only within one set.
+    target = config.source if recipe.paired else config.target
+    fit = train_paired if recipe.paired else train
+    fit(recipe, config.source, target, tmp_path / "whole", config.compute)
+    whole = load_checkpoint(tmp_path / "whole/checkpoints/last.pt")
+    assert whole["step"] == 4
+
+    def killed(*arguments: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("cyclegan.steps.save_checkpoint", stopping_after(2, killed))
+        fit(recipe, config.source, target, tmp_path / "parts", config.compute)
+    checkpoint = tmp_path / "parts/checkpoints/last.pt"
+    assert load_checkpoint(checkpoint)["step"] == 2
+    fit(recipe, config.source, target, tmp_path / "parts", config.compute)
+    assert equal(load_checkpoint(checkpoint), whole)
+
+    generator = load_generator(checkpoint)
+    weights = whole["averages"] if recipe.generator_average else whole["networks"]
+    assert equal(dict(generator.state_dict()), dict(weights["source_to_target"]))
+    assert recipe.generator_average == 0 or not equal(
+        weights["source_to_target"], whole["networks"]["source_to_target"]
+    )
+    translate(config.translation, checkpoint, config.source, tmp_path / "out", config.compute)
+    frame = read_rgb(list_samples(load_spec(tmp_path / "out/dataset.yaml"), labelled=True)[0].image)
+    assert frame.shape == (64, 128, 3)
+
+
+def stopping_after(count: int, stop: Callable[[], None]) -> Callable[..., None]:
+    """`save_checkpoint` for so many calls, then `stop`."""
     calls = 0
 
-    def poisoned(logits: torch.Tensor, *, real: bool) -> torch.Tensor:
+    def save(*arguments: Any) -> None:
         nonlocal calls
-        calls += 1  # six calls a step: the fifth step is poisoned
-        return gan_loss(logits, real=real) * (float("nan") if calls > 24 else 1)
+        calls += 1
+        if calls > count:
+            stop()
+        save_checkpoint(*arguments)
 
-    monkeypatch.setattr("cyclegan.train.gan_loss", poisoned)
-    with pytest.raises(UserError, match=r"is not finite at step 5, on .*toy-sim.*toy-real"):
-        train(config.cyclegan, config.source, config.target, tmp_path, config.compute)
-    state = load_checkpoint(tmp_path / "checkpoints/last.pt")
-    assert state["step"] == 3
-    assert all(v.isfinite().all() for n in state["networks"].values() for v in n.values())
+    return save
+
+
+def test_pairs_need_equal_names_and_sizes(config: Config, tmp_path: Path) -> None:
+    paired = config.cyclegan.model_copy(update={"paired": True})
+    with pytest.raises(UserError, match=r"there are none: source begins with '.*', target with"):
+        train_paired(paired, config.source, config.target, tmp_path, config.compute)
+    smaller = config.source.model_copy(update={"width": 96})
+    with pytest.raises(UserError, match=r"is 96x48, its pair .* 128x64"):
+        train_paired(paired, config.source, smaller, tmp_path, config.compute)
+
+
+def test_pairs_are_cropped_and_mirrored_alike(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fewer = config.source.model_copy(update={"limit": 4})
+    samples = pairs(config.source, fewer)
+    assert "4 pairs; 6 source and 0 target frames have none" in capsys.readouterr().err
+    read = pair_reader(config.source, samples[0], fewer, samples[1], (64, 48), None)
+    crops = [read(1, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(torch.equal(crop["source"], crop["target"]) for crop in crops)
+    assert crops[0]["source"].shape == (48, 64, 3)
+    assert not torch.equal(crops[0]["source"], crops[1]["source"])
 
 
 def test_crop_larger_than_a_frame(config: Config, tmp_path: Path) -> None:

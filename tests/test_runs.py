@@ -223,6 +223,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_progress_may_count_in_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.progress._LINE_SECONDS", 0)
+    clock = iter(range(0, 100, 2))
+    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: next(clock))
+    with progress(tmp_path, "CycleGAN", 10, images_per_unit=8) as advance:
+        advance(1)
+        advance(1)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("CycleGAN: 2/10 steps, ")
+    with progress(tmp_path, "CycleGAN", 10, images_per_unit=8) as advance:
+        advance(5)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "images/s" in line
+    assert line.endswith("min left")
+
+
 def test_progress_is_recorded_and_continues(tmp_path: Path) -> None:
     with progress(tmp_path, "work", 10) as advance:
         advance(4)

@@ -303,3 +303,18 @@ def test_normalisation_is_part_of_the_network() -> None:
     assert isinstance(model, Segmenter)
     assert not any(key.startswith(("mean", "std")) for key in model.state_dict())
     assert model.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_a_segmenter_passes_gradients_to_its_input_and_gives_features() -> None:
+    model = build_model(small(), 3).eval().requires_grad_(False)
+    rgb = torch.randint(0, 256, (2, 40, 56, 3), dtype=torch.uint8)
+    x = rgb.permute(0, 3, 1, 2).float().div(255).requires_grad_()
+    logits = model.logits(x)
+    assert torch.equal(logits, model(rgb))
+    logits.square().mean().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is None for p in model.parameters())
+    features = model.features(x)
+    assert features.shape[0] == 2
+    assert features.ndim == 2

@@ -1,0 +1,40 @@
+"""The adversarial losses of both training loops, always in 32 bits."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cyclegan.networks import Logits
+
+AdversarialLoss = Literal["least_squares", "vanilla"]
+
+
+def gan_loss(logits: Logits, *, real: bool, kind: AdversarialLoss = "least_squares") -> Tensor:
+    """How far a discriminator is from calling its input real, or translated; a mean over patches.
+
+    `least_squares` is mean((logits - 1)^2) or mean(logits^2) (Mao et al., ICCV 2017, eq. 9);
+    `vanilla` the cross-entropy of sigmoid(logits) (Goodfellow et al., NeurIPS 2014, eq. 1). Losses
+    of several scales are added (Wang et al., pix2pixHD, eq. 3).
+    """
+    if isinstance(logits, list):
+        return torch.stack([gan_loss(scale, real=real, kind=kind) for scale in logits]).sum()
+    logits = logits.float()
+    if kind == "vanilla":
+        return F.softplus(-logits if real else logits).mean()
+    return (logits - 1).square().mean() if real else logits.square().mean()
+
+
+def critic_loss(
+    critic: nn.Module, real: Tensor, fake: Tensor, kind: AdversarialLoss = "least_squares"
+) -> Tensor:
+    """Half the sum of the losses on real and on translated images (N, C, H, W), in one pass.
+
+    Instance normalisation keeps the images of a batch apart, so one pass equals two.
+    """
+    logits = critic(torch.cat([real, fake]))
+    halves = [scale.chunk(2) for scale in (logits if isinstance(logits, list) else [logits])]
+    on_real = gan_loss([half[0] for half in halves], real=True, kind=kind)
+    on_fake = gan_loss([half[1] for half in halves], real=False, kind=kind)
+    return 0.5 * (on_real + on_fake)

@@ -1,0 +1,78 @@
+"""Grids of sample pictures, made while training."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from torch import nn
+
+from cyclegan.translate import translate_frame
+from pipeline.datasets import DatasetSpec, Sample, read_frame
+from pipeline.images import UInt8
+
+SAMPLE_FRAMES = 3
+
+
+def cycle_grid(
+    source_to_target: nn.Module,
+    target_to_source: nn.Module,
+    source_frames: list[UInt8],
+    target_frames: list[UInt8],
+) -> UInt8:
+    """One row a pair of frames: source, translated, back; target, translated, back.
+
+    Args:
+        source_frames, target_frames: (H, W, 3) uint8, of any sizes.
+    """
+    rows = []
+    with _evaluating(source_to_target, target_to_source):
+        for source, target in zip(source_frames, target_frames, strict=False):
+            fake_target = translate_frame(source_to_target, source)
+            fake_source = translate_frame(target_to_source, target)
+            there = [source, fake_target, translate_frame(target_to_source, fake_target)]
+            back = [target, fake_source, translate_frame(source_to_target, fake_source)]
+            rows.append([*there, *back])
+    return grid(rows)
+
+
+def pair_grid(
+    source_to_target: nn.Module, source_frames: list[UInt8], target_frames: list[UInt8]
+) -> UInt8:
+    """One row a pair: source, translated, target; frames (H, W, 3) uint8."""
+    with _evaluating(source_to_target):
+        return grid(
+            [
+                [source, translate_frame(source_to_target, source), target]
+                for source, target in zip(source_frames, target_frames, strict=True)
+            ]
+        )
+
+
+def grid(rows: list[list[UInt8]]) -> UInt8:
+    """Pictures (H, W, 3) uint8 of any sizes in rows, on black."""
+    beside = []
+    for row in rows:
+        height = max(picture.shape[0] for picture in row)
+        beside.append(np.concatenate([_pad_to(p, height, p.shape[1]) for p in row], axis=1))
+    width = max(row.shape[1] for row in beside)
+    return np.concatenate([_pad_to(row, row.shape[0], width) for row in beside])
+
+
+def spread(spec: DatasetSpec, samples: list[Sample]) -> list[UInt8]:
+    """A few frames from all over the set, always the same."""
+    count = min(SAMPLE_FRAMES, len(samples))
+    return [read_frame(spec, samples[i * len(samples) // count]) for i in range(count)]
+
+
+@contextmanager
+def _evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Without dropout."""
+    for network in networks:
+        network.eval()
+    yield
+    for network in networks:
+        network.train()
+
+
+def _pad_to(picture: UInt8, height: int, width: int) -> UInt8:
+    return np.pad(picture, ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0)))

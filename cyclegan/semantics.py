@@ -1,0 +1,179 @@
+"""Does a translation still show what its source shows? A frozen segmentation network judges.
+
+The judge has learnt from the labelled source; no label of the target is ever read. It serves twice:
+its loss keeps the generators honest while they learn, and its drift on a fixed set of probe frames,
+together with the distance between translated and real frames, says which checkpoint is best.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cyclegan.networks import to_network
+from cyclegan.translate import translate_frame
+from pipeline.confusion import ConfusionMatrix
+from pipeline.images import UInt8
+from pipeline.labels import IGNORE, LabelSpace
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Frozen networks that see frames as the generators do: (N, 3, H, W) in [-1, 1]."""
+
+    segmenter: Callable[[Tensor], Tensor]
+    """-> (N, C, H, W) logits of the classes of `space`; gradients pass through to its input."""
+    features: Callable[[Tensor], Tensor]
+    """-> (N, D): what the distance between sets of frames is measured in."""
+    features_name: str
+    """What network gives the features; a distance means nothing without it."""
+    space: LabelSpace
+    """The classes of the segmenter and of the source's labels."""
+
+
+def semantic_loss(segmenter: Callable[[Tensor], Tensor], frames: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy of a frozen segmenter on frames whose classes are known.
+
+    CyCADA's semantic consistency (Hoffman et al., ICML 2018, eq. 4), with the source's labels in
+    place of the segmenter's own prediction on source frames.
+
+    Args:
+        frames: (N, 3, H, W) in [-1, 1], translated.
+        classes: (N, H, W) integers; `IGNORE` counts for nothing.
+
+    Returns:
+        The mean over all labelled pixels of the batch; 0 when there is none.
+    """
+    logits = segmenter(frames).float()
+    total = F.cross_entropy(logits, classes.long(), ignore_index=IGNORE, reduction="sum")
+    return total / (classes != IGNORE).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def pseudo_classes(segmenter: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+    """(N, H, W) classes that a segmenter sees in frames without labels."""
+    return segmenter(frames).max(dim=1).indices
+
+
+@torch.inference_mode()
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Kernel inception distance's estimator: unbiased MMD^2 under (x.y / D + 1)^3.
+
+    Binkowski et al., "Demystifying MMD GANs", ICLR 2018, section 4. Near 0, and as often below as
+    above it, for two sets of one distribution.
+
+    Args:
+        a, b: (N, D) and (M, D) features, two rows or more each.
+    """
+    a, b = a.double(), b.double()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        k = kernel(x, x)
+        return (k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1))
+
+    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says of a translator."""
+
+    before: ConfusionMatrix
+    """Labels (rows) and what the judge sees in the source frames (columns), in pixels."""
+    after: ConfusionMatrix
+    """The same in their translations."""
+    distance_before: float
+    """Kernel distance of the source frames from the target's."""
+    distance: float
+    """Kernel distance of their translations."""
+
+    @property
+    def score(self) -> float:
+        """Lower is better: the share of the distance that is left plus the agreement that is lost.
+
+        1 for a translator that changes nothing; 0 for one that reaches the target and keeps all.
+        """
+        left = max(0.0, self.distance) / max(self.distance_before, 1e-12)
+        kept = self.after.pixel_accuracy / max(self.before.pixel_accuracy, 1e-12)
+        return left + max(0.0, 1 - kept)
+
+    def row(self) -> dict[str, float]:
+        """The numbers of one line of the leaderboard."""
+        return {
+            "agreement_before": self.before.pixel_accuracy,
+            "agreement_after": self.after.pixel_accuracy,
+            "distance_before": self.distance_before,
+            "distance": self.distance,
+            "score": self.score,
+        }
+
+    def drift(self, space: LabelSpace) -> dict[str, Any]:
+        """As plain data: classes, and both count tables (rows labels, columns what is seen)."""
+        return {
+            "classes": space.class_names,
+            "before": self.before.counts.tolist(),
+            "after": self.after.counts.tolist(),
+        }
+
+
+class Probe:
+    """A fixed set of frames on which translators are judged.
+
+    Args:
+        judge: the frozen networks.
+        source: frames (H, W, 3) uint8 with their classes (H, W) uint8.
+        target: frames (H, W, 3) uint8 of the target, two or more.
+        device: where the networks are.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        source: Iterable[tuple[UInt8, UInt8]],
+        target: Iterable[UInt8],
+        device: torch.device,
+    ) -> None:
+        self.judge, self.device = judge, device
+        self.source = list(source)
+        self.real = torch.cat([self._features(frame) for frame in target])
+        raw = torch.cat([self._features(frame) for frame, _ in self.source])
+        self.distance_before = kernel_distance(raw, self.real)
+        self.before = self._agreement(frame for frame, _ in self.source)
+
+    def verdict(self, source_to_target: nn.Module) -> Verdict:
+        """Judge a generator; its mode and weights are left as they are."""
+        training = source_to_target.training
+        source_to_target.eval()  # without dropout
+        translated = [translate_frame(source_to_target, frame) for frame, _ in self.source]
+        source_to_target.train(training)
+        seen = torch.cat([self._features(frame) for frame in translated])
+        return Verdict(
+            self.before,
+            self._agreement(translated),
+            self.distance_before,
+            kernel_distance(seen, self.real),
+        )
+
+    @torch.inference_mode()
+    def _features(self, frame: UInt8) -> Tensor:
+        return self.judge.features(self._input(frame)).float().cpu()
+
+    @torch.inference_mode()
+    def _agreement(self, frames: Iterable[UInt8]) -> ConfusionMatrix:
+        matrix = ConfusionMatrix(len(self.judge.space.classes))
+        for frame, (_, truth) in zip(frames, self.source, strict=True):
+            seen = pseudo_classes(self.judge.segmenter, self._input(frame))[0]
+            prediction: npt.NDArray[np.uint8] = seen.to(torch.uint8).cpu().numpy()
+            matrix.add(truth, prediction)
+        return matrix
+
+    def _input(self, frame: UInt8) -> Tensor:
+        return to_network(torch.from_numpy(frame)[None].to(self.device))
