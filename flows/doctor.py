@@ -10,14 +10,10 @@ from pipeline.config import Config, load_config
 from pipeline.datasets import DatasetSpec, spec_fields
 from pipeline.errors import UserError
 from pipeline.files import read_yaml
-from pipeline.intake.doctor import (
-    DatasetReport,
-    Severity,
-    compare,
-    examine,
-    split_specs,
-    write_quarantine,
-)
+from pipeline.intake.common import printable
+from pipeline.intake.compare import compare, compare_splits
+from pipeline.intake.doctor import examine, split_specs
+from pipeline.intake.findings import DatasetReport, Severity, write_quarantine
 from pipeline.labels import LabelSpace, load_label_space
 from pipeline.schema import parse
 
@@ -76,19 +72,28 @@ def patient(what: str, root: Path | None, label_space: str, settings: list[str] 
     parts = {spec.split or spec.name: spec}
     if spec.split is None:
         parts = split_specs(spec) or parts
-    scored = frozenset(part for part in parts if part.startswith(("test", "val")))
+    scored = frozenset(part for part in parts if _is_scored(part))
     space = load_label_space(label_space)
     return Patient(
         parts, frozenset(), scored, space, None, path.with_suffix("") if is_file else None
     )
 
 
+def _is_scored(split: str) -> bool:
+    return split.startswith(("test", "val"))
+
+
 def look(patient: Patient) -> dict[str, DatasetReport]:
-    """Examine every part, and compare them."""
+    """Examine every part, and compare them: those of a configuration, or the splits of a set."""
     reports = {}
     for part, spec in patient.parts.items():
         reports[part] = examine(spec, patient.space, labelled=part not in patient.unlabelled)
-    return compare(reports, scored=patient.scored)
+    if patient.config is None:
+        reports = {
+            part: report if report.spec.split else compare_splits(report, scored=_is_scored)
+            for part, report in reports.items()
+        }
+    return compare(reports, scored=patient.scored, one_set=patient.config is None)
 
 
 def tell(reports: dict[str, DatasetReport], console: Console) -> None:
@@ -97,7 +102,7 @@ def tell(reports: dict[str, DatasetReport], console: Console) -> None:
         sizes = ", ".join(list(report.sizes)[:3]) + (", ..." if len(report.sizes) > 3 else "")
         labels = f", {report.labelled:,} labelled" if report.labelled else ""
         title = f"{part}: {report.spec.name}, {report.frames:,} frames{labels}, {sizes}"
-        console.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
+        console.print(f"[bold]{escape(printable(title))}[/]", soft_wrap=True)
         for finding in report.findings:
             style = _LOOKS[finding.severity]
             share = f" ({finding.share:.1%})" if finding.share is not None else ""
@@ -105,7 +110,9 @@ def tell(reports: dict[str, DatasetReport], console: Console) -> None:
                 f"{example.frame}: {example.detail}" for example in finding.examples[:2]
             )
             line = f"{finding.title}: {finding.count:,}{share}. {detail}"
-            console.print(f"  [{style}]{finding.severity}[/] {escape(line)}", soft_wrap=True)
+            console.print(
+                f"  [{style}]{finding.severity}[/] {escape(printable(line))}", soft_wrap=True
+            )
             if finding.severity != "note":
                 console.print(f"      {escape(finding.advice)}", soft_wrap=True)
         if not any(finding.severity != "note" for finding in report.findings):
@@ -124,7 +131,7 @@ def quarantine(patient: Patient, reports: dict[str, DatasetReport], out: Path) -
         path = report.spec.quarantine or base.with_name(f"{base.name}{middle}.quarantine.csv")
         if not report.quarantined():
             continue
-        added = write_quarantine(report, path)
+        added = write_quarantine(report.quarantined(), path)
         line = f"{path}: {added} frames of {part} to leave out."
         if report.spec.quarantine is None:
             where = f"`{part}`" if patient.config else "the data set"

@@ -9,8 +9,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.files import write_json, write_text
 from pipeline.images import open_image
-from pipeline.intake.doctor import SEVERITIES, DatasetReport, Example
+from pipeline.intake.common import percent, printable
 from pipeline.intake.facts import UNNAMED, Examiner
+from pipeline.intake.findings import SEVERITIES, DatasetReport, Example
 from reports import tables
 from reports.figures import label_picture, photo
 
@@ -41,7 +42,7 @@ def write_check(reports: Mapping[str, DatasetReport], out: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "size": _size, "spread": tables.spread}
+    environment.filters |= {"percent": percent, "size": _size, "spread": tables.spread}
     page = environment.get_template("check.html.j2").render(
         title="Data check",
         reports=reports,
@@ -53,7 +54,7 @@ def write_check(reports: Mapping[str, DatasetReport], out: Path) -> None:
         LISTED=LISTED,
         strange=STRANGE,
     )
-    write_text(out / "check.html", page)
+    write_text(out / "check.html", printable(page))
 
 
 def verdict(report: DatasetReport) -> str:
@@ -116,17 +117,6 @@ def _class_shares(reports: Mapping[str, DatasetReport]) -> list[dict[str, Any]]:
             group["shares"][part] = report.class_shares
             group["top"] = max(group["top"], *report.class_shares.values())
     return list(groups.values())
-
-
-def _percent(share: float | None) -> str:
-    """A share as text: `12.3%`, small ones with the digits they need, and 0 as a dash."""
-    if not share:
-        return "–"
-    if share >= 0.9995:
-        return "100%"
-    if share >= 0.0095:
-        return f"{100 * share:.1f}%"
-    return f"{100 * share:.2f}%" if share >= 0.00005 else "< 0.01%"
 
 
 def _size(count: int) -> str:

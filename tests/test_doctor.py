@@ -15,17 +15,16 @@ from PIL import Image
 
 from pipeline.datasets import DatasetSpec, list_samples, spec_fields
 from pipeline.errors import UserError
-from pipeline.intake.doctor import (
+from pipeline.intake.compare import compare
+from pipeline.intake.doctor import examine, split_specs
+from pipeline.intake.facts import between_share, count_values
+from pipeline.intake.findings import (
     KINDS,
     SEVERITIES,
     DatasetReport,
     Finding,
-    compare,
-    examine,
-    split_specs,
     write_quarantine,
 )
-from pipeline.intake.facts import between_share, count_values
 from pipeline.labels import load_label_space
 from pipeline.toyworld import write_toy_world
 from reports.check import write_check
@@ -259,10 +258,31 @@ def test_label_without_image(sim: Path) -> None:
     assert not finding.quarantines
 
 
-def test_copied_label_names_all_of_its_frames(sim: Path) -> None:
-    shutil.copy(label(sim, 1), label(sim, 3))
+def test_copied_label_is_told_from_its_original(sim: Path) -> None:
+    shutil.copy(label(sim, 5), label(sim, 2))
 
-    assert found(look(sim))["copied-label"].frames == ("00001", "00003")
+    report = look(sim)
+
+    (finding,) = found(report).values()
+    assert (finding.kind, finding.severity) == ("copied-label", "must fix")
+    assert finding.frames == ("00002",)
+    assert "00005" in finding.examples[0].detail
+    assert set(report.quarantined()) == {"00002"}
+
+
+def test_weathers_may_share_a_label(sim: Path) -> None:
+    """The same view by day and in the dark, as Virtual KITTI 2 has it."""
+    for n in range(2, FRAMES + 1, 2):
+        dark = rgb(sim, n - 1) // 3
+        Image.fromarray(dark).save(image(sim, n))
+        shutil.copy(label(sim, n - 1), label(sim, n))
+
+    report = look(sim)
+
+    (finding,) = found(report).values()
+    assert (finding.kind, finding.severity) == ("shared-label", "look")
+    assert finding.count == FRAMES
+    assert report.quarantined() == {}
 
 
 def test_near_duplicate_is_a_note_and_stays(sim: Path) -> None:
@@ -449,19 +469,19 @@ def test_quarantine_is_written_merged_and_honoured(sim: Path, tmp_path: Path) ->
     truncate(image(sim, 5))
     path = tmp_path / "quarantine.csv"
 
-    assert write_quarantine(look(sim), path) == 2
+    assert write_quarantine(look(sim).quarantined(), path) == 2
     with path.open(newline="") as file:
         assert list(csv.reader(file)) == [
             ["name", "reason"],
             ["00003", "no-label"],
             ["00005", "unreadable"],
         ]
-    assert write_quarantine(look(sim), path) == 0
+    assert write_quarantine(look(sim).quarantined(), path) == 0
     truncate(image(sim, 7))
     report = look(sim, quarantine=path)
     assert report.frames == FRAMES - 2
     assert set(found(report)) == {"unreadable"}
-    assert write_quarantine(report, path) == 1
+    assert write_quarantine(report.quarantined(), path) == 1
     samples = list_samples(spec_of(sim, quarantine=path), labelled=True)
     assert [s.name for s in samples] == [
         f"{n:05}" for n in range(1, FRAMES + 1) if n not in {3, 5, 7}
@@ -469,7 +489,7 @@ def test_quarantine_is_written_merged_and_honoured(sim: Path, tmp_path: Path) ->
     assert found(look(sim, quarantine=path)) == {}
     path.write_text("frame;why\n")
     with pytest.raises(UserError, match="name,reason"):
-        write_quarantine(report, path)
+        write_quarantine(report.quarantined(), path)
 
 
 def test_json_and_page(clean: Path, sim: Path, tmp_path: Path) -> None:

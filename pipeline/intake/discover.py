@@ -4,8 +4,6 @@ What cannot be known from files is never decided silently: the spec's comments s
 rests on, and pictures beside the spec show what a value looks like.
 """
 
-import csv
-import io
 import json
 import os
 import re
@@ -19,6 +17,7 @@ from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fi
 from pipeline.errors import UserError
 from pipeline.files import parse_yaml, write_text
 from pipeline.images import SUFFIXES, image_size
+from pipeline.intake.common import percent, spaced
 from pipeline.intake.encodings import (
     PLAUSIBLE,
     SURELY,
@@ -34,9 +33,10 @@ from pipeline.intake.encodings import (
     where,
     wildest,
 )
+from pipeline.intake.findings import write_quarantine
 from pipeline.intake.layouts import (
+    CONTROL,
     SPLITS,
-    Key,
     Listing,
     Pairs,
     Series,
@@ -231,7 +231,8 @@ def _looker(folder: Path, remarks: list[str], enough: int) -> Callable[[Series],
         known = [kind for path in series.paths if (kind := kinds.get(path)) is not None]
         if len(known) >= min(enough, len(series.paths)):
             return wildest(known)
-        for path in _spaced(series.paths, 4 * enough):
+        order = spaced(len(series.paths), 4 * enough)
+        for path in (series.paths[i] for i in order[1::2] + order[::2]):  # the middle ones first
             if path not in kinds and (kind := of_file(path)) is not None:
                 known.append(kind)
             if len(known) == enough:
@@ -246,13 +247,6 @@ def _looker(folder: Path, remarks: list[str], enough: int) -> Callable[[Series],
         return results[id(series)][1]
 
     return cached
-
-
-def _spaced(items: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the items, spread evenly, the middle ones first."""
-    count = min(count, len(items))
-    chosen = [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
-    return chosen[1::2] + chosen[::2]
 
 
 def _choose_pairs(every: Sequence[Series], kind: Callable[[Series], Kind]) -> Pairs | None:
@@ -361,27 +355,40 @@ def _lists(
     spec: DatasetSpec, listing: Listing, images: Series, remarks: list[str]
 ) -> dict[str, str]:
     """The text files that list frames of this folder: split -> file."""
-    frames = {key[-1] for key in images.keys}
     ours = {"/".join(key) for key in images.keys}
     found: dict[str, str] = {}
-    for path in listing.lists[:_LISTS]:
+    taken: dict[str, str] = {}  # frame -> the list that has it
+
+    def rank(path: str) -> int:
+        """Lists of splits go before lists of other parts, which may overlap them."""
+        return SPLITS.index(stem) if (stem := Path(path).stem.lower()) in SPLITS else len(SPLITS)
+
+    for path in sorted(listing.lists[:_LISTS], key=rank):
         file = spec.root / path
-        if not file.is_file() or file.stat().st_size > _LIST_BYTES:
+        if CONTROL.search(path) or not file.is_file() or file.stat().st_size > _LIST_BYTES:
             continue
         text = file.read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        # As `list_samples` reads them: the name of the last path of a line.
-        hits = sum(Path(line).stem in frames for line in lines)
+        lines = {line.strip() for line in text.splitlines() if line.strip()}
         split = Path(path).stem
-        if not hits or hits < 0.8 * len(lines) or split in found:
-            continue
         chosen = spec.model_copy(update={"splits": {split: path}, "split": split})
-        other = [s for s in list_samples(chosen, labelled=False) if s.name not in ours]
-        if other:
-            remarks.append(f"{path} lists frames, but {spec.images!r} finds {other[0].image} there")
+        try:
+            samples = list_samples(chosen, labelled=False)
+        except UserError:  # it lists no frame
+            continue
+        names = [sample.name for sample in samples]
+        if len(names) < 0.8 * len(lines) or split in found:
+            continue
+        lists = f"not used: {path} lists frames, but"
+        if other := [sample for sample in samples if sample.name not in ours]:
+            remarks.append(f"{lists} {spec.images!r} finds {other[0].image} there")
+        elif len(names) > len(lines):
+            remarks.append(f"{lists} its {len(lines):,} lines fit {len(names):,} of them")
+        elif shared := [name for name in names if name in taken]:
+            remarks.append(f"{lists} {len(shared):,} of them are in {taken[shared[0]]}, too")
         else:
             found[split] = path
-    return found
+            taken |= dict.fromkeys(names, path)
+    return dict(sorted(found.items()))
 
 
 def _first_split(splits: Mapping[str, int], lists: Iterable[str]) -> str | None:
@@ -402,8 +409,7 @@ def _sample(folder: Path, pairs: Pairs) -> tuple[tuple[Path, Path], ...]:
         if image is not None:
             both.append((image, label))
     both.sort()
-    count = min(SAMPLE, len(both))
-    chosen = [both[i * len(both) // count] for i in range(count)]
+    chosen = (both[i] for i in spaced(len(both), SAMPLE))
     return tuple((folder / image, folder / label) for image, label in chosen)
 
 
@@ -467,17 +473,6 @@ def _same_as(images: Series, pairs: Pairs | None, ranked: Sequence[Fit]) -> tupl
     return tuple(found)
 
 
-def _fields(discovery: Discovery) -> dict[str, object]:
-    """The spec's fields but for `root` and `values`."""
-    fields: dict[str, object] = {"name": discovery.name, "images": discovery.images.pattern()}
-    if discovery.pairs and discovery.observation:
-        fields["labels"] = discovery.pairs.label_pattern()
-        fields["encoding"] = discovery.observation.encoding
-        if discovery.observation.encoding == "channel":
-            fields["channel"] = discovery.observation.channel
-    return fields
-
-
 def describe(discovery: Discovery, out: Path | None = None) -> list[str]:
     """The findings in words, one a line, and the next step.
 
@@ -536,16 +531,12 @@ def table_lines(discovery: Discovery) -> list[str]:
 def _score(fit: Fit) -> str:
     text = f"{fit.table.name}: {fit.plausible:.0%} plausible by where its names lie in the frames"
     if fit.covered < 0.9995:
-        text += f", without names for {_percent(1 - fit.covered)} of the pixels"
+        text += f", without names for {percent(1 - fit.covered)} of the pixels"
     return text + (f" ({fit.oddest})" if fit.oddest else "")
 
 
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.001 else f"{100 * share:.1g}%"
-
-
 def _facts(value: Value) -> str:
-    return f"{_percent(value.share)} of the pixels, {where(value.height)}"
+    return f"{percent(value.share)} of the pixels, {where(value.height)}"
 
 
 def write_first_spec(discovery: Discovery, out: Path) -> list[Path]:
@@ -557,10 +548,12 @@ def write_first_spec(discovery: Discovery, out: Path) -> list[Path]:
         What was written: the spec, the pictures' folder and the quarantine list, where made.
 
     Raises:
-        UserError: a file is already there, or `out` is no YAML file name.
+        UserError: a file is already there, `out` is no YAML file name, or a name that a spec
+            cannot hold.
     """
     if out.suffix not in {".yaml", ".yml"}:
         raise UserError(f"{out} does not end in .yaml. Give the spec another name with --out.")
+    _check_names(_root(discovery, out), discovery.name, out.name)
     quarantine = out.with_name(f"{out.stem}.quarantine.csv")
     preview = out.with_name(f"{out.stem}.preview")
     lone = discovery.pairs.lone_images if discovery.pairs else ()
@@ -575,18 +568,24 @@ def write_first_spec(discovery: Discovery, out: Path) -> list[Path]:
         write_preview(preview, discovery.samples, discovery.observation, discovery.names(), unnamed)
         written.append(preview)
     if lone:
-        write_text(quarantine, _quarantine(lone))
+        write_quarantine({"/".join(key): "no label" for key in lone}, quarantine)
         written.append(quarantine)
     write_text(out, text)  # last: where the spec is, all of it is
     return written
 
 
-def _quarantine(lone: Iterable[Key]) -> str:
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["name", "reason"])
-    rows.writerows(["/".join(key), "no label"] for key in lone)
-    return table.getvalue()
+def _root(discovery: Discovery, out: Path) -> str:
+    """The folder as the spec says it, relative to the spec."""
+    return os.path.relpath(discovery.folder.absolute(), out.absolute().parent)
+
+
+def _check_names(*names: str) -> None:
+    for name in names:
+        if "$" in name or CONTROL.search(name):
+            raise UserError(
+                f"A spec cannot hold {name!r}: `$` begins a variable there, and it is plain UTF-8 "
+                "text. Rename the folder, link to it under another name, or name another --out."
+            )
 
 
 def spec_text(discovery: Discovery, out: Path, quarantine: str | None) -> str:
@@ -597,11 +596,13 @@ def spec_text(discovery: Discovery, out: Path, quarantine: str | None) -> str:
     if observation is not None:
         lines.append(f"# Compare the names with {preview}/frames.png and edit them, then:")
     lines.append(f"#   sim2real check {out.name}")
-    root = os.path.relpath(discovery.folder.absolute(), out.absolute().parent)
-    fields = _fields(discovery)
-    lines += [f"name: {_quoted(discovery.name)}", f"root: {_quoted(root)}"]
-    lines += [f"{key}: {_quoted(fields[key])}" for key in ("images", "labels") if key in fields]
-    lines += [f"{key}: {fields[key]}" for key in ("encoding", "channel") if key in fields]
+    lines += [f"name: {_quoted(discovery.name)}", f"root: {_quoted(_root(discovery, out))}"]
+    lines.append(f"images: {_quoted(discovery.images.pattern())}")
+    if pairs is not None and observation is not None:
+        lines.append(f"labels: {_quoted(pairs.label_pattern())}")
+        lines.append(f"encoding: {observation.encoding}")
+        if observation.encoding == "channel":
+            lines.append(f"channel: {observation.channel}")
     if discovery.split is not None:
         known = ", ".join(f"{name} {count:,}" for name, count in discovery.splits.items())
         lines.append(f"split: {_quoted(discovery.split)}" + (f"  # of {known}" if known else ""))

@@ -5,11 +5,11 @@ seen; `pipeline.intake.doctor` gathers marks and counts into findings.
 """
 
 import hashlib
-import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.datasets import DatasetSpec, LabelReader, raw_value
 from pipeline.errors import UserError
-from pipeline.images import UInt8
+from pipeline.images import UInt8, open_image, read_raw, read_rgb
 from pipeline.labels import IGNORE, VOCABULARY, LabelSpace, load_label_space
 
 UNNAMED = 254
@@ -37,6 +37,7 @@ SMALL = (128, 64)
 """Width and height at which a frame's edges are compared with its label's borders."""
 MANY_COLOURS = 24
 """So many colours without a name in one label come from resampling or JPEG, not from a table."""
+Read = TypeVar("Read")
 _KEPT_VALUES = 64  # unnamed values of one label that are counted each by itself
 
 _ENDINGS = {
@@ -82,7 +83,7 @@ class FrameFacts:
     small: UInt8 | None = None
     """(64, 128) uint8 grey, while the label is looked at."""
     alignment: tuple[float, float, float] | None = None
-    """See `alignment`; where it was asked for."""
+    """See `alignment`."""
     values: list[tuple[int, int]] = field(default_factory=list)
     label_pixels: int = 0
     unnamed_pixels: int = 0
@@ -99,17 +100,13 @@ class Examiner:
         self._keys = np.array(keys, np.int64)
         self._reader = None if spec.decoder is None else LabelReader(spec, space)
 
-    def look(self, files: Files, align: bool = False) -> FrameFacts:
-        """Decode the image and the label of one frame, each once.
-
-        Args:
-            align: measure how well the label's borders follow the image's edges, too.
-        """
+    def look(self, files: Files) -> FrameFacts:
+        """Decode the image and the label of one frame, each as training will."""
         facts = FrameFacts(files)
         if files.image is not None:
             self._look_at_image(files.image, facts)
         if files.label is not None:
-            self._look_at_label(files.label, facts, align)
+            self._look_at_label(files.label, facts)
         elif self.spec.labels is not None:
             facts.marks["no-label"] = f"no label beside {_short(files.image)}"
         if files.other_label is not None:
@@ -118,30 +115,26 @@ class Examiner:
         return facts
 
     def _look_at_image(self, path: Path, facts: FrameFacts) -> None:
-        data, image = _decode(path, facts)
+        data, header = _open(path, facts)
         facts.image_bytes = len(data)
-        if image is None:
+        if header is None:
             return
-        facts.size = image.size
+        facts.size = header.size
         facts.image_hash = hashlib.sha1(data, usedforsecurity=False).digest()[:12]
-        if (turn := _orientation(image)) != 1:
+        if (turn := _orientation(header)) != 1:
             facts.marks["rotated-frame"] = f"EXIF orientation {turn}, which training ignores"
-        if image.mode.startswith(("I", "F")):
-            facts.marks["frame-depth"] = f"pixels of mode {image.mode}, where 8 bits are read"
+        if header.mode.startswith(("I", "F")):
+            facts.marks["frame-depth"] = f"pixels of mode {header.mode}, where 8 bits are read"
             return
-        if _depth(data) == 16:
+        rgb = _decoded(read_rgb, path, facts)
+        if rgb is None:
+            return
+        if ";16" in str(getattr(header, "tile", "")):
             facts.marks["frame-depth-cut"] = "16 bits a channel, read as 8"
-        alpha = image.getchannel("A").getextrema()[0] if image.mode in {"RGBA", "LA"} else 255
-        if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-            seen = f"down to {alpha} of 255" if alpha != 255 else "which is opaque"
-            facts.marks["alpha-frame"] = f"alpha channel, {seen}"
-        if image.mode not in {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}:
-            facts.marks["frame-mode"] = f"pixels of mode {image.mode}"
-        try:
-            rgb = np.asarray(_as_rgb(image))
-        except ValueError as error:
-            facts.marks["unreadable"] = f"{path.name}: {error}"
-            return
+        if header.mode in {"RGBA", "LA", "PA"} or "transparency" in header.info:
+            facts.marks["alpha-frame"] = "alpha channel, which is dropped"
+        if header.mode not in {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}:
+            facts.marks["frame-mode"] = f"pixels of mode {header.mode}"
         small = _small(rgb)
         # Means vary less than pixels: most frames are seen not to be blank by them.
         if all(cv2.meanStdDev(pixels)[1].max() < BLANK_STD for pixels in (small, rgb)):
@@ -150,13 +143,13 @@ class Examiner:
             return
         few = rgb[::16, ::16]
         if np.array_equal(few[:, :, 0], few[:, :, 2]) and np.ptp(rgb, axis=2).max() == 0:
-            facts.marks["grey-frame"] = f"no colour (mode {image.mode})"
+            facts.marks["grey-frame"] = f"no colour (mode {header.mode})"
         facts.small = small
         side = SIGNATURE, SIGNATURE
         facts.signature = cv2.resize(facts.small, side, interpolation=cv2.INTER_AREA).ravel()
 
-    def _look_at_label(self, path: Path, facts: FrameFacts, align: bool) -> None:
-        values, image = self._read_label(path, facts)
+    def _look_at_label(self, path: Path, facts: FrameFacts) -> None:
+        values, header = self._read_label(path, facts)
         if values is None:
             return
         if facts.size is not None and not self._sizes_agree(facts.size, values.shape[1::-1]):
@@ -165,30 +158,34 @@ class Examiner:
             )
         counts = self._count(values, facts)
         self._look_at_counts(counts, facts)
-        if image is not None and image.mode in {"P", "PA"} and self.spec.encoding == "ids":
-            self._look_at_palette(image, counts, facts)
-        if align and facts.small is not None:
+        if header is not None and header.mode in {"P", "PA"} and self.spec.encoding == "ids":
+            self._look_at_palette(_palette(header), counts, facts)
+        if facts.small is not None:
             facts.alignment = alignment(facts.small, values)
         digest = hashlib.sha1(values[::4].tobytes(), usedforsecurity=False)
         digest.update(repr(facts.values).encode())
         facts.label_hash = digest.digest()[:12]
 
     def _read_label(self, path: Path, facts: FrameFacts) -> tuple[Any, Image.Image | None]:
-        """The raw values of a label file, None where it has none, and its picture if it is one."""
+        """The raw values of a label file, None where it has none, and its header if it has one."""
         if self._reader is not None:
             try:
                 facts.label_bytes = path.stat().st_size
-                return self._reader.raw(path), None
+                values: Any = self._reader.raw(path)
             except (UserError, OSError) as error:
                 facts.marks["unreadable"] = str(error)
                 return None, None
-        data, image = _decode(path, facts)
+            if not values.size:
+                facts.marks["unreadable"] = f"{path.name}: decoded to {values.shape} values"
+                return None, None
+            return values, None
+        data, header = _open(path, facts)
         facts.label_bytes = len(data)
-        if image is None:
+        if header is None or (raw := _decoded(read_raw, path, facts)) is None:
             return None, None
-        if image.format in {"JPEG", "MPO"}:
+        if header.format in {"JPEG", "MPO"}:
             facts.marks["label-jpeg"] = "JPEG blurs ids into their neighbours"
-        return self._values(_raw(data, image), image, facts), image
+        return self._values(raw, header, facts), header
 
     def _sizes_agree(self, image: tuple[int, int], label: tuple[int, int]) -> bool:
         if image == label:
@@ -197,7 +194,7 @@ class Examiner:
         width = self.spec.width
         return width is not None and image == (width, max(1, round(label[1] * width / label[0])))
 
-    def _values(self, raw: npt.NDArray[Any], image: Image.Image, facts: FrameFacts) -> Any:
+    def _values(self, raw: npt.NDArray[Any], header: Image.Image, facts: FrameFacts) -> Any:
         """(H, W) uint8 or uint16 ids, uint32 colours; None (and a mark) for another encoding."""
         encoding, marks = self.spec.encoding, facts.marks
         if raw.dtype.kind == "f":
@@ -209,7 +206,7 @@ class Examiner:
             marks["label-colours"] = self._explain_colours(raw)
             return None
         if raw.ndim == 2 or (encoding == "rgb" and raw.shape[2] < 3):
-            palette = image.mode in {"P", "PA"}
+            palette = header.mode in {"P", "PA"}
             what = "a palette image: its indices are the ids" if palette else "one value a pixel"
             marks["label-ids"] = f"{what}, where `encoding: {encoding}` is said"
             return None
@@ -251,16 +248,18 @@ class Examiner:
 
     def _explain_colours(self, raw: npt.NDArray[Any]) -> str:
         """What a colour label is likely to be, where ids are said."""
-        few = raw[::4, ::4, :3].reshape(-1, 3)
+        few = raw[::4, ::4, :3]
+        few = few.reshape(-1, few.shape[2])
         for channel in range(few.shape[1]):
             others = [i for i in range(few.shape[1]) if i != channel]
-            plain = not few[:, others].any() or (few == few[:, :1]).all()
+            plain = not np.ptp(few[:, others], axis=0).any() or (few == few[:, :1]).all()
             if plain and np.isin(few[:, channel], self._keys).all():
                 return f"ids in channel {channel}: `encoding: channel`, `channel: {channel}`"
         colours = {tuple(int(v) for v in colour) for colour in np.unique(few, axis=0)[:500]}
         if len(colours & cityscapes_colors().keys()) * 2 > len(colours):
             return "Cityscapes colours: `encoding: rgb`, or the files that hold ids"
-        return f"{raw.shape[2]} channels: `encoding: rgb` or `channel`"
+        either = "`encoding: rgb` or `channel`" if raw.shape[2] > 2 else "`encoding: channel`"
+        return f"{raw.shape[2]} channels: {either}"
 
     def _count(self, values: npt.NDArray[Any], facts: FrameFacts) -> dict[int, int]:
         """Raw value -> pixels; sets `values`, `label_pixels` and `unnamed_pixels`."""
@@ -301,10 +300,9 @@ class Examiner:
             facts.marks["unnamed-values"] = f"{seen}{more} on {share:.2%} of its pixels"
 
     def _look_at_palette(
-        self, image: Image.Image, counts: dict[int, int], facts: FrameFacts
+        self, palette: list[int], counts: dict[int, int], facts: FrameFacts
     ) -> None:
         """Whether the palette draws an index in the colour of another name than the spec's."""
-        palette = image.getpalette() or []
         agree, differ = 0, []
         for index in counts:
             colour = tuple(palette[3 * index : 3 * index + 3])
@@ -341,8 +339,8 @@ class Examiner:
         return f"{value >> 16},{value >> 8 & 255},{value & 255}"
 
 
-def _decode(path: Path, facts: FrameFacts) -> tuple[bytes, Image.Image | None]:
-    """A file's bytes and its decoded picture; a mark and None where it has none."""
+def _open(path: Path, facts: FrameFacts) -> tuple[bytes, Image.Image | None]:
+    """A file's bytes and its header; a mark and None where it is no picture."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -351,39 +349,32 @@ def _decode(path: Path, facts: FrameFacts) -> tuple[bytes, Image.Image | None]:
     if not data:
         facts.marks["empty-file"] = f"{path.name} has no bytes"
         return data, None
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except Exception as error:  # decoders raise all sorts of things on damaged files
-        what = "no image" if isinstance(error, UnidentifiedImageError) else str(error)
-        facts.marks["unreadable"] = f"{path.name}: {what}"
-        return data, None
-    kind = image.format or ""
+    header = _decoded(partial(open_image, decode=False), path, facts)
+    kind = header.format or "" if header else ""
     if path.suffix.lower() not in _ENDINGS.get(kind, {path.suffix.lower()}):
         facts.marks["wrong-ending"] = f"{path.name} is a {kind} file"
-    return data, image
+    return data, header
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns of the direct way
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _decoded(read: Callable[[Path], Read], path: Path, facts: FrameFacts) -> Read | None:
+    """What `read` makes of a file; a mark and None where it fails."""
+    try:
+        return read(path)
+    except Exception as error:  # decoders raise all sorts of things on damaged files
+        cause = error.__cause__ or error
+        what = "no image" if isinstance(cause, UnidentifiedImageError) else str(cause)
+        facts.marks["unreadable"] = f"{path.name}: {what}"
+        return None
 
 
-def _raw(data: bytes, image: Image.Image) -> npt.NDArray[Any]:
-    """Pixels as they are stored, channels in RGB order; see `images.read_raw`."""
-    raw = np.asarray(image)
-    if raw.ndim == 2 or _depth(data) != 16:
-        return raw
-    unchanged = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if unchanged is None or unchanged.ndim != 3:
-        return raw
-    return np.asarray(unchanged)[:, :, [2, 1, 0, 3][: unchanged.shape[2]]]
-
-
-def _depth(data: bytes) -> int:
-    """Bits a channel that a PNG file's header states; 8 for other formats."""
-    return data[24] if data.startswith(b"\x89PNG") and len(data) > 24 else 8
+def _palette(header: Image.Image) -> list[int]:
+    """The colours of a palette picture, R, G, B in turn, without decoding it."""
+    if header.palette is None:
+        return []
+    stored, colours = header.palette.getdata()
+    one = Image.new("P", (1, 1))
+    one.putpalette(colours, stored)
+    return one.getpalette() or []
 
 
 def _orientation(image: Image.Image) -> int:

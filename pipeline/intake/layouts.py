@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.images import SUFFIXES
+from pipeline.intake.common import printable
 
 FEW = 12
 """More sibling folders, or endings of names in one folder, than this are values of a field."""
@@ -32,7 +33,10 @@ _SPEAKING = re.compile(
     r"label|lbl|seg|mask|annot|semantic|class|colou?r|rgb|image|img|photo|frame|picture|depth|"
     r"disp|normal|flow|instance|panoptic|(?<![a-z])(gt|ss|raw|ids?)(?![a-z])"
 )
-_ILLEGAL = re.compile(r"[{}\[\]*?\x00-\x1f\ud800-\udfff]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+"""What a line of YAML cannot hold."""
+_ILLEGAL = re.compile(rf"[{{}}\[\]*?]|{CONTROL.pattern}")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # Python's stand-in for a byte that is no UTF-8
 _SEPARATED = r"[_\-. ]"
 
 Key = tuple[str, ...]
@@ -139,7 +143,7 @@ def walk(folder: Path) -> Listing:
     Hidden files and folders are left out.
 
     Raises:
-        UserError: a folder cannot be listed.
+        UserError: a folder cannot be listed, or a name is no UTF-8.
     """
 
     def refuse(error: OSError) -> None:
@@ -160,6 +164,12 @@ def walk(folder: Path) -> Listing:
             if name.startswith("."):
                 continue
             ending = os.path.splitext(name)[1].lower()
+            if ending in {*SUFFIXES, ".txt"} and _SURROGATE.search(prefix + name):
+                raise UserError(
+                    f"The name of {printable(str(folder / (prefix + name)))} is no UTF-8 (what "
+                    "is not is shown as ?), which no spec and no list of frames can hold. Rename "
+                    "it, for example with `convmv`."
+                )
             if ending in SUFFIXES:
                 images.append(prefix + name)
             elif ending == ".txt":
@@ -425,6 +435,6 @@ def check_literals(series: Series) -> None:
         raise UserError(
             f"The names of files such as {series.paths[0]!r} hold "
             f"{' '.join(map(repr, sorted(found)))}, which a file pattern cannot hold (braces, "
-            "brackets, * and ? have a meaning there, and it is UTF-8 text). Rename the folder "
-            "or the files, or link to them under another name."
+            "brackets, * and ? have a meaning there, and it is plain UTF-8 text). Rename the "
+            "folder or the files, or link to them under another name."
         )

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.images import UInt8, read_raw, read_rgb, resize_rgb
+from pipeline.intake.common import spaced
 from pipeline.intake.encodings import PLACES, Codes, Observation, Value, codes
 from pipeline.labels import load_label_space
 
@@ -95,9 +96,8 @@ def _overview(
     colors: Mapping[int, Color],
 ) -> UInt8:
     rows = []
-    count = min(FRAMES, len(samples))
-    for i in range(count):
-        read = _read(*samples[(2 * i + 1) * len(samples) // (2 * count)], observation)
+    for i in spaced(len(samples), FRAMES):
+        read = _read(*samples[i], observation)
         if read is not None:
             rgb, values = read
             rows.append(np.hstack([_tile(rgb), _tile(paint(values, colors))]))
