@@ -300,6 +300,30 @@ def test_lists_are_splits_where_folders_are_not(
     assert len(list_samples(spec, labelled=True)) == 4
 
 
+def test_lists_of_frames_whose_names_recur_in_every_town(
+    folder: Path, scenes: list[tuple[Array, Array]]
+) -> None:
+    for town in ("Town01", "Town02"):
+        fill(folder / town, scenes, "rgb/{i:04d}.png", "seg/{i:04d}.png")
+    lists = {
+        "train": "".join(f"Town01/rgb/{i:04d}.png\n" for i in range(6)),
+        "val": "".join(f"Town02/rgb/{i:04d}.png\n" for i in range(6)),
+        "bare": "0000\n0001\n",
+        "again": "Town01/rgb/0003.png\n",
+        "other": "nothing\n",
+    }
+    for split, text in lists.items():
+        (folder / f"{split}.txt").write_text(text)
+    found, spec = first_spec(folder)
+    assert spec.splits == {"train": "train.txt", "val": "val.txt"}
+    names = [sample.name for sample in list_samples(spec, labelled=True)]
+    assert names == [f"Town01/{i:04d}" for i in range(6)]
+    text = "\n".join(found.remarks)
+    assert "bare.txt lists frames, but its 2 lines fit 4 of them" in text
+    assert "again.txt lists frames, but 1 of them are in train.txt, too" in text
+    assert "other.txt" not in text
+
+
 @pytest.mark.parametrize("known", built_in_specs())
 def test_every_known_data_set(folder: Path, scenes: list[tuple[Array, Array]], known: str) -> None:
     truth = parse(DatasetSpec, {**spec_fields(known, Path()), "root": folder}, known)
@@ -538,6 +562,28 @@ def test_links_in_a_circle_and_hidden_files(
     save(folder / ".trash" / "1.png", scenes[0][0])
     found, _ = first_spec(folder)
     assert found.frames == len(scenes)
+
+
+def test_names_that_a_spec_cannot_hold(
+    folder: Path, tmp_path: Path, scenes: list[tuple[Array, Array]]
+) -> None:
+    fill(folder, scenes, "x/{i}.png", "y/{i}.png")
+    for bad in ("a$HOME", "a\x7f"):
+        moved = folder.rename(folder.with_name(bad))
+        with pytest.raises(UserError, match="spec cannot hold"):
+            write_first_spec(discover(moved), tmp_path / "first.yaml")
+        moved.rename(folder)
+    (folder / "x").rename(folder / "x\x7f")
+    with pytest.raises(UserError, match=r"'\\x7f', which a file pattern cannot hold"):
+        discover(folder)
+    (folder / "x\x7f").rename(folder / "x")
+    odd = folder / "x" / os.fsdecode(b"\xe9.png")
+    (folder / "x" / "1.png").rename(odd)
+    with pytest.raises(UserError, match=r"x/\?.png is no UTF-8"):
+        discover(folder)
+    odd.rename(folder / "x" / "1.png")
+    (folder / os.fsdecode(b"\xe9.doc")).write_text("no frame")
+    assert discover(folder).frames == len(scenes)
 
 
 @pytest.mark.parametrize("bad", ["a{b}", "set [old]", "what?"])

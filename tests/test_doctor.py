@@ -1,7 +1,9 @@
 """The data doctor: planted faults are found, each in the right frame, and none is invented."""
 
 import csv
+import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from pipeline.datasets import DatasetSpec, list_samples, spec_fields
+from flows import doctor
+from pipeline.datasets import DatasetSpec, LabelReader, list_samples, save_spec, spec_fields
 from pipeline.errors import UserError
+from pipeline.images import read_rgb
 from pipeline.intake.compare import compare
 from pipeline.intake.doctor import examine, split_specs
 from pipeline.intake.facts import between_share, count_values
@@ -213,6 +218,10 @@ PLANTED: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "ignored label": ("ignored-label", lambda r: with_ids(r, lambda v: v * 0)),
     "unnamed": ("unnamed-values", lambda r: with_ids(r, unnamed)),
     "colours": ("label-colours", to_rgb),
+    "grey and alpha": (
+        "label-colours",
+        lambda r: Image.open(label(r, 3)).convert("LA").save(label(r, 3)),
+    ),
     "instances": ("label-depth", lambda r: with_ids(r, lambda v: v.astype("u2") * 1000 + 3)),
     "stretched": ("label-depth", lambda r: with_ids(r, lambda v: v.astype("u2") * 257)),
     "palette": ("palette-differs", optimised_palette),
@@ -256,6 +265,41 @@ def test_label_without_image(sim: Path) -> None:
 
     assert finding.frames == ("00003",)
     assert not finding.quarantines
+
+
+def test_label_of_a_decoder(sim: Path) -> None:
+    for n in range(1, FRAMES + 1):
+        np.save(label(sim, n).with_suffix(".npy"), ids(sim, n))
+    np.save(label(sim, 3).with_suffix(".npy"), np.zeros((0, 0), np.uint8))
+    image(sim, 4).unlink()
+
+    report = look(sim, labels="labels/{frame}.npy", decoder="numpy:load")
+
+    findings = found(report)
+    assert set(findings) == {"unreadable", "no-image"}
+    assert findings["unreadable"].frames == ("00003",)
+    assert "(0, 0)" in findings["unreadable"].examples[0].detail
+    assert findings["no-image"].frames == ("00004",)
+
+
+def test_labels_have_the_values_that_training_reads(sim: Path) -> None:
+    """PIL alone cuts the 16 bits of a TIFF's channels down to 8."""
+    labels = "labels/{frame}.tiff"
+    for n in range(1, FRAMES + 1):
+        wide = np.repeat(ids(sim, n)[..., None], 3, axis=2).astype(np.uint16) + 256
+        assert cv2.imwrite(str(label(sim, n).with_suffix(".tiff")), wide)
+    named = {str(256 + int(raw)): name for raw, name in spec_of(sim).values.items()}
+    spec = spec_of(sim, labels=labels, encoding="channel", values=named)
+
+    report = examine(spec, SPACE, workers=1)
+
+    (sample, *_) = list_samples(spec, labelled=True)
+    assert sample.label is not None
+    raw = {str(value) for value in np.unique(LabelReader(spec, SPACE).raw(sample.label))}
+    assert raw <= {value.value for value in report.values}
+    assert found(report) == {}
+    as_colours = found(look(sim, labels=labels, encoding="rgb", values=COLORS))
+    assert as_colours["label-depth"].count == FRAMES
 
 
 def test_copied_label_is_told_from_its_original(sim: Path) -> None:
@@ -303,7 +347,7 @@ def test_near_duplicate_is_a_note_and_stays(sim: Path) -> None:
 def test_frames_of_fog_are_no_duplicates(sim: Path) -> None:
     """Little contrast makes any two frames near in grey levels."""
     for n in range(1, FRAMES + 1):
-        fog = 200 + (rgb(sim, n).astype(float) - 128) / 16
+        fog = np.round(200 + (rgb(sim, n).astype(float) - 128) / 28)
         Image.fromarray(fog.astype(np.uint8)).save(image(sim, n))
 
     assert found(look(sim)) == {}
@@ -434,6 +478,48 @@ def test_splits_of_one_drive(clean: Path, tmp_path: Path) -> None:
     assert found(compared["val"]) == {}
 
 
+LISTS = {"train": "train.txt", "val": "val.txt", "trainval": "trainval.txt", "gone": "gone.txt"}
+
+
+def test_listed_splits_are_compared_and_no_file_is_decoded_twice(
+    sim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(image(sim, 20), image(sim, 3))
+    shutil.copy(label(sim, 20), label(sim, 3))
+    names = [f"{n:05}\n" for n in range(1, FRAMES + 1)]
+    (sim / "train.txt").write_text("".join(names[:16]))
+    (sim / "val.txt").write_text("".join(names[15:]))
+    (sim / "trainval.txt").write_text("".join(names))
+    spec = spec_of(sim, splits=LISTS)
+    save_spec(spec, sim.parent / "sim.yaml")
+    decoded: list[Path] = []
+
+    def read(path: Path) -> Ids:
+        decoded.append(path)
+        return read_rgb(path)
+
+    monkeypatch.setattr("pipeline.intake.facts.read_rgb", read)
+
+    patient = doctor.patient(str(sim.parent / "sim.yaml"), None, SPACE.name, None)
+    reports = doctor.look(patient)
+
+    assert list(reports) == ["gta5"]
+    assert sorted(decoded) == [image(sim, n) for n in range(1, FRAMES + 1)]
+    # 16 is in both lists, 3 shows what 20 shows; that trainval holds val is meant.
+    finding = found(reports["gta5"])["shared-frames"]
+    assert finding.frames == ("00003", "00016")
+    assert finding.detail == "train: also in val"
+    assert "Take them out of one" in finding.advice
+    # One list for both: a frame that it held would be missing in val, too.
+    assert set(reports["gta5"].quarantined()) == {"00020"}
+
+
+def test_a_known_set_without_its_lists_is_examined_whole(clean: Path) -> None:
+    reports = doctor.look(doctor.patient("gta5", clean / "toy-sim", SPACE.name, None))
+
+    assert {part: report.frames for part, report in reports.items()} == {"gta5": FRAMES}
+
+
 def test_class_that_is_scored_and_never_learnt(clean: Path) -> None:
     # The source has no name for it.
     values = {k: v for k, v in spec_of(clean / "toy-sim").values.items() if v != "road"}
@@ -518,6 +604,18 @@ def test_json_and_page(clean: Path, sim: Path, tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;b&gt;" in page
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_a_file_name_that_is_no_utf8(sim: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    image(sim, 3).rename(image(sim, 3).with_name(odd))
+    label(sim, 3).unlink()
+    reports = {"source": look(sim)}
+
+    write_check(reports, tmp_path / "out")
+    doctor.tell(reports, Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8")))
+
+    assert "caf?" in (tmp_path / "out" / "check.html").read_text()
 
 
 def test_page_in_a_browser(sim: Path, tmp_path: Path) -> None:
