@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cache import frame_reader
+from pipeline.cache import class_reader, frame_reader
 from pipeline.datasets import DatasetSpec, Sample, list_samples
 from pipeline.errors import UserError
 from pipeline.images import UInt8
+from pipeline.labels import LabelSpace
 from pipeline.training import Item, random_crop
 
 LEAST_DEVIATION = 2.0
@@ -20,15 +21,21 @@ ATTEMPTS = 10
 
 
 def crop_reader(
-    spec: DatasetSpec, samples: list[Sample], crop: tuple[int, int], cache: Path | None
+    spec: DatasetSpec,
+    samples: list[Sample],
+    crop: tuple[int, int],
+    cache: Path | None,
+    space: LabelSpace | None = None,
 ) -> Callable[[int, np.random.Generator], Item]:
     """A function (frame index, generator) -> `rgb` (h, w, 3) uint8 crop and frame `name`.
 
     Args:
         crop: width and height in pixels; half of the crops are mirrored.
         cache: the folder to keep decoded frames in, if any.
+        space: read the labels, too: `classes` (h, w) uint8.
     """
     frames = frame_reader(spec, samples, cache)
+    labels = class_reader(spec, samples, space, cache) if space else None
 
     def read(index: int, rng: np.random.Generator) -> Item:
         sample = samples[index]
@@ -37,10 +44,14 @@ def crop_reader(
             rows, columns = random_crop(rng, (rgb.shape[1], rgb.shape[0]), crop, str(sample.image))
             if _varies(rgb[rows, columns]):
                 break
-        rgb = rgb[rows, columns]
-        if rng.random() < 0.5:
-            rgb = rgb[:, ::-1]
-        return {"rgb": torch.from_numpy(rgb.copy()), "name": str(sample.image)}
+        way = -1 if rng.random() < 0.5 else 1
+        item: Item = {
+            "rgb": torch.from_numpy(rgb[rows, columns][:, ::way].copy()),
+            "name": str(sample.image),
+        }
+        if labels:
+            item["classes"] = torch.from_numpy(labels(index)[rows, columns][:, ::way].copy())
+        return item
 
     return read
 

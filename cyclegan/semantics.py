@@ -6,18 +6,23 @@ together with the distance between translated and real frames, says which checkp
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cyclegan.networks import to_network
 from cyclegan.translate import translate_frame
+from pipeline.config import SemanticsConfig
 from pipeline.confusion import ConfusionMatrix
+from pipeline.datasets import DatasetSpec, LabelReader, Sample, read_frame
+from pipeline.files import replacing, write_json
 from pipeline.images import UInt8
 from pipeline.labels import IGNORE, LabelSpace
 
@@ -124,6 +129,32 @@ class Verdict:
         }
 
 
+@dataclass
+class Leaderboard:
+    """The verdicts on all checkpoints of a training, as plain data that a checkpoint can hold."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    """`step` and the numbers of each verdict."""
+    drifts: dict[str, Any] = field(default_factory=dict)
+    """`last` and `best`: the step and its drift; `features`: what distances are measured in."""
+
+    def add(self, step: int, verdict: Verdict, judge: Judge) -> bool:
+        """Note a verdict; True when no earlier one is as good."""
+        best = all(verdict.score < row["score"] for row in self.rows)
+        self.rows.append({"step": step, **verdict.row()})
+        drift = {"step": step, **verdict.drift(judge.space)}
+        self.drifts |= {"features": judge.features_name, "last": drift}
+        if best:
+            self.drifts["best"] = drift
+        return best
+
+    def write(self, folder: Path) -> None:
+        """Write `leaderboard.csv`, best first, and `drift.json` into `folder`."""
+        with replacing(folder / "leaderboard.csv") as part:
+            pd.DataFrame(self.rows).sort_values("score").to_csv(part, index=False)
+        write_json(folder / "drift.json", self.drifts)
+
+
 class Probe:
     """A fixed set of frames on which translators are judged.
 
@@ -176,4 +207,31 @@ class Probe:
         return matrix
 
     def _input(self, frame: UInt8) -> Tensor:
-        return to_network(torch.from_numpy(frame)[None].to(self.device))
+        return to_network(torch.tensor(frame[None], device=self.device))
+
+
+def make_probe(
+    judge: Judge,
+    source: DatasetSpec,
+    source_samples: list[Sample],
+    target: DatasetSpec,
+    target_samples: list[Sample],
+    config: SemanticsConfig,
+    device: torch.device,
+) -> Probe:
+    """Read the probe frames, evenly spaced: the source's with labels, the target's without."""
+    labels = LabelReader(source, judge.space)
+    return Probe(
+        judge,
+        [
+            (read_frame(source, sample), labels.read(sample))
+            for sample in _spaced(source_samples, config.probe_frames)
+        ],
+        [read_frame(target, sample) for sample in _spaced(target_samples, config.probe_frames)],
+        device,
+    )
+
+
+def _spaced(samples: list[Sample], count: int) -> list[Sample]:
+    count = min(count, len(samples))
+    return [samples[i * len(samples) // count] for i in range(count)]

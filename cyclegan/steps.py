@@ -16,7 +16,9 @@ from pipeline.files import PART_PREFIX
 from pipeline.training import save_checkpoint
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
-"""The newest checkpoint below a stage's folder, and the only one."""
+"""The newest checkpoint below a stage's folder."""
+BEST = Path("checkpoints") / "best.pt"
+"""The generators that the judge scored best, where there is one."""
 MOST_SKIPPED = 10
 """Steps in a row that may be skipped before training stops."""
 
@@ -111,6 +113,14 @@ def save_last(folder: Path, state: dict[str, Any]) -> None:
     for part in path.parent.glob(PART_PREFIX + "*"):
         part.unlink()
     save_checkpoint(path, state)
+
+
+def save_best(
+    folder: Path, config: CycleGANConfig, step: int, generators: dict[str, dict[str, Tensor]]
+) -> None:
+    """Write the generators (name -> weights) that were scored best so far."""
+    state = {"step": step, "config": config.model_dump(mode="json"), "networks": generators}
+    save_checkpoint(folder / BEST, state)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """CycleGAN training: one loop, top to bottom."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cyclegan.losses import critic_loss, gan_loss
 from cyclegan.networks import build_discriminator, build_generator, initialise, to_network
 from cyclegan.pool import ImagePool
 from cyclegan.samples import cycle_grid, spread
+from cyclegan.semantics import Judge, Leaderboard, make_probe, pseudo_classes, semantic_loss
 from cyclegan.steps import (
     CHECKPOINT,
     Skips,
@@ -23,6 +25,7 @@ from cyclegan.steps import (
     follow,
     fused,
     is_finite,
+    save_best,
     save_last,
     set_rate,
     trainable,
@@ -51,18 +54,25 @@ def train(
     target: DatasetSpec,
     folder: Path,
     compute: ComputeConfig,
+    judge_on: Callable[[torch.device], Judge] | None = None,
 ) -> None:
     """Train source -> target and target -> source translators (Zhu et al., ICCV 2017, eq. 3).
 
     Writes `checkpoints/last.pt`, `log.jsonl`, TensorBoard events and `samples/*.png` below
-    `folder`, and continues from a checkpoint that is there. No label is read.
+    `folder`, and continues from a checkpoint that is there. With a judge also `leaderboard.csv`,
+    `drift.json` and `checkpoints/best.pt`. No label of the target is read, and of the source only
+    with a judge.
+
+    Args:
+        judge_on: makes the judge that `config.semantics` asks for on a device.
 
     Raises:
         UserError: a frame cannot be read or is smaller than the crop, or the crop too small for
             the discriminators; losses stay not finite.
     """
     check_crop(config)
-    source_samples = list_samples(source, labelled=False)
+    semantics = config.semantics
+    source_samples = list_samples(source, labelled=semantics is not None)
     target_samples = list_samples(target, labelled=False)
     steps_per_epoch = config.steps_per_epoch or -(
         -max(len(source_samples), len(target_samples)) // config.batch_size
@@ -92,6 +102,7 @@ def train(
     }
     pools = {"source": ImagePool(config.pool_size), "target": ImagePool(config.pool_size)}
     skips = Skips()
+    leaderboard = Leaderboard()
 
     # Continue where an earlier run stopped.
     start = 0
@@ -107,21 +118,33 @@ def train(
         for name, pool in pools.items():
             pool.images = [image.to(fabric.device) for image in state["pools"][name]]
         skips = Skips(**state["skips"])
+        leaderboard = Leaderboard(**state["leaderboard"])
 
     source_to_target, target_to_source, source_critic, target_critic = (
         fabric.setup_module(fused(network) if compute.compile else network)
         for network in networks.values()
     )
 
+    judge = probe = None
+    if semantics is not None:
+        assert judge_on is not None, "config.semantics asks for a judge"
+        judge = judge_on(fabric.device)
+        probe = make_probe(
+            judge, source, source_samples, target, target_samples, semantics, fabric.device
+        )
     readers = [
         Draws(
-            crop_reader(spec, samples, config.crop, compute.cache),
+            crop_reader(spec, samples, config.crop, compute.cache, space),
             len(samples),
             seed=config.seed,
             stream=i,
         )
-        for i, (spec, samples) in enumerate(
-            [(source, source_samples), (target, target_samples)], start=1
+        for i, (spec, samples, space) in enumerate(
+            [
+                (source, source_samples, judge.space if judge else None),
+                (target, target_samples, None),
+            ],
+            start=1,
         )
     ]
     loaders = [
@@ -176,6 +199,16 @@ def train(
             losses["fool_source_critic"] = gan_loss(
                 source_critic(fake_source), real=True, kind=kind
             )
+            if judge and semantics:
+                with fabric.autocast():
+                    if semantics.consistency > 0:
+                        classes = source_batch["classes"].to(fabric.device, non_blocking=True)
+                        loss = semantic_loss(judge.segmenter, fake_target, classes)
+                        losses["semantic_source"] = semantics.consistency * loss
+                    if semantics.target_consistency > 0:
+                        classes = pseudo_classes(judge.segmenter, real_target)
+                        loss = semantic_loss(judge.segmenter, fake_source, classes)
+                        losses["semantic_target"] = semantics.target_consistency * loss
             optimizers["generators"].zero_grad()
             fabric.backward(torch.stack(list(losses.values())).sum())
 
@@ -206,13 +239,21 @@ def train(
 
             last = step == steps
             save = last or step % config.checkpoint_every == 0
+            used = averages or networks
+            if save and probe:
+                check_finite(networks.values(), step, names)
+                verdict = probe.verdict(used["source_to_target"])
+                if leaderboard.add(step, verdict, probe.judge):
+                    generators_only = {name: used[name].state_dict() for name in GENERATORS}
+                    save_best(folder, config, step, generators_only)
+                leaderboard.write(folder)
+                log.flush(learning_rate=rate, skipped=skips.total, **verdict.row())
             if save or step % config.log_every == 0:
                 log.flush(learning_rate=rate, skipped=skips.total)
             if last or step % config.sample_every == 0:
-                pictured = averages or networks
                 grid = cycle_grid(
-                    pictured["source_to_target"],
-                    pictured["target_to_source"],
+                    used["source_to_target"],
+                    used["target_to_source"],
                     spread(source, source_samples),
                     spread(target, target_samples),
                 )
@@ -230,6 +271,7 @@ def train(
                         "optimizers": {k: v.state_dict() for k, v in optimizers.items()},
                         "pools": {k: v.images for k, v in pools.items()},
                         "skips": asdict(skips),
+                        "leaderboard": asdict(leaderboard),
                     },
                 )
             advance(1)

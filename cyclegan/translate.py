@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cyclegan.networks import Generator, build_generator, to_network, to_rgb
-from pipeline.config import ComputeConfig, CycleGANConfig, TranslationConfig
+from cyclegan.checkpoints import load_generator
+from cyclegan.networks import to_network, to_rgb
+from pipeline.config import ComputeConfig, TranslationConfig
 from pipeline.datasets import (
     DatasetSpec,
     Sample,
@@ -25,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.images import UInt8, write_image
 from pipeline.progress import progress
-from pipeline.training import load_checkpoint, make_fabric
+from pipeline.training import make_fabric
 
 GROUP = 4
 """Frames translated at a time. A group is always made whole, so that a frame's neighbours in the
@@ -40,18 +41,6 @@ SHIFTS = [
 column is met once, so that stripes and the finest chequerboard cancel in their mean."""
 
 
-def load_generator(checkpoint: Path) -> Generator:
-    """The source -> target generator of a training checkpoint, averaged where that was on."""
-    if not checkpoint.is_file():
-        raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-cyclegan` first.")
-    state = load_checkpoint(checkpoint)
-    config = CycleGANConfig.model_validate(state["config"])
-    weights = state["averages"] if config.generator_average > 0 else state["networks"]
-    generator = build_generator(config)
-    generator.load_state_dict(weights["source_to_target"])
-    return generator
-
-
 def translate(
     config: TranslationConfig,
     checkpoint: Path,
@@ -59,7 +48,7 @@ def translate(
     folder: Path,
     compute: ComputeConfig,
 ) -> None:
-    """Translate every frame of `source` into `folder/images`.
+    """Translate every frame of `source` into `folder/images` with the generator in `checkpoint`.
 
     Pictures have the size at which the data set is read. Frames that are there already are kept.
     `dataset.yaml`, the spec of the translated set with the original labels, and `manifest.csv`
@@ -68,6 +57,8 @@ def translate(
     Raises:
         UserError: no checkpoint, or a frame that cannot be read.
     """
+    if not checkpoint.is_file():
+        raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-cyclegan` first.")
     samples = list_samples(source, labelled=False)
     fabric = make_fabric(compute, training=False)
     generator = load_generator(checkpoint).to(  # type: ignore[call-overload]

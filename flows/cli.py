@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from flows.stages import Stage
     from pipeline.config import Config
 
@@ -218,6 +220,29 @@ def report(run: RunFolder) -> None:
 
 
 @app.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_FILE", help="A run, or a file of weights.")
+    ],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FILE", help="A .pth or .onnx file, or a folder.")
+    ],
+    backwards: Annotated[
+        bool, typer.Option("--backwards", help="The generator from target to source.")
+    ] = False,
+) -> None:
+    """Write a generator as the reference implementation stores it, or as ONNX.
+
+    A folder gets all networks of the run in the reference's files.
+    """
+    from cyclegan.checkpoints import export as write
+    from cyclegan.steps import CHECKPOINT
+
+    path = source / "cyclegan" / CHECKPOINT if source.is_dir() else source
+    print(write(path, to, "target_to_source" if backwards else "source_to_target"))
+
+
+@app.command()
 def status(run: RunFolder) -> None:
     """Show the stages of a run: state, progress, time, what is left."""
     from rich.console import Console
@@ -385,10 +410,29 @@ def check(
             if not wrong:
                 raise
             console.print(f"A run would not start: {error}", soft_wrap=True, markup=False)
+        else:
+            _show_estimate(patient.config, console)
     console.print(f"Pictures: {out / 'check.html'}", soft_wrap=True, markup=False)
     if wrong:
         raise typer.Exit(1)
     print(f"{what}: nothing in the way of a run.")
+
+
+def _show_estimate(config: "Config", console: "Console") -> None:
+    from flows.estimate import estimate
+
+    console.print("A run takes about, on this machine:")
+    for part in estimate(config):
+        disk = f", {part.bytes / 1e9:.2f} GB on disk" if part.bytes else ""
+        console.print(f"  {part.command}: {_duration(part.seconds)}{disk}")
+
+
+def _duration(seconds: float) -> str:
+    """A time with two digits of the unit that suits it."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.2g} seconds"
 
 
 @app.command("new-dataset")

@@ -42,6 +42,8 @@ def preflight(config: Config) -> None:
     if "translated" in kinds:
         for spec in (config.source, config.target):
             collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
+        if (weights := config.translation.weights) is not None:
+            collect(lambda: _generator(weights))
     collect(lambda: _network(config))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
@@ -69,6 +71,14 @@ def _crop_fits(config: Config, spec: DatasetSpec) -> None:
             f"cyclegan.crop {list(config.cyclegan.crop)} is larger than {sample.image}, which is "
             f"read at {width}x{height}. Lower the crop, or raise `width` of {spec.name}."
         )
+
+
+def _generator(weights: Path) -> None:
+    from cyclegan.checkpoints import load_generator
+
+    if not weights.is_file():
+        raise UserError(f"translation.weights: no file {weights}.")
+    load_generator(weights)
 
 
 def _network(config: Config) -> None:

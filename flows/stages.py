@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.datasets import DatasetSpec, decoder_code, digest, list_samples, translated_spec
@@ -25,6 +26,9 @@ from pipeline.runs import (
     finish_stage,
     stage_state,
 )
+
+if TYPE_CHECKING:
+    from cyclegan.semantics import Judge
 
 
 @dataclass(frozen=True)
@@ -51,51 +55,97 @@ def plan(config: Config, run: Path) -> list[Stage]:
     space = load_label_space(config.label_space)
     stages = []
     if "translated" in config.arms.values():
-        stages += [_cyclegan(config), _translation(config, run)]
-    trained = []
+        if config.translation.weights is None:
+            if config.cyclegan.semantics:
+                stages.append(_training(config, run, space, *_judge_arm(config)))
+            stages.append(_cyclegan(config, run, space))
+        stages.append(_translation(config, run))
+    evaluated = []
     for seed in config.seeds:
         for arm in config.arms:
             training = _training(config, run, space, arm, seed)
-            stages += [training, _evaluation(config, run, space, arm, seed)]
-            trained.append(stages[-1].name)
-    return [*stages, _report(config, run, tuple(trained))]
+            if all(stage.name != training.name for stage in stages):
+                stages.append(training)
+            stages.append(_evaluation(config, run, space, arm, seed))
+            evaluated.append(stages[-1].name)
+    return [*stages, _report(config, run, tuple(evaluated))]
 
 
-def _cyclegan(config: Config) -> Stage:
+def _judge_arm(config: Config) -> tuple[str, int]:
+    """The arm and seed whose network judges translations."""
+    return next(arm for arm, kind in config.arms.items() if kind == "source"), config.seeds[0]
+
+
+def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
+    semantics = config.cyclegan.semantics
+    judge = _path("segmentation", *_judge_arm(config)) if semantics else None
+
     def inputs() -> Inputs:
         return {
             "version": 2,
             "config": config.cyclegan.model_dump(mode="json"),
-            "source": _frames(config.source),
+            "source": _frames(config.source, labelled=semantics is not None),
             "target": _frames(config.target),
         }
 
     def work(folder: Path) -> None:
-        from cyclegan.train import train as train_unpaired
+        from cyclegan.train import train
         from cyclegan.train_paired import train_paired
 
-        train = train_paired if config.cyclegan.paired else train_unpaired
-        train(config.cyclegan, config.source, config.target, folder, config.compute)
+        source, target, compute = config.source, config.target, config.compute
+        if config.cyclegan.paired:
+            train_paired(config.cyclegan, source, target, folder, compute)
+        else:
+            judge_on = _judge(config, space, run / judge) if judge else None
+            train(config.cyclegan, source, target, folder, compute, judge_on)
 
-    return Stage("cyclegan", "train-cyclegan", (), inputs, work)
+    return Stage("cyclegan", "train-cyclegan", (judge,) if judge else (), inputs, work)
+
+
+def _judge(config: Config, space: LabelSpace, training: Path) -> "Callable[[Any], Judge]":
+    """Makes a judge on a device of the network that was trained in the folder `training`."""
+
+    def judge_on(device: Any) -> "Judge":
+        from cyclegan.semantics import Judge
+        from segmentation.models import build_model
+        from segmentation.train import CHECKPOINT, load_segmenter
+
+        segmenter = load_segmenter(training / CHECKPOINT).requires_grad_(False).to(device)
+        eyes, weights = segmenter, f"trained in {training.parent.name}"
+        if config.segmentation.encoder_weights != "none":
+            eyes = build_model(config.segmentation, len(space.classes))
+            eyes.eval().requires_grad_(False).to(device)
+            weights = Path(config.segmentation.encoder_weights).stem
+        # Generators work in [-1, 1], segmentation networks in [0, 1].
+        return Judge(
+            lambda x: segmenter.logits((x + 1) / 2),
+            lambda x: eyes.features((x + 1) / 2),
+            f"{config.segmentation.encoder}, {weights}",
+            space,
+        )
+
+    return judge_on
 
 
 def _translation(config: Config, run: Path) -> Stage:
+    weights = config.translation.weights
+
     def inputs() -> Inputs:
-        return {
-            "version": 2,
-            "config": config.translation.model_dump(mode="json"),
-            "source": _frames(config.source),
-        }
+        recipe = config.translation.model_dump(mode="json")
+        if weights is not None:
+            recipe["weights"] = _content(weights)
+        return {"version": 2, "config": recipe, "source": _frames(config.source)}
 
     def work(folder: Path) -> None:
-        from cyclegan.steps import CHECKPOINT
+        from cyclegan.steps import BEST, CHECKPOINT
         from cyclegan.translate import translate
 
-        checkpoint = run / "cyclegan" / CHECKPOINT
+        best = config.translation.checkpoint == "best"
+        checkpoint = weights or run / "cyclegan" / (BEST if best else CHECKPOINT)
         translate(config.translation, checkpoint, config.source, folder, config.compute)
 
-    return Stage("translated", "translate", ("cyclegan",), inputs, work)
+    reads = ("cyclegan",) if weights is None else ()
+    return Stage("translated", "translate", reads, inputs, work)
 
 
 def _training(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:
@@ -180,8 +230,15 @@ def _recipe(config: Config) -> Inputs:
     recipe = config.segmentation.model_dump(mode="json")
     path = Path(config.segmentation.encoder_weights)
     if path.is_file():
-        recipe["encoder_weights"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        recipe["encoder_weights"] = _content(path)
     return recipe
+
+
+def _content(path: Path) -> str:
+    """A file's content as a part of a stage's identity."""
+    if not path.is_file():
+        raise UserError(f"No file {path}. Give the path of the weights, or leave it out.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 @cache

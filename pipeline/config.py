@@ -39,6 +39,20 @@ class ComputeConfig(Schema):
     does not wait for large PNGs; 3 bytes a pixel and 1 for its label. No effect on results."""
 
 
+class SemanticsConfig(Schema):
+    """Whether translations keep what they show. The judge is the network of the first arm that
+    trains on `source`, with the first seed, frozen; no label of the target is read."""
+
+    consistency: float = Field(0.0, ge=0)
+    """Weight of the judge's cross-entropy on translated source frames, against the source's labels
+    (CyCADA: Hoffman et al., ICML 2018, with weight 1). 0 only watches."""
+    target_consistency: float = Field(0.0, ge=0)
+    """The same for translated target frames, against what the judge sees in the frames themselves:
+    only as true as the judge is on the target."""
+    probe_frames: int = Field(50, ge=2)
+    """Frames of each domain on which every checkpoint is judged, evenly spaced."""
+
+
 class CycleGANConfig(Schema):
     """CycleGAN (Zhu et al., ICCV 2017); defaults are those of the reference implementation.
 
@@ -97,6 +111,9 @@ class CycleGANConfig(Schema):
     generator_average: float = Field(0.0, ge=0, lt=1)
     """Translate with a moving average of the generators' weights over the steps; this is the part
     of the old average that each step keeps, e.g. 0.999. 0 uses the weights as they are."""
+    semantics: SemanticsConfig | None = None
+    """Have a segmentation network watch over the translations; none: nobody does. It makes the
+    training of that network come first."""
     epochs: int = Field(100, ge=1)
     """Epochs at the full learning rate."""
     decay_epochs: int = Field(100, ge=0)
@@ -112,6 +129,10 @@ class CycleGANConfig(Schema):
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
+        if self.paired and self.semantics:
+            raise ValueError(
+                "semantics is for unpaired training; pairs say themselves what is shown"
+            )
         multiple = 4 if self.generator == "resnet" else 2**self.downs
         if any(side % multiple for side in self.crop):
             hint = "" if self.generator == "resnet" else ", or lower downs"
@@ -132,6 +153,12 @@ class CycleGANConfig(Schema):
 
 class TranslationConfig(Schema):
     """Translation of the source frames with the trained generator."""
+
+    checkpoint: Literal["last", "best"] = "last"
+    """`best` is the one that the judge of `cyclegan.semantics` scores best."""
+    weights: Path | None = None
+    """Train no CycleGAN and translate with this generator: a `.pth` file of the reference
+    implementation, or a checkpoint of another run."""
 
     shifts: Literal[1, 4, 8, 16] = 1
     """Translations to average, each of the frame shifted by up to 3 pixels (cycle spinning: Coifman
@@ -232,6 +259,16 @@ class Config(Schema):
     def _distinct(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} hold one twice")
+        if self.cyclegan.semantics and "source" not in self.arms.values():
+            raise ValueError(
+                "cyclegan.semantics needs a network that was trained on the source; give `arms` "
+                "one, e.g. source_only: source"
+            )
+        if self.translation.checkpoint == "best" and not self.cyclegan.semantics:
+            raise ValueError(
+                "translation.checkpoint is 'best', and nobody judges; set cyclegan.semantics, or "
+                "take 'last'"
+            )
         return self
 
 
@@ -260,7 +297,11 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
                 data[key] = _resolve_dataset(data[key], path.parent)
             except UserError as error:
                 problems.append(f"  {key}: {error}")
-    for section, key in (("", "label_space"), ("segmentation", "encoder_weights")):
+    for section, key in (
+        ("", "label_space"),
+        ("segmentation", "encoder_weights"),
+        ("translation", "weights"),
+    ):
         holder = data.get(section, {}) if section else data
         if isinstance(holder, dict) and isinstance(value := holder.get(key), str):
             holder[key] = _absolute_file(value, path.parent)

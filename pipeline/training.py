@@ -7,6 +7,7 @@ run would make, with any number of reading processes.
 
 import json
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,6 +179,41 @@ def check_finite(networks: Iterable[torch.nn.Module], step: int, names: list[str
         for key, value in network.state_dict().items():
             if not value.isfinite().all():
                 raise UserError(_not_finite(f"Weight {key!r}", step, names))
+
+
+def time_passes(
+    network: torch.nn.Module, shape: tuple[int, ...], compute: ComputeConfig
+) -> tuple[float, float]:
+    """Seconds of a forward pass, and of a forward and backward pass, each after one to warm up.
+
+    Args:
+        network: puts out a tensor, or a list of them.
+        shape: of the random batch that goes in: (N, H, W, 3) pixels, or (N, C, H, W) floats.
+    """
+    fabric = make_fabric(compute, training=True)
+    pixels = shape[-1] == 3
+    batch = torch.randint(0, 256, shape, dtype=torch.uint8) if pixels else torch.randn(shape)
+    network, batch = network.to(fabric.device), batch.to(fabric.device)
+
+    def forward() -> torch.Tensor:
+        with fabric.autocast():
+            out: torch.Tensor | list[torch.Tensor] = network(batch)
+        return out[0] if isinstance(out, list) else out
+
+    def both() -> None:
+        torch.autograd.backward(forward().float().mean())
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()
+        start = time.perf_counter()
+        work()
+        if fabric.device.type == "cuda":
+            torch.cuda.synchronize(fabric.device)
+        return time.perf_counter() - start
+
+    with torch.inference_mode():
+        alone = seconds(forward)
+    return alone, seconds(both)
 
 
 @contextmanager

@@ -581,5 +581,5 @@ def test_damaged_checkpoint(config: Config, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No checkpoint"):
         translate(config.translation, path, config.source, tmp_path, config.compute)
     path.write_bytes(b"PK\x03\x04 damaged")
-    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+    with pytest.raises(UserError, match="found a damaged or truncated file"):
         translate(config.translation, path, config.source, tmp_path, config.compute)

@@ -1,13 +1,32 @@
 """The frozen judge: its loss, its drift matrix, its distance, its score."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cyclegan.checkpoints import export, load_generator
 from cyclegan.semantics import Judge, Probe, kernel_distance, pseudo_classes, semantic_loss
-from pipeline.labels import IGNORE, LabelClass, LabelSpace
+from cyclegan.steps import save_last
+from cyclegan.train import train
+from cyclegan.translate import translate_frame
+from flows.prepare import preflight, prepare
+from flows.stages import _judge, all_inputs, plan, run_stage
+from pipeline.config import load_config
+from pipeline.datasets import list_samples, read_frame
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.images import read_rgb
+from pipeline.labels import IGNORE, LabelClass, LabelSpace, load_label_space
+from pipeline.training import load_checkpoint
+from tests.conftest import TINY
 
 SPACE = LabelSpace(
     name="dark or bright",
@@ -134,3 +153,121 @@ def test_probe_leaves_the_generator_as_it_is() -> None:
     assert generator.training
     assert generator.factor.grad is None
     assert generator.factor == 1
+
+
+# In a run: the source's network is trained first and judges every checkpoint.
+
+JUDGED = {
+    "cyclegan.semantics": "{consistency: 1.0, target_consistency: 0.5, probe_frames: 4}",
+    "translation.checkpoint": "best",
+    "arms": "{source_only: source, adapted: translated}",
+}
+SETTINGS = [f"{key}={value}" for key, value in JUDGED.items()]
+
+
+def test_the_judge_is_trained_first(tiny: Path) -> None:
+    stages = plan(load_config(tiny, SETTINGS), tiny.parent)
+    assert [s.name for s in stages] == [
+        "segmentation/source_only/seed-0",
+        "cyclegan",
+        "translated",
+        "evaluation/source_only/seed-0",
+        "segmentation/adapted/seed-0",
+        "evaluation/adapted/seed-0",
+        "report",
+    ]
+    assert stages[1].reads == ("segmentation/source_only/seed-0",)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
+    """A run with a judge, as far as its translated frames."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD", str(world))
+        home = tmp_path_factory.mktemp("judged")
+        (home / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+        run = home / "run"
+        stages = prepare(load_config(home / "tiny.yaml", SETTINGS), run, [])
+        inputs = all_inputs(stages)
+        for stage in stages[:3]:
+            run_stage(run, stage, inputs[stage.name])
+    return run
+
+
+def test_every_checkpoint_is_judged_and_the_best_translates(judged: Path) -> None:
+    rows = pd.read_csv(judged / "cyclegan/leaderboard.csv")
+    assert sorted(rows["step"]) == [3, 6, 9, 12]
+    assert list(rows["score"]) == sorted(rows["score"])
+    best = load_checkpoint(judged / "cyclegan/checkpoints/best.pt")
+    assert best["step"] == rows["step"][0]
+    drift = read_json(judged / "cyclegan/drift.json")
+    assert drift["best"]["step"] == rows["step"][0]
+    assert drift["last"]["step"] == 12
+    assert drift["features"] == "resnet18, trained in source_only"
+    # The same pixels are judged before and after.
+    for row in zip(drift["last"]["before"], drift["last"]["after"], strict=True):
+        assert sum(row[0]) == sum(row[1])
+    lines = (judged / "cyclegan/log.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert all(entry["semantic_source"] > 0 for entry in entries)
+    assert all(entry["semantic_target"] > 0 for entry in entries)
+    assert sum("score" in entry for entry in entries) == 4
+    spec = load_config(judged / "config.yaml").source
+    frame = list_samples(spec, labelled=False)[0]
+    generator = load_generator(judged / "cyclegan/checkpoints/best.pt")
+    picture = read_rgb(judged / "translated/images" / frame.image.name)
+    assert (translate_frame(generator, read_frame(spec, frame)) == picture).mean() > 0.99
+
+
+def test_a_judged_training_continues_exactly(judged: Path, world: Path) -> None:
+    config = load_config(judged / "config.yaml")
+    space = load_label_space(config.label_space)
+    judge_on = _judge(config, space, judged / "segmentation/source_only/seed-0")
+    folder = judged.parent / "continued"
+    saved = 0
+
+    def stop_after_two(*arguments: Any) -> None:
+        nonlocal saved
+        save_last(*arguments)
+        saved += 1
+        if saved == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("cyclegan.train.save_last", stop_after_two)
+        train(config.cyclegan, config.source, config.target, folder, config.compute, judge_on)
+    train(config.cyclegan, config.source, config.target, folder, config.compute, judge_on)
+    for name in ("leaderboard.csv", "drift.json", "log.jsonl"):
+        assert (folder / name).read_bytes() == (judged / "cyclegan" / name).read_bytes(), name
+    one, other = (
+        load_checkpoint(path / "checkpoints/last.pt")["networks"]["source_to_target"]
+        for path in (folder, judged / "cyclegan")
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["translation.checkpoint=best"], "'best', and nobody judges; set cyclegan.semantics"),
+        ([SETTINGS[0], "arms={adapted: translated}"], "needs a network that was trained on the s"),
+        ([SETTINGS[0], "cyclegan.paired=true"], "semantics is for unpaired training"),
+        (["cyclegan.semantics={probe_frames: 1}"], "probe_frames"),
+        (["translation.weights=nothing.pth"], "translation.weights: no file"),
+    ],
+)
+def test_settings_that_cannot_work(tiny: Path, settings: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        preflight(load_config(tiny, settings))
+    assert message in str(error.value)
+
+
+def test_translation_with_a_generator_from_elsewhere(judged: Path, tiny: Path) -> None:
+    weights = judged.parent / "latest_net_G_A.pth"
+    export(judged / "cyclegan/checkpoints/best.pt", weights)
+    run = tiny.parent / "r"
+    stages = prepare(load_config(tiny, [f"translation.weights={weights}"]), run, [])
+    assert [s.name for s in stages][:2] == ["translated", "segmentation/source_only/seed-0"]
+    run_stage(run, stages[0], all_inputs(stages)["translated"])
+    for path in (run / "translated/images").iterdir():
+        assert (read_rgb(path) == read_rgb(judged / "translated/images" / path.name)).mean() > 0.99
