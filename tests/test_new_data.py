@@ -53,11 +53,11 @@ def sim2real(
     return call
 
 
-def write_run(folder: Path, source: dict[str, Any], space: str = "cityscapes19") -> Path:
+def write_run(folder: Path, source: dict[str, Any], **changes: Any) -> Path:
     """A configuration of a run in seconds with another source and one arm."""
     path = folder / "run.yaml"
-    one_arm = {"arms": {"adapted": "translated"}, "source": source, "label_space": space}
-    path.write_text(yaml.safe_dump({**TINY, **one_arm}))
+    one_arm = {"source": source, "arms": {"adapted": "translated"}}
+    path.write_text(yaml.safe_dump({**TINY, **one_arm, **changes}))
     return path
 
 
@@ -213,11 +213,8 @@ def test_names_of_ones_own_reach_the_network(
     own = {7: "road", 8: "sidewalk", 11: "mysim/crane", 23: "mysim/cloud"}
     values = dict.fromkeys(range(35), "unlabeled") | own
     source = {"dataset": "gta5", "root": "${WORLD}/toy-sim", "values": values}
-    config = tmp_path / "own.yaml"
     arms = {"source_only": "source"}
-    config.write_text(
-        yaml.safe_dump({**TINY, "source": source, "label_space": "yard.yaml", "arms": arms})
-    )
+    config = write_run(tmp_path, source, label_space="yard.yaml", arms=arms)
     told = sim2real("check", config)
     assert told.status == 0, told.out + told.err
     assert "no class of label space yard holds mysim/cloud of data set gta5" in told.err

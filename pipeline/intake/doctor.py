@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -64,22 +65,29 @@ def list_files(spec: DatasetSpec) -> tuple[list[Files], list[Path]]:
     for sample in samples:
         label, other, *_ = [*label_files(spec, sample.name), None, None]
         files.append(Files(sample.name, sample.image, label, other))
-    return files, _labels_without_image(spec)
+    return files, _labels_without_image(spec, files)
 
 
-def _everything(spec: DatasetSpec) -> DatasetSpec:
-    """The spec with every frame of every split."""
-    return spec.model_copy(
-        update={"limit": None, "quarantine": None, "splits": {"*": "*"}, "split": "*"}
-    )
+def _whole(spec: DatasetSpec) -> DatasetSpec:
+    """The spec with all frames of its split's folder, or of all folders where it means none."""
+    everything: dict[str, Any] = {"limit": None, "quarantine": None}
+    if spec.split is None or spec.split in spec.splits:
+        everything |= {"splits": {"*": "*"}, "split": "*"}
+    return spec.model_copy(update=everything)
 
 
-def _labels_without_image(spec: DatasetSpec) -> list[Path]:
-    """The label files, of the folder of the split that is meant, whose frame has no image."""
+def _labels_without_image(spec: DatasetSpec, files: list[Files]) -> list[Path]:
+    """The label files, of the folder of the split that is meant, whose frame has no image.
+
+    Args:
+        files: the frames that the spec lists; there may be more, which it leaves out.
+    """
     assert spec.labels is not None
-    used = set()
-    for sample in list_samples(_everything(spec), labelled=False):
-        used |= {sample.image, *label_files(spec, sample.name)}
+    listed = {item.name for item in files}
+    used = {path for item in files for path in (item.image, item.label, item.other_label)}
+    for sample in list_samples(_whole(spec), labelled=False):
+        if sample.name not in listed:
+            used |= {sample.image, *label_files(spec, sample.name)}
     pattern = spec.labels
     if spec.split is not None and spec.split not in spec.splits:
         pattern = pattern.replace("{split}", spec.split)
@@ -102,7 +110,7 @@ def split_specs(spec: DatasetSpec) -> dict[str, DatasetSpec]:
     if "split" not in fields:
         return {}
     place = fields.index("split")
-    found = list_samples(_everything(spec), labelled=False)
+    found = list_samples(_whole(spec.model_copy(update={"split": None})), labelled=False)
     names = {sample.name.split("/")[place] for sample in found}
     if spec.labels is not None:
         # `{split}/{frame}` matches folders of labels, too; they have no labels themselves.
