@@ -41,12 +41,17 @@ RECONSTRUCTION: tuple[Step, ...] = (
     ("cycle_source", "source → translated → back", "#d55e00"),
     ("cycle_target", "target → translated → back", "#009e73"),
     ("identity", "identity", "#0072b2"),
+    ("pair", "translated → its pair", "#d55e00"),
+    ("semantic_source", "semantic, translated source", "#cc79a7"),
+    ("semantic_target", "semantic, translated target", "#e69f00"),
 )
 ADVERSARIAL: tuple[Step, ...] = (
     ("fool_target_critic", "source → target generator", "#d55e00"),
     ("fool_source_critic", "target → source generator", "#009e73"),
     ("target_critic", "critic of target frames", "#0072b2"),
     ("source_critic", "critic of source frames", "#cc79a7"),
+    ("fool_critic", "generator", "#d55e00"),
+    ("critic", "critic", "#0072b2"),
 )
 
 

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pipeline.config import Config
+from pipeline.confusion import ConfusionMatrix
 from pipeline.datasets import missing_classes
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing, write_json, write_text
@@ -16,6 +18,8 @@ from pipeline.labels import load_label_space
 from reports import figures, tables
 from reports.tables import METRICS, Evaluation, Summary
 
+LEADERS = 5
+"""Checkpoints shown of the translators' leaderboard."""
 HEADLINE = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
 
 
@@ -52,6 +56,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         has_translation="translated" in config.arms.values(),
         rows=table.astype(object).where(table.notna(), None).to_dict("records"),
         confusions=_confusions(evaluations),
+        drift=_drift(run, config),
         curves=_curves(run, config),
         unsupplied=missing_classes(config.source, space),
         run_facts=_run_facts(run),
@@ -186,6 +191,32 @@ def _confusions(evaluations: dict[str, list[Evaluation]]) -> dict[str, Markup]:
     }
 
 
+def _drift(run: Path, config: Config) -> dict[str, Any] | None:
+    """What the judge of the translations saw, where there was one."""
+    folder = run / "cyclegan"
+    if not (folder / "drift.json").is_file():
+        return None
+    found = read_json(folder / "drift.json")
+    drift = found[config.translation.checkpoint]
+    names = drift["classes"]
+    before, after = (ConfusionMatrix.from_counts(drift[key]) for key in ("before", "after"))
+    return {
+        "step": drift["step"],
+        "features": found["features"],
+        "agreement": (before.pixel_accuracy, after.pixel_accuracy),
+        "flips": tables.flips(before, after, names),
+        "plots": {
+            "source frames": figures.plot_div(
+                figures.confusion_figure(before.counts, names), "drift-before"
+            ),
+            "their translations": figures.plot_div(
+                figures.confusion_figure(after.counts, names), "drift-after"
+            ),
+        },
+        "leaderboard": pd.read_csv(folder / "leaderboard.csv").head(LEADERS).to_dict("records"),
+    }
+
+
 def _curves(run: Path, config: Config) -> dict[str, Markup]:
     """Name -> plot, for the trainings that left a log."""
     curves: dict[str, Markup] = {}
@@ -195,7 +226,8 @@ def _curves(run: Path, config: Config) -> dict[str, Markup]:
             ("reconstruction", figures.RECONSTRUCTION),
             ("adversarial", figures.ADVERSARIAL),
         ):
-            curves[name] = figures.plot_div(figures.cyclegan_curves(log, steps), name)
+            if any(key in log for key, *_ in steps):
+                curves[name] = figures.plot_div(figures.cyclegan_curves(log, steps), name)
     logs = {
         arm: [
             figures.read_log(run / "segmentation" / arm / f"seed-{seed}" / "log.jsonl")

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline.config import Config
@@ -358,3 +359,23 @@ def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _cell(value: Any) -> str:
     """Text that stays text in a markdown table."""
     return html.escape(str(value), quote=False).replace("|", "\\|").replace("\n", " ")
+
+
+def flips(
+    before: ConfusionMatrix, after: ConfusionMatrix, names: Sequence[str], most: int = 4
+) -> list[dict[str, Any]]:
+    """The classes that translation changes most in a judge's eyes, by pixels.
+
+    Returns:
+        `label`, what it is `seen` as, and by how much `more` of the label's pixels than before, a
+        fraction; only where that is 1% or more.
+    """
+    gained = (after.counts - before.counts).astype(float)
+    np.fill_diagonal(gained, 0)
+    truth = before.counts.sum(axis=1)
+    found = []
+    for position in np.argsort(gained, axis=None)[::-1][:most]:
+        row, column = np.unravel_index(position, gained.shape)
+        if truth[row] and (more := gained[row, column] / truth[row]) >= 0.01:
+            found.append({"label": names[row], "seen": names[column], "more": float(more)})
+    return found

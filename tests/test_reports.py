@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from pipeline.config import Config, load_config
 from pipeline.confusion import ConfusionMatrix
@@ -467,3 +468,25 @@ def test_page_in_a_browser(finished: tuple[Config, Path]) -> None:
         assert problems == []
         assert not [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
         browser.close()
+
+
+def test_what_translations_keep(world: Path, tmp_path: Path) -> None:
+    config = make_config(world, tmp_path)
+    run = make_run(config, tmp_path / "run")
+    names = load_label_space(config.label_space).class_names
+    before = [[90, 10, 0], [0, 50, 0], [0, 0, 0]]
+    after = [[60, 40, 0], [1, 49, 0], [0, 0, 0]]
+    drift = {"step": 20, "classes": names, "before": before, "after": after}
+    write_json(run / "cyclegan/drift.json", {"features": "resnet18, x", "last": drift})
+    rows = {"step": [10, 20], "agreement_after": [0.9, 0.7], "distance": [0.1, 0.2]}
+    scores = {"distance_before": [0.5, 0.5], "score": [0.25, 0.61]}
+    pd.DataFrame(rows | scores).to_csv(run / "cyclegan/leaderboard.csv", index=False)
+    write_report(config, run, tmp_path / "report")
+    page = (tmp_path / "report/index.html").read_text()
+    section = page[page.index("What translations keep") :]
+    section = section[: section.index("</section>")]
+    # The largest flip is said; names are escaped.
+    assert f"{escape(names[0])} for {escape(names[1])} (+30.0" in section
+    assert "resnet18, x" in section
+    assert section.index("<td>10</td>") < section.index("<td>20</td>")
+    assert 'id="drift-after"' in section
