@@ -461,6 +461,7 @@ def test_shared_frames(clean: Path, sim: Path) -> None:
     assert {"00003", "00004", "00005"} <= set(compared["source"].quarantined())
     assert found(compared["test"]) == {}
     assert found(compare(reports, scored=())["source"])["shared-unscored"].count == 3
+    assert not found(compare(reports, one_set=True)["source"])["shared-frames"].quarantines
 
 
 def test_splits_of_one_drive(clean: Path, tmp_path: Path) -> None:
@@ -616,6 +617,8 @@ def test_a_file_name_that_is_no_utf8(sim: Path, tmp_path: Path) -> None:
     doctor.tell(reports, Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8")))
 
     assert "caf?" in (tmp_path / "out" / "check.html").read_text()
+    with pytest.raises(UserError, match=r"'caf\?' is no UTF-8"):
+        write_quarantine(reports["source"].quarantined(), tmp_path / "quarantine.csv")
 
 
 def test_page_in_a_browser(sim: Path, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets import DatasetSpec, read_quarantine
+from pipeline.errors import UserError
 from pipeline.files import replacing
+from pipeline.intake.common import printable
 from pipeline.intake.facts import Files
 from pipeline.labels import LabelSpace
 
@@ -399,8 +401,13 @@ def write_quarantine(reasons: Mapping[str, str], path: Path) -> int:
         How many frames were added.
 
     Raises:
-        UserError: the file is there and is no such list.
+        UserError: the file is there and is no such list, or a name is no UTF-8.
     """
+    if odd := [name for name in reasons if name != printable(name)]:
+        raise UserError(
+            f"The name of frame {printable(odd[0])!r} is no UTF-8 (what is not is shown as ?), "
+            "which no list can hold. Rename its file."
+        )
     known = read_quarantine(path) if path.is_file() else {}
     all_of_them = {**reasons, **known}
     if all_of_them != known or not path.is_file():
