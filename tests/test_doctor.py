@@ -350,8 +350,10 @@ def test_frames_of_fog_are_no_duplicates(sim: Path) -> None:
         fog = np.round(200 + (rgb(sim, n).astype(float) - 128) / 28)
         Image.fromarray(fog.astype(np.uint8)).save(image(sim, n))
 
-    assert found(look(sim)) == {}
-    assert "near-duplicates" not in found(look(sim), notes=True)
+    report = look(sim)
+
+    assert found(report) == {}
+    assert "near-duplicates" not in found(report, notes=True)
 
 
 def test_sizes_vary(sim: Path) -> None:
