@@ -158,10 +158,10 @@ def train(
         )
         for reader in readers
     ]
-    log = TrainingLog(folder, step=start)
     weight, kind = config.cycle_weight, config.adversarial_loss
 
     with (
+        TrainingLog(folder, step=start) as log,
         progress(
             folder, "CycleGAN", steps, done=start, images_per_unit=2 * config.batch_size
         ) as advance,
@@ -275,4 +275,3 @@ def train(
                     },
                 )
             advance(1)
-    log.close()

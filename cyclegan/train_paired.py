@@ -105,10 +105,10 @@ def train_paired(
         workers=compute.workers,
         pin=fabric.device.type == "cuda",
     )
-    log = TrainingLog(folder, step=start)
     kind = config.adversarial_loss
 
     with (
+        TrainingLog(folder, step=start) as log,
         progress(
             folder, "pix2pix", steps, done=start, images_per_unit=config.batch_size
         ) as advance,
@@ -176,4 +176,3 @@ def train_paired(
                     },
                 )
             advance(1)
-    log.close()

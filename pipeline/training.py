@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -295,6 +295,9 @@ class TrainingLog:
         """Add (H, W, 3) uint8 RGB to the TensorBoard events."""
         self._events.add_image(name, rgb, step, dataformats="HWC")
 
-    def close(self) -> None:
-        """Finish the TensorBoard file."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Finish the TensorBoard file, which has a thread of its own."""
         self._events.close()

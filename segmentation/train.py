@@ -74,9 +74,8 @@ def train(
         workers=compute.workers,
         pin=fabric.device.type == "cuda",
     )
-    log = TrainingLog(folder, step=start)
-
     with (
+        TrainingLog(folder, step=start) as log,
         progress(folder, title, config.steps, done=start) as advance,
         explain_memory("segmentation"),
     ):
@@ -109,7 +108,6 @@ def train(
                     },
                 )
             advance(1)
-    log.close()
 
 
 def cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
