@@ -16,10 +16,11 @@ def gan_loss(logits: Logits, *, real: bool, kind: AdversarialLoss = "least_squar
 
     `least_squares` is mean((logits - 1)^2) or mean(logits^2) (Mao et al., ICCV 2017, eq. 9);
     `vanilla` the cross-entropy of sigmoid(logits) (Goodfellow et al., NeurIPS 2014, eq. 1). Losses
-    of several scales are added (Wang et al., pix2pixHD, eq. 3).
+    of several scales are averaged, so that their number does not shift the balance with the cycle
+    loss (Wang et al., pix2pixHD, eq. 3, adds them).
     """
     if isinstance(logits, list):
-        return torch.stack([gan_loss(scale, real=real, kind=kind) for scale in logits]).sum()
+        return torch.stack([gan_loss(scale, real=real, kind=kind) for scale in logits]).mean()
     logits = logits.float()
     if kind == "vanilla":
         return F.softplus(-logits if real else logits).mean()

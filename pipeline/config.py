@@ -90,7 +90,7 @@ class CycleGANConfig(Schema):
     """Strided layers of the PatchGAN; 3 see 70x70 pixels."""
     discriminator_scales: int = Field(1, ge=1, le=4)
     """Discriminators of each domain, each on frames of half the size of the one before
-    (pix2pixHD); more judge layout besides texture. Their losses are added."""
+    (pix2pixHD); more judge layout besides texture. Their losses are averaged."""
     adversarial_loss: Literal["least_squares", "vanilla"] = "least_squares"
     """`vanilla` is the cross-entropy of Goodfellow et al., 2014."""
     crop: Size = (256, 256)

@@ -34,7 +34,9 @@ def read_rgb(path: Path) -> UInt8:
                 f"{path} has {image.mode} pixels; frames of 8 bits a channel are expected. "
                 "Convert the file."
             )
-        return np.asarray(image.convert("RGB"))
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # PIL asks for it
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_raw(path: Path) -> npt.NDArray[np.integer]:

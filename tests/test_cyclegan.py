@@ -583,3 +583,11 @@ def test_damaged_checkpoint(config: Config, tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(UserError, match="found a damaged or truncated file"):
         translate(config.translation, path, config.source, tmp_path, config.compute)
+
+
+@pytest.mark.parametrize("kind", ["least_squares", "vanilla"])
+def test_losses_of_several_scales_are_averaged(kind: Any) -> None:
+    fine, coarse = torch.randn(2, 1, 6, 6), torch.randn(2, 1, 3, 3)
+    apart = [gan_loss(scale, real=True, kind=kind) for scale in (fine, coarse)]
+    together = gan_loss([fine, coarse], real=True, kind=kind)
+    torch.testing.assert_close(together, (apart[0] + apart[1]) / 2)

@@ -416,3 +416,13 @@ def test_hidden_folders_are_no_part_of_a_set(tmp_path: Path) -> None:
     write(tmp_path / ".trash/rgb/0.png", np.zeros((1, 16, 3)))
     spec = own(tmp_path, images="{town}/rgb/{frame}", labels=None)
     assert [s.name for s in list_samples(spec, labelled=False)] == ["Town01/0"]
+
+
+def test_palette_frames_with_transparency(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    image = Image.fromarray(np.array([[0, 1]], np.uint8))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.save(tmp_path / "images/a.png", transparency=bytes([0, 255]))
+    spec = own(tmp_path, labels=None)
+    (sample,) = list_samples(spec, labelled=False)
+    assert read_frame(spec, sample).tolist() == [[[10, 20, 30], [40, 50, 60]]]
