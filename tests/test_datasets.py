@@ -426,3 +426,18 @@ def test_palette_frames_with_transparency(tmp_path: Path) -> None:
     spec = own(tmp_path, labels=None)
     (sample,) = list_samples(spec, labelled=False)
     assert read_frame(spec, sample).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+def test_yaml_bombs_and_giants_are_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "set.yaml"
+    layers = [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 10)]
+    path.write_text("\n".join(["l0: &l0 [lol]", *layers]))
+    with pytest.raises(UserError, match=r"alias \*l0 is not supported"):
+        load_spec(path)
+    path.write_text("values: " + "[" * 100_000)
+    with pytest.raises(UserError, match="is not readable as YAML"):
+        load_spec(path)
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(UserError, match=r"has 1,073,741,824 bytes; a YAML file of at most"):
+        load_spec(path)
