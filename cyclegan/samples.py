@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from cyclegan.translate import translate_frame
-from pipeline.datasets import DatasetSpec, Sample, read_frame
+from pipeline.datasets import DatasetSpec, Sample, evenly, read_frame
 from pipeline.images import UInt8
 
 SAMPLE_FRAMES = 3
@@ -60,8 +60,7 @@ def grid(rows: list[list[UInt8]]) -> UInt8:
 
 def spread(spec: DatasetSpec, samples: list[Sample]) -> list[UInt8]:
     """A few frames from all over the set, always the same."""
-    count = min(SAMPLE_FRAMES, len(samples))
-    return [read_frame(spec, samples[i * len(samples) // count]) for i in range(count)]
+    return [read_frame(spec, sample) for sample in evenly(samples, SAMPLE_FRAMES)]
 
 
 @contextmanager

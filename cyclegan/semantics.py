@@ -21,7 +21,8 @@ from cyclegan.networks import to_network
 from cyclegan.translate import translate_frame
 from pipeline.config import SemanticsConfig
 from pipeline.confusion import ConfusionMatrix
-from pipeline.datasets import DatasetSpec, LabelReader, Sample, read_frame
+from pipeline.datasets import DatasetSpec, LabelReader, Sample, evenly, read_frame
+from pipeline.errors import UserError
 from pipeline.files import replacing, write_json
 from pipeline.images import UInt8
 from pipeline.labels import IGNORE, LabelSpace
@@ -106,7 +107,7 @@ class Verdict:
 
         1 for a translator that changes nothing; 0 for one that reaches the target and keeps all.
         """
-        left = max(0.0, self.distance) / max(self.distance_before, 1e-12)
+        left = max(0.0, self.distance) / self.distance_before
         kept = self.after.pixel_accuracy / max(self.before.pixel_accuracy, 1e-12)
         return left + max(0.0, 1 - kept)
 
@@ -149,7 +150,9 @@ class Leaderboard:
         return best
 
     def write(self, folder: Path) -> None:
-        """Write `leaderboard.csv`, best first, and `drift.json` into `folder`."""
+        """Write `leaderboard.csv`, best first, and `drift.json` into `folder`, if there is any."""
+        if not self.rows:
+            return
         with replacing(folder / "leaderboard.csv") as part:
             pd.DataFrame(self.rows).sort_values("score").to_csv(part, index=False)
         write_json(folder / "drift.json", self.drifts)
@@ -219,19 +222,37 @@ def make_probe(
     config: SemanticsConfig,
     device: torch.device,
 ) -> Probe:
-    """Read the probe frames, evenly spaced: the source's with labels, the target's without."""
+    """Read the probe frames, evenly spaced: the source's with labels, the target's without.
+
+    Raises:
+        UserError: they cannot tell a good translation from a bad one.
+    """
+    for spec, samples in ((source, source_samples), (target, target_samples)):
+        if len(samples) < 2:
+            raise UserError(
+                f"Data set {spec.name} has {len(samples)} frame(s), and cyclegan.semantics judges "
+                "on two or more. Raise `limit`, or leave cyclegan.semantics out."
+            )
     labels = LabelReader(source, judge.space)
-    return Probe(
+    probe = Probe(
         judge,
         [
             (read_frame(source, sample), labels.read(sample))
-            for sample in _spaced(source_samples, config.probe_frames)
+            for sample in evenly(source_samples, config.probe_frames)
         ],
-        [read_frame(target, sample) for sample in _spaced(target_samples, config.probe_frames)],
+        [read_frame(target, sample) for sample in evenly(target_samples, config.probe_frames)],
         device,
     )
-
-
-def _spaced(samples: list[Sample], count: int) -> list[Sample]:
-    count = min(count, len(samples))
-    return [samples[i * len(samples) // count] for i in range(count)]
+    if not probe.before.counts.sum():
+        raise UserError(
+            f"No label of {config.probe_frames} frames of data set {source.name} has a class of "
+            f"label space {judge.space.name}. Raise cyclegan.semantics.probe_frames."
+        )
+    if probe.distance_before <= 0:
+        raise UserError(
+            f"{config.probe_frames} frames of {source.name} and of {target.name} cannot be told "
+            f"apart (distance {probe.distance_before:.2g} in the features of "
+            f"{judge.features_name}): there is no gap to close, or the frames are too few. Raise "
+            "cyclegan.semantics.probe_frames, or leave cyclegan.semantics out."
+        )
+    return probe

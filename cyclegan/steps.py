@@ -115,12 +115,13 @@ def save_last(folder: Path, state: dict[str, Any]) -> None:
     save_checkpoint(path, state)
 
 
-def save_best(
-    folder: Path, config: CycleGANConfig, step: int, generators: dict[str, dict[str, Tensor]]
-) -> None:
-    """Write the generators (name -> weights) that were scored best so far."""
-    state = {"step": step, "config": config.model_dump(mode="json"), "networks": generators}
-    save_checkpoint(folder / BEST, state)
+def save_best(folder: Path, state: dict[str, Any]) -> None:
+    """Write the generators that were scored best so far, as the newest checkpoint `state` has them.
+
+    After that checkpoint, so that a kill between the two leaves the truth in one file.
+    """
+    if state["best"]:
+        save_checkpoint(folder / BEST, {"config": state["config"], **state["best"]})
 
 
 @torch.no_grad()
@@ -131,5 +132,5 @@ def follow(average: nn.Module, network: nn.Module, keep: float, step: int) -> No
     over the first steps as (1 + step) / (10 + step): the initial weights are soon forgotten.
     """
     keep = min(keep, (1 + step) / (10 + step))
-    for slow, new in zip(average.parameters(), network.parameters(), strict=True):
-        slow.lerp_(new, 1 - keep)
+    # One launch for all weights.
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,6 +104,7 @@ def train(
     pools = {"source": ImagePool(config.pool_size), "target": ImagePool(config.pool_size)}
     skips = Skips()
     leaderboard = Leaderboard()
+    best: dict[str, Any] = {}
 
     # Continue where an earlier run stopped.
     start = 0
@@ -119,6 +121,9 @@ def train(
             pool.images = [image.to(fabric.device) for image in state["pools"][name]]
         skips = Skips(**state["skips"])
         leaderboard = Leaderboard(**state["leaderboard"])
+        best = state["best"]
+        save_best(folder, state)
+        leaderboard.write(folder)
 
     source_to_target, target_to_source, source_critic, target_critic = (
         fabric.setup_module(fused(network) if compute.compile else network)
@@ -126,6 +131,7 @@ def train(
     )
 
     judge = probe = None
+    consistent = semantics is not None and semantics.consistency > 0
     if semantics is not None:
         assert judge_on is not None, "config.semantics asks for a judge"
         judge = judge_on(fabric.device)
@@ -141,7 +147,8 @@ def train(
         )
         for i, (spec, samples, space) in enumerate(
             [
-                (source, source_samples, judge.space if judge else None),
+                # Labels are read where something is learnt from them.
+                (source, source_samples, judge.space if judge and consistent else None),
                 (target, target_samples, None),
             ],
             start=1,
@@ -201,7 +208,7 @@ def train(
             )
             if judge and semantics:
                 with fabric.autocast():
-                    if semantics.consistency > 0:
+                    if consistent:
                         classes = source_batch["classes"].to(fabric.device, non_blocking=True)
                         loss = semantic_loss(judge.segmenter, fake_target, classes)
                         losses["semantic_source"] = semantics.consistency * loss
@@ -240,13 +247,13 @@ def train(
             last = step == steps
             save = last or step % config.checkpoint_every == 0
             used = averages or networks
-            if save and probe:
+            if save:
                 check_finite(networks.values(), step, names)
+            if save and probe:
                 verdict = probe.verdict(used["source_to_target"])
                 if leaderboard.add(step, verdict, probe.judge):
-                    generators_only = {name: used[name].state_dict() for name in GENERATORS}
-                    save_best(folder, config, step, generators_only)
-                leaderboard.write(folder)
+                    weights = {name: used[name].state_dict() for name in GENERATORS}
+                    best = {"step": step, "networks": copy.deepcopy(weights)}
                 log.flush(learning_rate=rate, skipped=skips.total, **verdict.row())
             if save or step % config.log_every == 0:
                 log.flush(learning_rate=rate, skipped=skips.total)
@@ -260,18 +267,18 @@ def train(
                 write_image(folder / "samples" / f"step-{step:07d}.png", grid)
                 log.picture(step, "samples", grid)
             if save:
-                check_finite(networks.values(), step, names)
-                save_last(
-                    folder,
-                    {
-                        "step": step,
-                        "config": config.model_dump(mode="json"),
-                        "networks": {k: v.state_dict() for k, v in networks.items()},
-                        "averages": {k: v.state_dict() for k, v in averages.items()},
-                        "optimizers": {k: v.state_dict() for k, v in optimizers.items()},
-                        "pools": {k: v.images for k, v in pools.items()},
-                        "skips": asdict(skips),
-                        "leaderboard": asdict(leaderboard),
-                    },
-                )
+                state = {
+                    "step": step,
+                    "config": config.model_dump(mode="json"),
+                    "networks": {k: v.state_dict() for k, v in networks.items()},
+                    "averages": {k: v.state_dict() for k, v in averages.items()},
+                    "optimizers": {k: v.state_dict() for k, v in optimizers.items()},
+                    "pools": {k: v.images for k, v in pools.items()},
+                    "skips": asdict(skips),
+                    "leaderboard": asdict(leaderboard),
+                    "best": best,
+                }
+                save_last(folder, state)
+                save_best(folder, state)
+                leaderboard.write(folder)
             advance(1)

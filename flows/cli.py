@@ -164,7 +164,7 @@ def _run_stages(
 ) -> None:
     """Do every stage of one command, without Prefect; `anew` also those that are complete."""
     from flows.prepare import prepare
-    from flows.stages import check, plan, remove, run_stage
+    from flows.stages import check, is_done, plan, remove, run_stage
     from pipeline.config import load_config
     from pipeline.errors import UserError
     from pipeline.runs import locked, read_run
@@ -178,12 +178,23 @@ def _run_stages(
             prepare(load_config(config, settings), folder, [])
         stages = plan(read_run(folder), folder)
         wanted = [stage for stage in stages if stage.command == command]
+        if command == "train-cyclegan":  # its judge, if it has one, is a part of it
+            judges = {name for stage in wanted for name in stage.reads}
+            wanted = [stage for stage in stages if stage.name in judges] + wanted
         inputs = check(folder, stages, command=command)
+        names = {stage.name for stage in wanted}
         if anew:
             remove(folder, [stage.name for stage in wanted])
-        for stage in wanted:
+        ready = [s for s in wanted if all(is_done(folder, n) for n in s.reads if n not in names)]
+        for stage in ready or wanted:
             done = run_stage(folder, stage, inputs[stage.name])
             print(f"{stage.name}: {'done' if done else 'was complete'}", file=sys.stderr)
+        if waiting := [stage for stage in wanted if ready and stage not in ready]:
+            missing = next(n for n in waiting[0].reads if not is_done(folder, n))
+            raise UserError(
+                f"Done: {', '.join(stage.name for stage in ready)}. Not {waiting[0].name}: it "
+                f"reads {missing}, which is not complete. Run `sim2real run` or that stage first."
+            )
 
 
 @app.command("train-cyclegan")
@@ -233,12 +244,17 @@ def export(
 ) -> None:
     """Write a generator as the reference implementation stores it, or as ONNX.
 
-    A folder gets all networks of the run in the reference's files.
+    Of a run it is the generator that it translates with. A folder gets all networks of the file in
+    the reference's files.
     """
     from cyclegan.checkpoints import export as write
-    from cyclegan.steps import CHECKPOINT
+    from flows.stages import translator
+    from pipeline.errors import UserError
+    from pipeline.runs import read_run
 
-    path = source / "cyclegan" / CHECKPOINT if source.is_dir() else source
+    if backwards and not to.suffix:
+        raise UserError(f"--backwards is for one generator, and folder {to} gets all networks.")
+    path = translator(read_run(source), source) if source.is_dir() else source
     print(write(path, to, "target_to_source" if backwards else "source_to_target"))
 
 

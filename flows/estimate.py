@@ -24,30 +24,37 @@ class Estimate:
 def estimate(config: Config) -> list[Estimate]:
     """Time and disk of the stages that compute, from passes of random pixels timed here and now.
 
-    Good to a factor of about two: reading and writing files, logs and the resampling of evaluation
-    are not counted, and a busy machine times long.
+    Good to a factor of about two: reading and writing files, logs, a judge and the resampling of
+    evaluation are not counted, and a busy machine times long.
+
+    Raises:
+        UserError: the GPU's memory does not suffice.
     """
+    from pipeline.training import explain_memory
+
     translates = "translated" in config.arms.values()
     trains = translates and config.translation.weights is None
-    return [
-        *([_cyclegan(config)] if trains else []),
-        *([_translation(config)] if translates else []),
-        *_segmentation(config),
-    ]
+    with explain_memory("cyclegan"):
+        parts = [_cyclegan(config)] if trains else []
+        parts += [_translation(config)] if translates else []
+    with explain_memory("segmentation"):
+        return parts + _segmentation(config)
 
 
 def _cyclegan(config: Config) -> Estimate:
     from cyclegan.networks import build_discriminator, build_generator
-    from pipeline.training import time_passes
+    from pipeline.training import time_pass
 
     recipe = config.cyclegan
     generator, critic = build_generator(recipe), build_discriminator(recipe)
     width, height = recipe.crop
     crops = recipe.batch_size, 3, height, width
-    _, generating = time_passes(generator, crops, config.compute)
+    generating = time_pass(generator, crops, config.compute, training=True)
     judged = (crops[0], 6, *crops[2:]) if recipe.paired else crops
-    _, judging = time_passes(critic, judged, config.compute)
-    frames = max(len(list_samples(s, labelled=False)) for s in (config.source, config.target))
+    judging = time_pass(critic, judged, config.compute, training=True)
+    sets = [list_samples(spec, labelled=False) for spec in (config.source, config.target)]
+    names = [{sample.name for sample in samples} for samples in sets]
+    frames = len(names[0] & names[1]) if recipe.paired else max(map(len, names))
     epoch = recipe.steps_per_epoch or -(-frames // recipe.batch_size)
     steps = epoch * (recipe.epochs + recipe.decay_epochs)
     domains = 1 if recipe.paired else 2
@@ -61,15 +68,16 @@ def _cyclegan(config: Config) -> Estimate:
 
 
 def _translation(config: Config) -> Estimate:
+    from cyclegan.checkpoints import load_generator
     from cyclegan.networks import build_generator
-    from pipeline.training import time_passes
+    from pipeline.training import time_pass
 
     samples = list_samples(config.source, labelled=False)
     frame = read_frame(config.source, samples[0])
-    multiple = 4 if config.cyclegan.generator == "resnet" else 2**config.cyclegan.downs
-    height, width = (side + -side % multiple for side in frame.shape[:2])
-    generator = build_generator(config.cyclegan)
-    seconds, _ = time_passes(generator, (1, 3, height, width), config.compute)
+    weights = config.translation.weights
+    generator = load_generator(weights) if weights else build_generator(config.cyclegan)
+    height, width = (side + -side % generator.multiple for side in frame.shape[:2])
+    seconds = time_pass(generator, (1, 3, height, width), config.compute, training=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frame.png"
         write_image(path, frame)
@@ -79,17 +87,17 @@ def _translation(config: Config) -> Estimate:
 
 
 def _segmentation(config: Config) -> list[Estimate]:
-    from pipeline.training import time_passes
+    from pipeline.training import time_pass
     from segmentation.models import build_model
 
     recipe = config.segmentation
     classes = len(load_label_space(config.label_space).classes)
     model = build_model(recipe, classes, pretrained=False)
     crops = recipe.batch_size, recipe.crop[1], recipe.crop[0], 3
-    _, step = time_passes(model.train(), crops, config.compute)
+    step = time_pass(model, crops, config.compute, training=True)
     samples = list_samples(config.test, labelled=False)
     frame = read_frame(config.test, samples[0]).shape
-    predicting, _ = time_passes(model.eval(), (1, *frame), config.compute)
+    predicting = time_pass(model, (1, *frame), config.compute, training=False)
     networks = len(config.seeds) * len(config.arms)
     weights = sum(p.numel() for p in model.parameters())
     return [

@@ -44,6 +44,8 @@ def preflight(config: Config) -> None:
             collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
         if (weights := config.translation.weights) is not None:
             collect(lambda: _generator(weights))
+        else:
+            collect(lambda: _translator(config))
     collect(lambda: _network(config))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
@@ -71,6 +73,15 @@ def _crop_fits(config: Config, spec: DatasetSpec) -> None:
             f"cyclegan.crop {list(config.cyclegan.crop)} is larger than {sample.image}, which is "
             f"read at {width}x{height}. Lower the crop, or raise `width` of {spec.name}."
         )
+
+
+def _translator(config: Config) -> None:
+    from cyclegan.data import pairs
+    from cyclegan.steps import check_crop
+
+    check_crop(config.cyclegan)
+    if config.cyclegan.paired:
+        pairs(config.source, config.target)
 
 
 def _generator(weights: Path) -> None:

@@ -137,15 +137,21 @@ def _translation(config: Config, run: Path) -> Stage:
         return {"version": 2, "config": recipe, "source": _frames(config.source)}
 
     def work(folder: Path) -> None:
-        from cyclegan.steps import BEST, CHECKPOINT
         from cyclegan.translate import translate
 
-        best = config.translation.checkpoint == "best"
-        checkpoint = weights or run / "cyclegan" / (BEST if best else CHECKPOINT)
+        checkpoint = translator(config, run)
         translate(config.translation, checkpoint, config.source, folder, config.compute)
 
     reads = ("cyclegan",) if weights is None else ()
     return Stage("translated", "translate", reads, inputs, work)
+
+
+def translator(config: Config, run: Path) -> Path:
+    """The file of weights that a run translates with."""
+    from cyclegan.steps import BEST, CHECKPOINT
+
+    best = config.translation.checkpoint == "best"
+    return config.translation.weights or run / "cyclegan" / (BEST if best else CHECKPOINT)
 
 
 def _training(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:

@@ -297,17 +297,14 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
                 data[key] = _resolve_dataset(data[key], path.parent)
             except UserError as error:
                 problems.append(f"  {key}: {error}")
-    for section, key in (
-        ("", "label_space"),
-        ("segmentation", "encoder_weights"),
-        ("translation", "weights"),
-    ):
+    for section, key in (("", "label_space"), ("segmentation", "encoder_weights")):
         holder = data.get(section, {}) if section else data
         if isinstance(holder, dict) and isinstance(value := holder.get(key), str):
             holder[key] = _absolute_file(value, path.parent)
-    compute = data.get("compute")
-    if isinstance(compute, dict) and isinstance(cache := compute.get("cache"), str):
-        compute["cache"] = str(path.parent.absolute() / cache)
+    for section, key in (("compute", "cache"), ("translation", "weights")):
+        holder = data.get(section)
+        if isinstance(holder, dict) and isinstance(value := holder.get(key), str):
+            holder[key] = str(path.parent.absolute() / value)
     try:
         config = parse(Config, data, str(path))
     except UserError as error:
@@ -334,7 +331,7 @@ def _apply(data: dict[str, Any], setting: str) -> None:
         if not isinstance(data, dict):
             raise UserError(f"--set {setting!r}: {parent!r} is a value and has no keys below it")
     # On the command line a relative path starts where the user stands.
-    if isinstance(value, str) and (last in {*PATHS, "cache"} or value.endswith(_FILES)):
+    if isinstance(value, str) and (last in {*PATHS, "cache", "weights"} or value.endswith(_FILES)):
         value = str(Path(value).absolute())
     data[last] = value
 

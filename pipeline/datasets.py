@@ -15,11 +15,12 @@ import hashlib
 import inspect
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import cv2
 import numpy as np
@@ -39,6 +40,8 @@ from pipeline.images import (
 )
 from pipeline.labels import IGNORE, TABLES, LabelSpace, check_name
 from pipeline.schema import Schema, near, parse
+
+Item = TypeVar("Item")
 
 _BUILT_IN = Path(__file__).parent / "specs"
 PLUG_INS = "sim2real.datasets"
@@ -384,10 +387,16 @@ def list_samples(spec: DatasetSpec, *, labelled: bool) -> list[Sample]:
             f"{' and `quarantine`' if spec.quarantine else ''}."
         )
     if spec.limit is not None and spec.limit < len(names):
-        names = [names[i * len(names) // spec.limit] for i in range(spec.limit)]
+        names = evenly(names, spec.limit)
     if not labelled:
         return [Sample(name, found[name]) for name in names]
     return _with_labels(spec, {name: found[name] for name in names})
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of the items, or all, evenly spaced and always the same."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _find(spec: DatasetSpec, fixed: dict[str, str]) -> list[tuple[dict[str, str], Path]]:

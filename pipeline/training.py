@@ -181,39 +181,30 @@ def check_finite(networks: Iterable[torch.nn.Module], step: int, names: list[str
                 raise UserError(_not_finite(f"Weight {key!r}", step, names))
 
 
-def time_passes(
-    network: torch.nn.Module, shape: tuple[int, ...], compute: ComputeConfig
-) -> tuple[float, float]:
-    """Seconds of a forward pass, and of a forward and backward pass, each after one to warm up.
+def time_pass(
+    network: torch.nn.Module, shape: tuple[int, ...], compute: ComputeConfig, *, training: bool
+) -> float:
+    """Seconds of a forward pass, in training with its backward pass, after one to warm up.
 
     Args:
         network: puts out a tensor, or a list of them.
         shape: of the random batch that goes in: (N, H, W, 3) pixels, or (N, C, H, W) floats.
     """
-    fabric = make_fabric(compute, training=True)
+    fabric = make_fabric(compute, training=training)
     pixels = shape[-1] == 3
     batch = torch.randint(0, 256, shape, dtype=torch.uint8) if pixels else torch.randn(shape)
-    network, batch = network.to(fabric.device), batch.to(fabric.device)
-
-    def forward() -> torch.Tensor:
-        with fabric.autocast():
-            out: torch.Tensor | list[torch.Tensor] = network(batch)
-        return out[0] if isinstance(out, list) else out
-
-    def both() -> None:
-        torch.autograd.backward(forward().float().mean())
-
-    def seconds(work: Callable[[], object]) -> float:
-        work()
+    network, batch = network.to(fabric.device).train(training), batch.to(fabric.device)
+    seconds = 0.0
+    for _ in range(2):
         start = time.perf_counter()
-        work()
+        with fabric.autocast(), torch.inference_mode(not training):
+            out: torch.Tensor | list[torch.Tensor] = network(batch)
+        if training:
+            torch.autograd.backward((out[0] if isinstance(out, list) else out).float().mean())
         if fabric.device.type == "cuda":
             torch.cuda.synchronize(fabric.device)
-        return time.perf_counter() - start
-
-    with torch.inference_mode():
-        alone = seconds(forward)
-    return alone, seconds(both)
+        seconds = time.perf_counter() - start
+    return seconds
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         has_translation="translated" in config.arms.values(),
         rows=table.astype(object).where(table.notna(), None).to_dict("records"),
         confusions=_confusions(evaluations),
-        drift=_drift(run, config),
+        drift=_drift(run, config) if config.translation.weights is None else None,
         curves=_curves(run, config),
         unsupplied=missing_classes(config.source, space),
         run_facts=_run_facts(run),
@@ -221,7 +221,7 @@ def _curves(run: Path, config: Config) -> dict[str, Markup]:
     """Name -> plot, for the trainings that left a log."""
     curves: dict[str, Markup] = {}
     log = figures.read_log(run / "cyclegan" / "log.jsonl")
-    if len(log):
+    if len(log) and config.translation.weights is None:
         for name, steps in (
             ("reconstruction", figures.RECONSTRUCTION),
             ("adversarial", figures.ADVERSARIAL),

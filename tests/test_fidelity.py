@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from cyclegan.data import crop_reader, pair_reader, pairs
 from cyclegan.networks import PatchDiscriminator, ResnetGenerator, initialise, to_network
+from cyclegan.semantics import Judge
 from cyclegan.train import train
 from cyclegan.train_paired import train_paired
 from pipeline.config import Config, CycleGANConfig, load_config
 from pipeline.datasets import list_samples
+from pipeline.labels import load_label_space
 from pipeline.training import Draws, load_checkpoint, seed_step
 
 WIDTH = 8
@@ -152,12 +154,29 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 # No five steps of the cross-entropy: at first its gradients of real and translated images all but
 # cancel, rounding decides many of Adam's steps, and the two trainings part.
+# With a judge, the semantic losses join in (CyCADA); the judge is a fixed 1x1 convolution here.
 @pytest.mark.parametrize(
-    ("steps", "kind"), [(1, "least_squares"), (5, "least_squares"), (1, "vanilla")]
+    ("steps", "kind", "semantic"),
+    [
+        (1, "least_squares", False),
+        (5, "least_squares", False),
+        (1, "vanilla", False),
+        (1, "least_squares", True),
+    ],
 )
-def test_cyclegan_step(config: Config, tmp_path: Path, steps: int, kind: str) -> None:
-    ours = recipe(config, steps, adversarial_loss=kind)
-    train(ours, config.source, config.target, tmp_path, config.compute)
+def test_cyclegan_step(
+    config: Config, tmp_path: Path, steps: int, kind: str, semantic: bool
+) -> None:
+    watched = {"consistency": 7.0, "target_consistency": 3.0, "probe_frames": 2}
+    settings = {"semantics": watched} if semantic else {}
+    ours = recipe(config, steps, adversarial_loss=kind, **settings)
+    space = load_label_space("cityscapes19")
+    torch.manual_seed(5)
+    segmenter = nn.Conv2d(3, len(space.classes), 1).requires_grad_(False)
+    frozen = segmenter.weight.clone()
+    judge = Judge(segmenter, lambda x: x.mean((2, 3)), "mean colour", space)
+    train(ours, config.source, config.target, tmp_path, config.compute, lambda device: judge)
+    assert torch.equal(segmenter.weight, frozen)
     trained = load_checkpoint(tmp_path / "checkpoints/last.pt")["networks"]
     log = read_log(tmp_path)
 
@@ -170,11 +189,11 @@ def test_cyclegan_step(config: Config, tmp_path: Path, steps: int, kind: str) ->
     d_x, d_y = map(plain_discriminator, judges)  # on source, on target
     generators, critics = plain_adam(g, f), plain_adam(d_x, d_y)
     readers = [
-        Draws(crop_reader(spec, samples, ours.crop, None), len(samples), seed=0, stream=stream)
-        for stream, spec in ((1, config.source), (2, config.target))
-        for samples in [list_samples(spec, labelled=False)]
+        Draws(crop_reader(spec, samples, ours.crop, None, labels), len(samples), seed=0, stream=i)
+        for i, spec, labels in ((1, config.source, space), (2, config.target, None))
+        for samples in [list_samples(spec, labelled=True)]
     ]
-    l1 = nn.L1Loss()
+    l1, cross_entropy = nn.L1Loss(), nn.CrossEntropyLoss(ignore_index=255)
     for draw in range(steps):
         x, y = (to_network(reader[draw]["rgb"][None]).contiguous() for reader in readers)  # type: ignore[index]
         fake_y, fake_x = g(x), f(y)
@@ -189,6 +208,11 @@ def test_cyclegan_step(config: Config, tmp_path: Path, steps: int, kind: str) ->
             "cycle_target": 10 * l1(back_y, y),
             "identity": 10 * 0.5 * (l1(g(y), y) + l1(f(x), x)),
         }
+        if semantic:
+            truth = readers[0][draw]["classes"][None].long()  # type: ignore[index]
+            seen = segmenter(y).argmax(1)
+            terms["semantic_source"] = 7 * cross_entropy(segmenter(fake_y), truth)
+            terms["semantic_target"] = 3 * cross_entropy(segmenter(fake_x), seen)
         torch.stack(list(terms.values())).sum().backward()
         generators.step()
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cyclegan.networks import (
@@ -274,6 +274,20 @@ def test_pixel_discriminator_sees_single_pixels() -> None:
     assert keys == {f"net.{i}.weight" for i in (0, 2, 5)}
     assert parameters(PixelDiscriminator()) == 3 * 64 + 64 + 64 * 128 + 128 + 128 + 1
     torch.testing.assert_close(network(x.flip(3)), network(x).flip(3))
+
+
+def test_the_pyramid_keeps_a_constant_picture_constant() -> None:
+    """Averaging must not count what lies beyond the border as black."""
+    seen: list[Tensor] = []
+
+    class Eye(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return x
+
+    PyramidDiscriminator([Eye(), Eye(), Eye()])(torch.full((1, 3, 16, 24), 0.5))
+    assert [tuple(x.shape[2:]) for x in seen] == [(16, 24), (8, 12), (4, 6)]
+    assert all(torch.equal(x, torch.full_like(x, 0.5)) for x in seen)
 
 
 def test_discriminators_on_a_pyramid() -> None:

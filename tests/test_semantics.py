@@ -1,6 +1,7 @@
 """The frozen judge: its loss, its drift matrix, its distance, its score."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cyclegan.semantics import Judge, Probe, kernel_distance, pseudo_classes, se
 from cyclegan.steps import save_last
 from cyclegan.train import train
 from cyclegan.translate import translate_frame
+from flows.estimate import estimate
 from flows.prepare import preflight, prepare
 from flows.stages import _judge, all_inputs, plan, run_stage
 from pipeline.config import load_config
@@ -25,8 +27,8 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.images import read_rgb
 from pipeline.labels import IGNORE, LabelClass, LabelSpace, load_label_space
-from pipeline.training import load_checkpoint
-from tests.conftest import TINY
+from pipeline.training import load_checkpoint, save_checkpoint
+from tests.conftest import TINY, Cli
 
 SPACE = LabelSpace(
     name="dark or bright",
@@ -159,6 +161,7 @@ def test_probe_leaves_the_generator_as_it_is() -> None:
 
 JUDGED = {
     "cyclegan.semantics": "{consistency: 1.0, target_consistency: 0.5, probe_frames: 4}",
+    "cyclegan.generator_average": "0.9",
     "translation.checkpoint": "best",
     "arms": "{source_only: source, adapted: translated}",
 }
@@ -244,6 +247,10 @@ def test_a_judged_training_continues_exactly(judged: Path, world: Path) -> None:
         for path in (folder, judged / "cyclegan")
     )
     assert all(torch.equal(one[key], other[key]) for key in one)
+    best, same = (
+        load_checkpoint(path / "checkpoints/best.pt") for path in (folder, judged / "cyclegan")
+    )
+    assert best["step"] == same["step"]
 
 
 @pytest.mark.parametrize(
@@ -254,6 +261,8 @@ def test_a_judged_training_continues_exactly(judged: Path, world: Path) -> None:
         ([SETTINGS[0], "cyclegan.paired=true"], "semantics is for unpaired training"),
         (["cyclegan.semantics={probe_frames: 1}"], "probe_frames"),
         (["translation.weights=nothing.pth"], "translation.weights: no file"),
+        (["cyclegan.crop=[16,16]"], "cyclegan.crop [16, 16] is smaller than the"),
+        (["cyclegan.paired=true"], "needs frames of equal name in source and target"),
     ],
 )
 def test_settings_that_cannot_work(tiny: Path, settings: list[str], message: str) -> None:
@@ -271,3 +280,79 @@ def test_translation_with_a_generator_from_elsewhere(judged: Path, tiny: Path) -
     run_stage(run, stages[0], all_inputs(stages)["translated"])
     for path in (run / "translated/images").iterdir():
         assert (read_rgb(path) == read_rgb(judged / "translated/images" / path.name)).mean() > 0.99
+
+
+def test_the_average_is_judged(judged: Path) -> None:
+    state = load_checkpoint(judged / "cyclegan/checkpoints/last.pt")
+    assert state["leaderboard"]["rows"][-1]["step"] == 12
+    best = load_checkpoint(judged / "cyclegan/checkpoints/best.pt")
+    if best["step"] == 12:
+        averages = state["averages"]["source_to_target"]
+        assert all(
+            torch.equal(averages[k], v) for k, v in best["networks"]["source_to_target"].items()
+        )
+    for key, value in state["networks"]["source_to_target"].items():
+        assert not torch.equal(value, state["averages"]["source_to_target"][key]), key
+
+
+def test_a_kill_between_the_two_files_leaves_the_best_true(judged: Path, tmp_path: Path) -> None:
+    """`last.pt` says what is best; continuing writes `best.pt` anew from it."""
+    shutil.copytree(judged / "cyclegan", tmp_path / "cyclegan")
+    path = tmp_path / "cyclegan/checkpoints/best.pt"
+    truth = load_checkpoint(path)
+    save_checkpoint(path, {**truth, "step": 99})
+    config = load_config(judged / "config.yaml")
+    space = load_label_space(config.label_space)
+    judge_on = _judge(config, space, judged / "segmentation/source_only/seed-0")
+    folder = tmp_path / "cyclegan"
+    train(config.cyclegan, config.source, config.target, folder, config.compute, judge_on)
+    assert load_checkpoint(path)["step"] == truth["step"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("target.limit=1", "has 1 frame(s), and cyclegan.semantics judges on two or more"),
+        ("source.values={7: any vehicle}", "has a class of label space cityscapes19"),
+    ],
+)
+def test_frames_that_cannot_judge(judged: Path, tiny: Path, setting: str, message: str) -> None:
+    config = load_config(tiny, [*SETTINGS, setting])
+    space = load_label_space(config.label_space)
+    judge_on = _judge(config, space, judged / "segmentation/source_only/seed-0")
+    with pytest.raises(UserError) as error:
+        train(config.cyclegan, config.source, config.target, tiny.parent, config.compute, judge_on)
+    assert message in str(error.value)
+
+
+def test_sets_that_are_alike_cannot_be_judged() -> None:
+    frames = [halves(250, 30)] * 3
+    probe = Probe(JUDGE, frames, [frame for frame, _ in frames], torch.device("cpu"))
+    assert probe.distance_before <= 0
+
+
+def test_an_estimate_of_every_stage(tiny: Path, judged: Path) -> None:
+    parts = {part.command: part for part in estimate(load_config(tiny))}
+    assert list(parts) == ["train-cyclegan", "translate", "train-segmentation", "evaluate"]
+    assert all(part.seconds > 0 for part in parts.values())
+    weights = judged / "cyclegan/checkpoints/best.pt"
+    fewer = estimate(load_config(tiny, [f"translation.weights={weights}"]))
+    assert next(part.command for part in fewer) == "translate"
+    last = judged / "segmentation/source_only/seed-0/checkpoints/last.pt"
+    # Adam keeps nothing for the layers that a shallow encoder leaves out: at most a third.
+    assert 0.9 < parts["train-segmentation"].bytes / (3 * last.stat().st_size) < 3.1
+
+
+def test_training_a_translator_trains_its_judge(cli: Cli, tiny: Path, world: Path) -> None:
+    sets = [word for setting in SETTINGS for word in ("--set", setting)]
+    result = cli("train-cyclegan", "r", "--config", tiny, *sets)
+    assert result.returncode == 0, result.stderr
+    assert "segmentation/source_only/seed-0: done" in result.stderr
+    assert "cyclegan: done" in result.stderr
+    result = cli("train-segmentation", "r")
+    assert result.returncode == 2
+    assert "Not segmentation/adapted/seed-0: it reads translated" in result.stderr
+    assert cli("export", "r", "--to", "G.pth").returncode == 0
+    best = load_generator(tiny.parent / "r/cyclegan/checkpoints/best.pt").state_dict()
+    exported = torch.load(tiny.parent / "G.pth", weights_only=True)
+    assert all(torch.equal(best[key], value) for key, value in exported.items())
