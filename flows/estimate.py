@@ -43,7 +43,7 @@ def _cyclegan(config: Config) -> Estimate:
     recipe = config.cyclegan
     generator, critic = build_generator(recipe), build_discriminator(recipe)
     width, height = recipe.crop
-    crops = recipe.batch_size, 3, height, width
+    crops = recipe.batch_size // config.compute.devices, 3, height, width
     _, generating = time_passes(generator, crops, config.compute)
     judged = (crops[0], 6, *crops[2:]) if recipe.paired else crops
     _, judging = time_passes(critic, judged, config.compute)

@@ -44,6 +44,7 @@ def preflight(config: Config) -> None:
             collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
         if (weights := config.translation.weights) is not None:
             collect(lambda: _generator(weights))
+    collect(lambda: _devices(config))
     collect(lambda: _network(config))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
@@ -79,6 +80,12 @@ def _generator(weights: Path) -> None:
     if not weights.is_file():
         raise UserError(f"translation.weights: no file {weights}.")
     load_generator(weights)
+
+
+def _devices(config: Config) -> None:
+    from pipeline.training import check_devices
+
+    check_devices(config.compute)
 
 
 def _network(config: Config) -> None:
