@@ -44,7 +44,8 @@ def preflight(config: Config) -> None:
             collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
         if (weights := config.translation.weights) is not None:
             collect(lambda: _generator(weights))
-    collect(lambda: _devices(config))
+        else:
+            collect(lambda: _devices(config))
     collect(lambda: _network(config))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))

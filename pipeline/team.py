@@ -34,8 +34,8 @@ START = "spawn"
 _PATIENCE = 3.0
 """Seconds between a broken connection and the news of who died, and between asking a process to end
 and ending it."""
-# The processes watch each other through the one that started them; a first process that fills a
-# cache or judges a checkpoint may keep the others waiting for hours.
+# Who started the processes sees a death at once. A first process that fills a cache may keep the
+# others waiting for hours.
 _TIMEOUT = timedelta(days=1)
 
 T = TypeVar("T")
@@ -142,13 +142,13 @@ def run_team(compute: ComputeConfig, work: Callable[..., None], *arguments: obje
                     target=_member,
                     args=(team, backend, Path(folder) / "store", reporting, work, arguments),
                 )
+                members.append((process, reports))
                 with _no_interrupt():
                     process.start()
                 reporting.close()
-                members.append((process, reports))
             _wait(members)
         finally:
-            _end([process for process, _ in members])
+            _end([process for process, _ in members if process.pid is not None])
 
 
 @contextmanager
@@ -195,9 +195,9 @@ def _member(
         dist.destroy_process_group()
         reporting.send(None)
     except Exception as error:
-        mendable = isinstance(error, UserError | OSError)
-        error.add_note(traceback.format_exc())  # for --debug
-        reporting.send(error if mendable else traceback.format_exc())
+        trace = traceback.format_exc()
+        error.add_note(trace)  # for --debug
+        reporting.send(error if isinstance(error, UserError | OSError) else trace)
         # The others find a broken connection when this process ends: an error that says nothing.
         while True:
             signal.pause()
