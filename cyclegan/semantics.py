@@ -26,6 +26,7 @@ from pipeline.errors import UserError
 from pipeline.files import replacing, write_json
 from pipeline.images import UInt8
 from pipeline.labels import IGNORE, LabelSpace
+from pipeline.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Judge:
     """The classes of the segmenter and of the source's labels."""
 
 
-def semantic_loss(segmenter: Callable[[Tensor], Tensor], frames: Tensor, classes: Tensor) -> Tensor:
+def semantic_loss(
+    segmenter: Callable[[Tensor], Tensor], frames: Tensor, classes: Tensor, team: Team = ALONE
+) -> Tensor:
     """Cross-entropy of a frozen segmenter on frames whose classes are known.
 
     CyCADA's semantic consistency (Hoffman et al., ICML 2018, eq. 4), with the source's labels in
@@ -51,13 +54,15 @@ def semantic_loss(segmenter: Callable[[Tensor], Tensor], frames: Tensor, classes
     Args:
         frames: (N, 3, H, W) in [-1, 1], translated.
         classes: (N, H, W) integers; `IGNORE` counts for nothing.
+        team: who else works on the batch.
 
     Returns:
-        The mean over all labelled pixels of the batch; 0 when there is none.
+        The mean over all labelled pixels of the batch; 0 when there is none. In a team, what makes
+        the mean of all its processes that number: their parts hold different counts of pixels.
     """
     logits = segmenter(frames).float()
     total = F.cross_entropy(logits, classes.long(), ignore_index=IGNORE, reduction="sum")
-    return total / (classes != IGNORE).sum().clamp(min=1)
+    return total * team.size / team.total((classes != IGNORE).sum()).clamp(min=1)
 
 
 @torch.no_grad()

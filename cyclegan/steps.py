@@ -67,10 +67,14 @@ def fused(network: nn.Module) -> nn.Module:
     return compiled
 
 
+def gradients(networks: Iterable[nn.Module]) -> list[Tensor]:
+    """The gradients at all weights of `networks`."""
+    return [p.grad for n in networks for p in n.parameters() if p.grad is not None]
+
+
 def is_finite(losses: Mapping[str, Tensor], networks: Iterable[nn.Module]) -> bool:
     """Whether all losses and all gradients of `networks` are finite; waits for the device once."""
-    gradients = [p.grad for n in networks for p in n.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = nn.utils.get_total_norm(gradients(networks))
     return bool(torch.stack([*losses.values(), norm]).isfinite().all())
 
 
@@ -87,8 +91,13 @@ class Skips:
         """Note a step that was taken."""
         self.row = 0
 
-    def skip(self, step: int, names: list[str], losses: Mapping[str, Tensor]) -> None:
+    def skip(
+        self, step: int, names: list[str], losses: Mapping[str, Tensor], *, say: bool = True
+    ) -> None:
         """Note a skipped step and tell the user.
+
+        Args:
+            say: False where another process tells.
 
         Raises:
             UserError: `MOST_SKIPPED` steps in a row were skipped.
@@ -104,7 +113,8 @@ class Skips:
                 "lower cyclegan.learning_rate. The last checkpoint is unharmed: run again to "
                 "continue from it."
             )
-        print(f"CycleGAN: step {step} skipped, {what}", file=sys.stderr, flush=True)
+        if say:
+            print(f"CycleGAN: step {step} skipped, {what}", file=sys.stderr, flush=True)
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from cyclegan.steps import (
     decay,
     follow,
     fused,
+    gradients,
     is_finite,
     save_best,
     save_last,
@@ -35,6 +36,7 @@ from pipeline.config import ComputeConfig, CycleGANConfig
 from pipeline.datasets import DatasetSpec, list_samples
 from pipeline.images import write_image
 from pipeline.progress import progress
+from pipeline.team import ALONE, Team
 from pipeline.training import (
     Draws,
     TrainingLog,
@@ -56,6 +58,7 @@ def train(
     folder: Path,
     compute: ComputeConfig,
     judge_on: Callable[[torch.device], Judge] | None = None,
+    team: Team = ALONE,
 ) -> None:
     """Train source -> target and target -> source translators (Zhu et al., ICCV 2017, eq. 3).
 
@@ -66,6 +69,8 @@ def train(
 
     Args:
         judge_on: makes the judge that `config.semantics` asks for on a device.
+        team: the processes that train these networks together. Each works on its part of every
+            batch; the first alone writes.
 
     Raises:
         UserError: a frame cannot be read or is smaller than the crop, or the crop too small for
@@ -81,7 +86,7 @@ def train(
     steps = steps_per_epoch * (config.epochs + config.decay_epochs)
 
     # Networks and optimisers.
-    fabric = make_fabric(compute, training=True)
+    fabric = make_fabric(compute, training=True, device=team.rank)
     seed_step(config.seed, 0)
     networks: dict[str, nn.Module] = {
         "source_to_target": build_generator(config),
@@ -122,8 +127,9 @@ def train(
         skips = Skips(**state["skips"])
         leaderboard = Leaderboard(**state["leaderboard"])
         best = state["best"]
-        save_best(folder, state)
-        leaderboard.write(folder)
+        if team.leads:
+            save_best(folder, state)
+            leaderboard.write(folder)
 
     source_to_target, target_to_source, source_critic, target_critic = (
         fabric.setup_module(fused(network) if compute.compile else network)
@@ -135,25 +141,27 @@ def train(
     if semantics is not None:
         assert judge_on is not None, "config.semantics asks for a judge"
         judge = judge_on(fabric.device)
-        probe = make_probe(
-            judge, source, source_samples, target, target_samples, semantics, fabric.device
-        )
-    readers = [
-        Draws(
-            crop_reader(spec, samples, config.crop, compute.cache, space),
-            len(samples),
-            seed=config.seed,
-            stream=i,
-        )
-        for i, (spec, samples, space) in enumerate(
-            [
-                # Labels are read where something is learnt from them.
-                (source, source_samples, judge.space if judge and consistent else None),
-                (target, target_samples, None),
-            ],
-            start=1,
-        )
-    ]
+        if team.leads:
+            probe = make_probe(
+                judge, source, source_samples, target, target_samples, semantics, fabric.device
+            )
+    with team.leader_first():  # fills the cache
+        readers = [
+            Draws(
+                crop_reader(spec, samples, config.crop, compute.cache, space),
+                len(samples),
+                seed=config.seed,
+                stream=i,
+            )
+            for i, (spec, samples, space) in enumerate(
+                [
+                    # Labels are read where something is learnt from them.
+                    (source, source_samples, judge.space if judge and consistent else None),
+                    (target, target_samples, None),
+                ],
+                start=1,
+            )
+        ]
     loaders = [
         batches(
             reader,
@@ -162,22 +170,25 @@ def train(
             batch_size=config.batch_size,
             workers=compute.workers,
             pin=fabric.device.type == "cuda",
+            share=(team.rank, team.size),
         )
         for reader in readers
     ]
     weight, kind = config.cycle_weight, config.adversarial_loss
 
     with (
-        TrainingLog(folder, step=start) as log,
-        progress(
-            folder, "CycleGAN", steps, done=start, images_per_unit=2 * config.batch_size
+        team.leader(lambda: TrainingLog(folder, step=start)) as log,
+        team.leader(
+            lambda: progress(
+                folder, "CycleGAN", steps, done=start, images_per_unit=2 * config.batch_size
+            )
         ) as advance,
         explain_memory("cyclegan"),
     ):
         for step, (source_batch, target_batch) in enumerate(zip(*loaders, strict=True), start + 1):
             rate = config.learning_rate * decay(step - 1, steps_per_epoch, config)
             set_rate(optimizers.values(), rate)
-            seed_step(config.seed, step)
+            seed_step(config.seed, step, team.rank)
             real_source = to_network(source_batch["rgb"].to(fabric.device, non_blocking=True))
             real_target = to_network(target_batch["rgb"].to(fabric.device, non_blocking=True))
 
@@ -210,40 +221,50 @@ def train(
                 with fabric.autocast():
                     if consistent:
                         classes = source_batch["classes"].to(fabric.device, non_blocking=True)
-                        loss = semantic_loss(judge.segmenter, fake_target, classes)
+                        loss = semantic_loss(judge.segmenter, fake_target, classes, team)
                         losses["semantic_source"] = semantics.consistency * loss
                     if semantics.target_consistency > 0:
                         classes = pseudo_classes(judge.segmenter, real_target)
-                        loss = semantic_loss(judge.segmenter, fake_source, classes)
+                        loss = semantic_loss(judge.segmenter, fake_source, classes, team)
                         losses["semantic_target"] = semantics.target_consistency * loss
             optimizers["generators"].zero_grad()
             fabric.backward(torch.stack(list(losses.values())).sum())
 
-            # Discriminators, on real images and on images from the pools.
+            # Discriminators, on real images and on images from the pools, which see whole batches.
             trainable(critics, True)
             rng = np.random.default_rng([config.seed, 3, step])
             pooled_before = {name: list(pool.images) for name, pool in pools.items()}
-            pooled_target = pools["target"].query(fake_target, rng)
-            pooled_source = pools["source"].query(fake_source, rng)
+            pooled_target = team.share(pools["target"].query(team.gather(fake_target), rng))
+            pooled_source = team.share(pools["source"].query(team.gather(fake_source), rng))
             losses["target_critic"] = critic_loss(target_critic, real_target, pooled_target, kind)
             losses["source_critic"] = critic_loss(source_critic, real_source, pooled_source, kind)
             optimizers["critics"].zero_grad()
             fabric.backward(losses["target_critic"] + losses["source_critic"])
 
+            # Every loss is a mean over images and the parts of a batch are equal: the mean of the
+            # processes' losses and gradients is that of the whole batch, and all decide alike.
+            losses = {name: loss.detach() for name, loss in losses.items()}
+            team.average([*gradients(networks.values()), *losses.values()])
+
             # Neither loss depends on the other's update, so both are judged before either is made.
             names = [*source_batch["name"], *target_batch["name"]]
-            if is_finite(losses, networks.values()):
+            good = is_finite(losses, networks.values())
+            if good:
                 skips.good()
                 optimizers["generators"].step()
                 optimizers["critics"].step()
                 for name, average in averages.items():
                     follow(average, networks[name], config.generator_average, step)
-                log.add(step, names, losses)
             else:
-                skips.skip(step, names, losses)
+                skips.skip(step, team.gather_names(names), losses, say=team.leads)
                 for name, pool in pools.items():
                     pool.images = pooled_before[name]
 
+            # The rest is records.
+            if log is None or advance is None:
+                continue
+            if good:
+                log.add(step, names, losses)
             last = step == steps
             save = last or step % config.checkpoint_every == 0
             used = averages or networks

@@ -48,7 +48,7 @@ def _cyclegan(config: Config) -> Estimate:
     recipe = config.cyclegan
     generator, critic = build_generator(recipe), build_discriminator(recipe)
     width, height = recipe.crop
-    crops = recipe.batch_size, 3, height, width
+    crops = recipe.batch_size // config.compute.devices, 3, height, width
     generating = time_pass(generator, crops, config.compute, training=True)
     judged = (crops[0], 6, *crops[2:]) if recipe.paired else crops
     judging = time_pass(critic, judged, config.compute, training=True)

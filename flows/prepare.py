@@ -46,6 +46,7 @@ def preflight(config: Config) -> None:
             collect(lambda: _generator(weights))
         else:
             collect(lambda: _translator(config))
+            collect(lambda: _devices(config))
     collect(lambda: _network(config))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
@@ -90,6 +91,12 @@ def _generator(weights: Path) -> None:
     if not weights.is_file():
         raise UserError(f"translation.weights: no file {weights}.")
     load_generator(weights)
+
+
+def _devices(config: Config) -> None:
+    from pipeline.training import check_devices
+
+    check_devices(config.compute)
 
 
 def _network(config: Config) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,40 +91,42 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
     def work(folder: Path) -> None:
         from cyclegan.train import train
         from cyclegan.train_paired import train_paired
+        from pipeline.team import run_team
 
         source, target, compute = config.source, config.target, config.compute
         if config.cyclegan.paired:
             train_paired(config.cyclegan, source, target, folder, compute)
         else:
             judge_on = _judge(config, space, run / judge) if judge else None
-            train(config.cyclegan, source, target, folder, compute, judge_on)
+            run_team(compute, train, config.cyclegan, source, target, folder, compute, judge_on)
 
     return Stage("cyclegan", "train-cyclegan", (judge,) if judge else (), inputs, work)
 
 
 def _judge(config: Config, space: LabelSpace, training: Path) -> "Callable[[Any], Judge]":
     """Makes a judge on a device of the network that was trained in the folder `training`."""
+    # Not a function in this one: it goes to the processes of other devices.
+    return partial(_judge_on, config, space, training)
 
-    def judge_on(device: Any) -> "Judge":
-        from cyclegan.semantics import Judge
-        from segmentation.models import build_model
-        from segmentation.train import CHECKPOINT, load_segmenter
 
-        segmenter = load_segmenter(training / CHECKPOINT).requires_grad_(False).to(device)
-        eyes, weights = segmenter, f"trained in {training.parent.name}"
-        if config.segmentation.encoder_weights != "none":
-            eyes = build_model(config.segmentation, len(space.classes))
-            eyes.eval().requires_grad_(False).to(device)
-            weights = Path(config.segmentation.encoder_weights).stem
-        # Generators work in [-1, 1], segmentation networks in [0, 1].
-        return Judge(
-            lambda x: segmenter.logits((x + 1) / 2),
-            lambda x: eyes.features((x + 1) / 2),
-            f"{config.segmentation.encoder}, {weights}",
-            space,
-        )
+def _judge_on(config: Config, space: LabelSpace, training: Path, device: Any) -> "Judge":
+    from cyclegan.semantics import Judge
+    from segmentation.models import build_model
+    from segmentation.train import CHECKPOINT, load_segmenter
 
-    return judge_on
+    segmenter = load_segmenter(training / CHECKPOINT).requires_grad_(False).to(device)
+    eyes, weights = segmenter, f"trained in {training.parent.name}"
+    if config.segmentation.encoder_weights != "none":
+        eyes = build_model(config.segmentation, len(space.classes))
+        eyes.eval().requires_grad_(False).to(device)
+        weights = Path(config.segmentation.encoder_weights).stem
+    # Generators work in [-1, 1], segmentation networks in [0, 1].
+    return Judge(
+        lambda x: segmenter.logits((x + 1) / 2),
+        lambda x: eyes.features((x + 1) / 2),
+        f"{config.segmentation.encoder}, {weights}",
+        space,
+    )
 
 
 def _translation(config: Config, run: Path) -> Stage:

@@ -26,6 +26,11 @@ class ComputeConfig(Schema):
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU when there is one."""
+    devices: int = Field(1, ge=1)
+    """GPUs of this machine (on a CPU: processes) that train a CycleGAN together, each on an equal
+    part of every batch: `cyclegan.batch_size` is that of all together and a multiple of this. No
+    effect on results but for rounding and the choices of dropout. Other stages and paired training
+    use one."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bf16-mixed on a GPU, 32-true on a CPU. Losses are always fp32."""
     compile: bool = False
@@ -33,7 +38,7 @@ class ComputeConfig(Schema):
     step, then faster ones that round differently. Needs a C++ compiler."""
     workers: int = Field(0, ge=0)
     """Processes that read frames ahead, for each data set that is read; 0 reads in the training
-    process. No effect on results."""
+    process. No effect on results. With several `devices`, for each of them."""
     cache: Path | None = None
     """Folder in which frames and labels are kept decoded at their working size, so that training
     does not wait for large PNGs; 3 bytes a pixel and 1 for its label. No effect on results."""
@@ -96,7 +101,7 @@ class CycleGANConfig(Schema):
     crop: Size = (256, 256)
     """Width and height of the random crops, multiples of 4; of 2 ** downs without `resnet`."""
     batch_size: int = Field(1, ge=1)
-    """Crops of each domain a step."""
+    """Crops of each domain a step, over all `compute.devices`."""
     learning_rate: float = Field(2e-4, gt=0)
     """Adam's, with betas (0.5, 0.999)."""
     cycle_weight: float = Field(10.0, ge=0)
@@ -268,6 +273,24 @@ class Config(Schema):
             raise ValueError(
                 "translation.checkpoint is 'best', and nobody judges; set cyclegan.semantics, or "
                 "take 'last'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_equal(self) -> Self:
+        devices, batch = self.compute.devices, self.cyclegan.batch_size
+        trains = "translated" in self.arms.values() and self.translation.weights is None
+        if trains and self.cyclegan.paired and devices > 1:
+            raise ValueError(
+                f"compute.devices is {devices}, and paired training (cyclegan.paired) uses one "
+                "device; set compute.devices to 1"
+            )
+        if trains and batch % devices:
+            fitting = [n for n in range(1, batch + 1) if batch % n == 0]
+            raise ValueError(
+                f"cyclegan.batch_size {batch} is that of all devices together and must be a "
+                f"multiple of compute.devices, {devices}; set compute.devices to one of {fitting}, "
+                f"or, in a new run, cyclegan.batch_size to {batch + -batch % devices}"
             )
         return self
 

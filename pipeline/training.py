@@ -63,20 +63,29 @@ class Draws(Dataset[Any]):
 
 
 def batches(
-    draws: Draws, *, first: int, last: int, batch_size: int, workers: int, pin: bool
+    draws: Draws,
+    *,
+    first: int,
+    last: int,
+    batch_size: int,
+    workers: int,
+    pin: bool,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Any]:
     """The batches of steps `first` to `last` - 1, each of `batch_size` consecutive draws.
 
     Args:
         pin: keep batches in pinned memory, for a GPU.
+        share: (i, n) reads only the i-th, from 0, of n equal parts of each batch.
 
     Raises:
         UserError: a frame could not be read, or a reading process died.
     """
+    part = batch_size // share[1]
+    starts = range(first * batch_size + share[0] * part, last * batch_size, batch_size)
     loader: DataLoader[Any] = DataLoader(
         draws,
-        sampler=range(first * batch_size, last * batch_size),
-        batch_size=batch_size,
+        batch_sampler=(list(range(start, start + part)) for start in starts),
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin,
@@ -119,8 +128,8 @@ def random_crop(
     return slice(top, top + crop[1]), slice(left, left + crop[0])
 
 
-def make_fabric(compute: ComputeConfig, *, training: bool) -> Fabric:
-    """One device; the configured precision for training, 32 bits for what is stored or scored.
+def accelerator(compute: ComputeConfig) -> Literal["cpu", "cuda"]:
+    """What kind of device to compute on.
 
     Raises:
         UserError: a GPU is asked for and there is none.
@@ -128,21 +137,47 @@ def make_fabric(compute: ComputeConfig, *, training: bool) -> Fabric:
     gpu = torch.cuda.is_available()
     if compute.accelerator == "cuda" and not gpu:
         raise UserError("compute.accelerator is 'cuda', but torch sees no GPU. Use auto or cpu.")
-    accelerator = "cuda" if gpu and compute.accelerator != "cpu" else "cpu"
+    return "cuda" if gpu and compute.accelerator != "cpu" else "cpu"
+
+
+def check_devices(compute: ComputeConfig) -> None:
+    """Raise `UserError` when there are fewer GPUs than `compute.devices`."""
+    if accelerator(compute) == "cuda" and compute.devices > (found := torch.cuda.device_count()):
+        raise UserError(
+            f"compute.devices is {compute.devices}, but torch sees {found} GPU(s). Set it to at "
+            f"most {found}, or let CUDA_VISIBLE_DEVICES show more."
+        )
+
+
+def make_fabric(compute: ComputeConfig, *, training: bool, device: int = 0) -> Fabric:
+    """One device; the configured precision for training, 32 bits for what is stored or scored.
+
+    Args:
+        device: which GPU, where there are several.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    kind = accelerator(compute)
     precision: Literal["32-true", "bf16-mixed"]
     if not training:
         precision = "32-true"
     elif compute.precision == "auto":
-        native = accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16-mixed" if native else "32-true"
     else:
         precision = compute.precision
-    return Fabric(accelerator=accelerator, devices=1, precision=precision)
+    return Fabric(accelerator=kind, devices=[device] if kind == "cuda" else 1, precision=precision)
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seed torch's global generators (dropout, weights) as a function of (seed, step)."""
-    torch.manual_seed(int(np.random.default_rng([seed, step]).integers(2**63)))
+def seed_step(seed: int, step: int, share: int = 0) -> None:
+    """Seed torch's global generators (dropout, weights) as a function of (seed, step).
+
+    Args:
+        share: which part of a batch is worked on here; each needs choices of its own.
+    """
+    key = [seed, step, share] if share else [seed, step]
+    torch.manual_seed(int(np.random.default_rng(key).integers(2**63)))
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

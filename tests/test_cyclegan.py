@@ -300,10 +300,10 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]],
     def choose(bad: Callable[[int], bool]) -> None:
         step = 0
 
-        def seed(seed: int, number: int) -> None:
+        def seed(seed: int, number: int, *share: int) -> None:
             nonlocal step
             step = number
-            seed_step(seed, number)
+            seed_step(seed, number, *share)
 
         def loss(*arguments: Any, **named: Any) -> torch.Tensor:
             return gan_loss(*arguments, **named) * (float("nan") if bad(step) else 1)
