@@ -81,6 +81,8 @@ def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
     with locked(folder):
         stages = prepare(config, folder, forced)
     if not all(is_done(folder, stage.name) for stage in stages):
+        if "PREFECT_API_URL" not in os.environ:
+            signal.signal(signal.SIGINT, _stop_at_once)
         _prefect_settings(folder)
         from flows.adapt import adapt
 
@@ -94,6 +96,21 @@ def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
                 "to run without one."
             ) from error
     _show_result(folder)
+
+
+def _stop_at_once(*_: object) -> None:
+    """End without a farewell to Prefect's server of our own.
+
+    Ctrl-C ends that server, too, and Prefect would try for a minute to tell it what happened. The
+    run's folder is whole at any moment, and its record is the only one.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+
+    print("Stopped. The same command continues.", file=sys.stderr, flush=True)
+    for server in list(SubprocessASGIServer._instances.values()):
+        if server.server_process:
+            server.server_process.kill()
+    os._exit(130)
 
 
 def _say_missing_classes(config: "Config") -> None:

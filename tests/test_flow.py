@@ -220,3 +220,27 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
             pytest.fail(f"the run ended by itself with status {process.returncode}")
         time.sleep(0.002)
     pytest.fail("nothing happened within two minutes")
+
+
+def test_ctrl_c_ends_at_once_and_leaves_no_server(
+    settings: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    """A terminal sends the signal to Prefect's server, too: nobody may wait for that."""
+    config, env = settings
+    process = subprocess.Popen(
+        cli_command("run", config, "--run", tmp_path / "r"),
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    while not (tmp_path / "r/cyclegan/inputs.json").is_file():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, message = process.communicate(timeout=20)
+    assert process.returncode == 130, message
+    assert "Stopped. The same command continues." in message
+    assert "Traceback" not in message
