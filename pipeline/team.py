@@ -193,6 +193,8 @@ def _member(
         work(*arguments, team)
         dist.barrier()
         dist.destroy_process_group()
+        # Nothing is left to close, and an exit in the middle of Python's own would be a traceback.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         reporting.send(None)
     except Exception as error:
         trace = traceback.format_exc()
