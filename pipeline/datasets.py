@@ -50,7 +50,8 @@ returns a `DatasetSpec`."""
 PATHS = ("root", "label_root", "quarantine")
 """The fields that hold paths, relative to the file that says them."""
 _FIELD = re.compile(r"\{(\w+)\}")
-_UNNAMED = 254
+UNNAMED = 254
+"""Class index of values without a name, where they are told from those that are ignored."""
 _ROWS = 32  # so many rows of colours at a time stay in the processor's cache
 
 
@@ -604,7 +605,7 @@ class LabelReader:
         self._decode = None if spec.decoder is None else _decoder(spec.decoder)
         # 2^24 entries for colours: one look-up a pixel, whatever the number of classes.
         size = 1 << 24 if spec.encoding == "rgb" else 1 << 16
-        self._table = np.full(size, _UNNAMED if spec.strict else IGNORE, np.uint8)
+        self._table = np.full(size, UNNAMED if spec.strict else IGNORE, np.uint8)
         for raw, name in spec.values.items():
             self._table[raw_value(raw, spec.encoding)] = space.index_of(name)
 
@@ -624,7 +625,7 @@ class LabelReader:
         if problem := _sizes_differ(self.spec, sample, size):
             raise UserError(problem)
         classes = self.classes(raw)
-        if self.spec.strict and (unnamed := classes == _UNNAMED).any():
+        if self.spec.strict and (unnamed := classes == UNNAMED).any():
             found = np.unique(raw.reshape(*size[::-1], -1)[unnamed], axis=0)[:10]
             values = "; ".join(",".join(str(v) for v in value) for value in found)
             raise UserError(

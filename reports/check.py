@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.datasets import UNNAMED
 from pipeline.files import write_json, write_text
 from pipeline.images import open_image
 from pipeline.intake.common import percent, printable
-from pipeline.intake.facts import UNNAMED, Examiner
+from pipeline.intake.facts import Examiner
 from pipeline.intake.findings import SEVERITIES, DatasetReport, Example
 from reports import tables
 from reports.figures import label_picture, photo
