@@ -1,7 +1,7 @@
 """Translating frames with a trained generator: same size, same names, original labels."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from cyclegan.networks import to_network, to_rgb
 from pipeline.config import ComputeConfig, TranslationConfig
 from pipeline.datasets import (
     DatasetSpec,
-    Sample,
     list_samples,
     read_frame,
     save_spec,
@@ -59,49 +58,81 @@ def translate(
     """
     if not checkpoint.is_file():
         raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-cyclegan` first.")
-    samples = list_samples(source, labelled=False)
     fabric = make_fabric(compute, training=False)
     generator = load_generator(checkpoint).to(  # type: ignore[call-overload]
         fabric.device, memory_format=torch.channels_last
     )
     network = fabric.setup_module(generator.eval())
-    groups = [samples[i : i + GROUP] for i in range(0, len(samples), GROUP)]
-    todo = [g for g in groups if not all(translated_path(source, s, folder).is_file() for s in g)]
+    translate_frames(
+        source,
+        folder,
+        compute,
+        together=lambda frames: translate_group(network, frames, config.shifts),
+    )
+
+
+def translate_frames(
+    source: DatasetSpec,
+    folder: Path,
+    compute: ComputeConfig,
+    *,
+    each: Callable[[int, UInt8], UInt8] = lambda _, frame: frame,
+    together: Callable[[list[UInt8]], list[UInt8]] = lambda frames: frames,
+    columns: Mapping[str, Sequence[object]] | None = None,
+) -> None:
+    """Write a translation of `source` to `folder`: pictures, `manifest.csv` and `dataset.yaml`.
+
+    Args:
+        each: changes one frame (H, W, 3) uint8, given its number; called in threads.
+        together: changes the frames of a group, after that.
+        columns: further columns of the manifest, a value a frame.
+
+    Raises:
+        UserError: a frame that cannot be read.
+    """
+    samples = list_samples(source, labelled=False)
+    numbers = range(len(samples))
+    paths = [translated_path(source, sample, folder) for sample in samples]
+    groups = [numbers[i : i + GROUP] for i in numbers[::GROUP]]
+    todo = [group for group in groups if not all(paths[i].is_file() for i in group)]
     done = len(samples) - sum(map(len, todo))
     with (
         progress(folder, "translation", len(samples), done=done, unit="images") as advance,
         ThreadPoolExecutor(max_workers=max(2, compute.workers)) as threads,
     ):
         writing: list[Future[None]] = []
-        for group, frames in _read_ahead(threads, source, todo):
-            pictures = translate_group(network, frames, config.shifts)
+        for group, frames in _read_ahead(
+            threads, todo, lambda i: each(i, read_frame(source, samples[i]))
+        ):
+            pictures = together(frames)
             for future in writing:
                 future.result()
             writing = [
-                threads.submit(write_image, translated_path(source, sample, folder), picture)
-                for sample, picture in zip(group, pictures, strict=True)
+                threads.submit(write_image, paths[i], picture)
+                for i, picture in zip(group, pictures, strict=True)
             ]
             advance(len(group))
         for future in writing:
             future.result()
+    more = columns or {}
     with replacing(folder / "manifest.csv") as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["name", "source", "translated"])
-        for sample in samples:
-            translated = translated_path(source, sample, folder).relative_to(folder)
-            writer.writerow([sample.name, sample.image, translated])
+        writer.writerow(["name", "source", "translated", *more])
+        for i, sample in enumerate(samples):
+            place = paths[i].relative_to(folder)
+            writer.writerow([sample.name, sample.image, place, *(c[i] for c in more.values())])
     save_spec(translated_spec(source, folder), folder / "dataset.yaml")
 
 
 def _read_ahead(
-    threads: ThreadPoolExecutor, source: DatasetSpec, groups: list[list[Sample]]
-) -> Iterator[tuple[list[Sample], list[UInt8]]]:
+    threads: ThreadPoolExecutor, groups: list[range], read: Callable[[int], UInt8]
+) -> Iterator[tuple[range, list[UInt8]]]:
     """Each group with its frames; the next group is read while the current one is used."""
     reading: list[Future[UInt8]] = []
     for i, group in enumerate(groups):
-        current = reading or [threads.submit(read_frame, source, s) for s in group]
+        current = reading or [threads.submit(read, number) for number in group]
         following = groups[i + 1] if i + 1 < len(groups) else []
-        reading = [threads.submit(read_frame, source, sample) for sample in following]
+        reading = [threads.submit(read, number) for number in following]
         yield group, [future.result() for future in current]
 
 

@@ -195,6 +195,9 @@ def _run_stages(
             prepare(load_config(config, settings), folder, [])
         stages = plan(read_run(folder), folder)
         wanted = [stage for stage in stages if stage.command == command]
+        if not wanted:
+            commands = ", ".join(dict.fromkeys(stage.command for stage in stages))
+            raise UserError(f"{folder} has no stage for {command}. Its commands: {commands}.")
         if command == "train-cyclegan":  # its judge, if it has one, is a part of it
             judges = {name for stage in wanted for name in stage.reads}
             wanted = [stage for stage in stages if stage.name in judges] + wanted

@@ -1,6 +1,7 @@
 """What a run will take on this machine: time and disk by stage, from one measured pass each."""
 
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def estimate(config: Config) -> list[Estimate]:
     from pipeline.training import explain_memory
 
     translates = "translated" in config.arms.values()
-    trains = translates and config.translation.weights is None
+    trains = translates and config.translation.trains
     with explain_memory("cyclegan"):
         parts = [_cyclegan(config)] if trains else []
         parts += [_translation(config)] if translates else []
@@ -70,20 +71,27 @@ def _cyclegan(config: Config) -> Estimate:
 def _translation(config: Config) -> Estimate:
     from cyclegan.checkpoints import load_generator
     from cyclegan.networks import build_generator
+    from cyclegan.statistics import statistics_method
     from pipeline.training import time_pass
 
     samples = list_samples(config.source, labelled=False)
     frame = read_frame(config.source, samples[0])
-    weights = config.translation.weights
-    generator = load_generator(weights) if weights else build_generator(config.cyclegan)
-    height, width = (side + -side % generator.multiple for side in frame.shape[:2])
-    seconds = time_pass(generator, (1, 3, height, width), config.compute, training=False)
+    if config.translation.method == "cyclegan":
+        weights = config.translation.weights
+        generator = load_generator(weights) if weights else build_generator(config.cyclegan)
+        height, width = (side + -side % generator.multiple for side in frame.shape[:2])
+        seconds = time_pass(generator, (1, 3, height, width), config.compute, training=False)
+        seconds *= config.translation.shifts
+    else:
+        start = time.perf_counter()
+        model = read_frame(config.target, list_samples(config.target, labelled=False)[0])
+        statistics_method(config.translation)(frame, model)
+        seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frame.png"
         write_image(path, frame)
         size = path.stat().st_size
-    work = len(samples) * config.translation.shifts * seconds
-    return Estimate("translate", work, len(samples) * size)
+    return Estimate("translate", len(samples) * seconds, len(samples) * size)
 
 
 def _segmentation(config: Config) -> list[Estimate]:

@@ -39,14 +39,13 @@ def preflight(config: Config) -> None:
     collect(lambda: _look_at(config, config.source, bool(kinds & {"source", "translated"})))
     collect(lambda: _look_at(config, config.target, "target" in kinds))
     collect(lambda: _look_at(config, config.test, True))
-    if "translated" in kinds:
+    if "translated" in kinds and (weights := config.translation.weights) is not None:
+        collect(lambda: _generator(weights))
+    if "translated" in kinds and config.translation.trains:
         for spec in (config.source, config.target):
             collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
-        if (weights := config.translation.weights) is not None:
-            collect(lambda: _generator(weights))
-        else:
-            collect(lambda: _translator(config))
-            collect(lambda: _devices(config))
+        collect(lambda: _translator(config))
+        collect(lambda: _devices(config))
     collect(lambda: _network(config))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))

@@ -55,7 +55,7 @@ def plan(config: Config, run: Path) -> list[Stage]:
     space = load_label_space(config.label_space)
     stages = []
     if "translated" in config.arms.values():
-        if config.translation.weights is None:
+        if config.translation.trains:
             if config.cyclegan.semantics:
                 stages.append(_training(config, run, space, *_judge_arm(config)))
             stages.append(_cyclegan(config, run, space))
@@ -130,28 +130,50 @@ def _judge_on(config: Config, space: LabelSpace, training: Path, device: Any) ->
 
 
 def _translation(config: Config, run: Path) -> Stage:
-    weights = config.translation.weights
+    settings = config.translation
+    networks, chance = {"checkpoint", "weights", "shifts"}, {"method", "seed", "fda_beta"}
 
     def inputs() -> Inputs:
-        recipe = config.translation.model_dump(mode="json")
-        if weights is not None:
-            recipe["weights"] = _content(weights)
-        return {"version": 2, "config": recipe, "source": _frames(config.source)}
+        if settings.method == "cyclegan":
+            recipe = settings.model_dump(mode="json", exclude=chance)
+            if settings.weights is not None:
+                recipe["weights"] = _content(settings.weights)
+            return {"version": 2, "config": recipe, "source": _frames(config.source)}
+        unused = networks if settings.method == "fda" else networks | {"fda_beta"}
+        return {
+            "version": 1,
+            "config": settings.model_dump(mode="json", exclude=unused),
+            "source": _frames(config.source),
+            "target": _frames(config.target),
+        }
 
     def work(folder: Path) -> None:
+        from cyclegan.statistics import translate_statistics
         from cyclegan.translate import translate
 
-        checkpoint = translator(config, run)
-        translate(config.translation, checkpoint, config.source, folder, config.compute)
+        source, target, compute = config.source, config.target, config.compute
+        if settings.method == "cyclegan":
+            translate(settings, translator(config, run), source, folder, compute)
+        else:
+            translate_statistics(settings, source, target, folder, compute)
 
-    reads = ("cyclegan",) if weights is None else ()
+    reads = ("cyclegan",) if settings.trains else ()
     return Stage("translated", "translate", reads, inputs, work)
 
 
 def translator(config: Config, run: Path) -> Path:
-    """The file of weights that a run translates with."""
+    """The file of weights that a run translates with.
+
+    Raises:
+        UserError: it translates without one.
+    """
     from cyclegan.steps import BEST, CHECKPOINT
 
+    if config.translation.method != "cyclegan":
+        raise UserError(
+            f"{run} translates with translation.method {config.translation.method!r}, which has no "
+            "generator. Name a run that uses 'cyclegan', or a file of weights."
+        )
     best = config.translation.checkpoint == "best"
     return config.translation.weights or run / "cyclegan" / (BEST if best else CHECKPOINT)
 

@@ -157,8 +157,16 @@ class CycleGANConfig(Schema):
 
 
 class TranslationConfig(Schema):
-    """Translation of the source frames with the trained generator."""
+    """Translation of the source frames: with a trained generator, or by statistics of the target.
 
+    `checkpoint`, `weights` and `shifts` are for `cyclegan`, `seed` and `fda_beta` for the others,
+    which train nothing: the settings of `cyclegan` are then not used.
+    """
+
+    method: Literal["cyclegan", "histogram_matching", "fda"] = "cyclegan"
+    """`histogram_matching` gives each colour channel the histogram of a target frame; `fda` takes
+    on a target frame's lowest frequencies (Fourier domain adaptation: Yang and Soatto, CVPR 2020).
+    They take seconds for a hundred frames and know no shapes."""
     checkpoint: Literal["last", "best"] = "last"
     """`best` is the one that the judge of `cyclegan.semantics` scores best."""
     weights: Path | None = None
@@ -170,6 +178,30 @@ class TranslationConfig(Schema):
     and Donoho, 1995). Transposed convolutions leave a grid of period 4 in translated frames, other
     for each class, which a segmentation network learns instead of the scene; it cancels in the
     mean. 4 remove most of it, 16 all of it, at as many times the work."""
+    seed: int = Field(0, ge=0)
+    """Seed of the choice of a target frame for each source frame."""
+    fda_beta: float = Field(0.01, gt=0, lt=0.5)
+    """Highest frequency that `fda` exchanges, as a part of the shorter side; the authors take .01,
+    .05 and .09. More brings more of the target's look, and ghosts of its shapes."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether a CycleGAN is trained for it."""
+        return self.method == "cyclegan" and self.weights is None
+
+    @model_validator(mode="after")
+    def _has_a_generator(self) -> Self:
+        if self.method != "cyclegan" and self.weights is not None:
+            raise ValueError(
+                f"method {self.method!r} uses no generator, and weights are given; leave weights "
+                "out, or set method to 'cyclegan'"
+            )
+        if self.method != "cyclegan" and self.checkpoint == "best":
+            raise ValueError(
+                f"method {self.method!r} trains nothing, and checkpoint is 'best'; leave "
+                "checkpoint out, or set method to 'cyclegan'"
+            )
+        return self
 
 
 class AugmentationConfig(Schema):
@@ -279,7 +311,7 @@ class Config(Schema):
     @model_validator(mode="after")
     def _shares_are_equal(self) -> Self:
         devices, batch = self.compute.devices, self.cyclegan.batch_size
-        trains = "translated" in self.arms.values() and self.translation.weights is None
+        trains = "translated" in self.arms.values() and self.translation.trains
         if trains and self.cyclegan.paired and devices > 1:
             raise ValueError(
                 f"compute.devices is {devices}, and paired training (cyclegan.paired) uses one "

@@ -52,11 +52,11 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         space=space,
         strip=_or_reason(figures.frame_strip, run, config, space, evaluations),
         pairs=_or_reason(figures.translated_pairs, run),
-        grid=_or_reason(figures.last_sample_grid, run),
+        grid=_or_reason(figures.last_sample_grid, run) if config.translation.trains else None,
         has_translation="translated" in config.arms.values(),
         rows=table.astype(object).where(table.notna(), None).to_dict("records"),
         confusions=_confusions(evaluations),
-        drift=_drift(run, config) if config.translation.weights is None else None,
+        drift=_drift(run, config) if config.translation.trains else None,
         curves=_curves(run, config),
         unsupplied=missing_classes(config.source, space),
         run_facts=_run_facts(run),
@@ -154,6 +154,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "METRICS": METRICS,
         "TRAINED_ON": tables.TRAINED_ON,
+        "METHODS": {"histogram_matching": "histogram matching", "fda": "Fourier domain adaptation"},
         "BEFORE": tables.BEFORE,
         "AFTER": tables.AFTER,
         "FEW": figures.FEW,
@@ -221,7 +222,7 @@ def _curves(run: Path, config: Config) -> dict[str, Markup]:
     """Name -> plot, for the trainings that left a log."""
     curves: dict[str, Markup] = {}
     log = figures.read_log(run / "cyclegan" / "log.jsonl")
-    if len(log) and config.translation.weights is None:
+    if len(log) and config.translation.trains:
         for name, steps in (
             ("reconstruction", figures.RECONSTRUCTION),
             ("adversarial", figures.ADVERSARIAL),
