@@ -192,7 +192,7 @@ def test_bad_values(tiny: Path, translation: str, message: str) -> None:
 def test_there_is_no_training_to_ask_for(tiny: Path) -> None:
     config = load_config(tiny, ["translation.method=fda"])
     write_run(tiny.parent / "run", config)
-    with pytest.raises(UserError, match="no stage for train-cyclegan. Its commands: translate, "):
+    with pytest.raises(UserError, match=r"no stage for train-cyclegan\. Its commands: translate, "):
         train_cyclegan(tiny.parent / "run")
 
 
