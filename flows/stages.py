@@ -241,7 +241,7 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
 
 def _report(config: Config, run: Path, evaluations: tuple[str, ...]) -> Stage:
     def inputs() -> Inputs:
-        return {"version": 1, "name": config.name}
+        return {"version": 2, "name": config.name}
 
     def work(folder: Path) -> None:
         from reports.report import write_report

@@ -47,8 +47,8 @@ def resample(
 
     Returns:
         `pixel_accuracy`, `mean_class_accuracy`, `mean_iou`, `frequency_weighted_iou`, each
-        (resamples,), and `class_iou`, (resamples, K). NaN where a drawing leaves a metric undefined
-        for one of the seeds, and everywhere with fewer than two images.
+        (resamples,), and `class_iou`, (resamples, K). NaN where a drawing leaves it undefined, and
+        everywhere with fewer than two images.
     """
     images, classes = seeds[0].shape[:2]
     averaged = np.array([c.averaged for c in space.classes])
@@ -61,7 +61,12 @@ def resample(
         ).astype(np.float64)
         # Sums of counts stay far below 2**53: exact in float64, in whatever order they are added.
         drawn = np.stack([(times @ each).reshape(len(times), classes, -1) for each in flat])
-        blocks.append({key: v.mean(axis=0) for key, v in _metrics(drawn, averaged).items()})
+        blocks.append(
+            {
+                key: _mean_present(np.moveaxis(values, 0, -1))
+                for key, values in _metrics(drawn, averaged).items()
+            }
+        )
     joined = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
     return joined if images > 1 else {key: np.full_like(v, np.nan) for key, v in joined.items()}
 

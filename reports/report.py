@@ -103,6 +103,7 @@ def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None
             title="Comparison of runs",
             reports=reports,
             first=first,
+            resamplings=max(report["resamplings"] or 0 for report in reports.values()),
             colors=figures.arm_colors(arms),
             cards=[{"metric": metric, "title": METRICS[metric]} for metric in HEADLINE],
             sentences={name: tables.result_sentences(report) for name, report in reports.items()},
@@ -148,6 +149,8 @@ def _environment() -> Environment:
         "percent": tables.percent,
         "points": tables.points,
         "spread": tables.spread,
+        "bounds": tables.bounds,
+        "margins": tables.margins,
         "class_value": tables.class_value,
         "share": tables.share,
     }

@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline import bootstrap
 from pipeline.config import Config
 from pipeline.confusion import ConfusionMatrix
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.labels import LabelSpace, load_label_space
 
 Evaluation = dict[str, Any]
-"""The content of one `evaluation.json`."""
+"""The content of one `evaluation.json`; with `frames` and `counts` of its `per_image.npz`, which
+runs of an older version lack."""
+Drawn = dict[str, bootstrap.Float]
+"""Metric -> its value in each drawing of the test frames, as `bootstrap.resample` returns it."""
 Summary = dict[str, Any]
 """The content of a `report.json`."""
 
@@ -59,21 +64,38 @@ def read_evaluations(run: Path, config: Config) -> dict[str, list[Evaluation]]:
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(f"No file {missing[0]}{more}. Run `sim2real evaluate {run}` first.")
-    return {arm: [read_json(path) for path in paths] for arm, paths in files.items()}
+    return {arm: [_read_evaluation(path) for path in paths] for arm, paths in files.items()}
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    evaluation: Evaluation = read_json(path)
+    if (path.parent / "per_image.npz").is_file():
+        with np.load(path.parent / "per_image.npz") as arrays:
+            evaluation |= {"frames": arrays["names"].tolist(), "counts": arrays["counts"]}
+    return evaluation
 
 
 def summary(config: Config, evaluations: dict[str, list[Evaluation]]) -> Summary:
     """The content of `report.json`: the same for equal runs, wherever and whenever they ran."""
     first = first_evaluation(evaluations)
+    drawn = _drawn(evaluations, load_label_space(config.label_space))
     arms = {
-        arm: {metric: _over_seeds(scores, metric) for metric in METRICS}
+        arm: {
+            metric: _over_seeds(scores, metric)
+            | {"interval": bootstrap.interval(drawn[arm][metric]) if arm in drawn else None}
+            for metric in METRICS
+        }
         for arm, scores in evaluations.items()
     }
-    closed = {
-        arm: {metric: gap_closed(arms, arm, metric) for metric in METRICS}
-        for arm in arms
-        if arm not in (BEFORE, IDEAL)
+    by_class = {
+        key: {
+            arm: {name: _mean(s[key][name] for s in scores) for name in first["classes"]}
+            for arm, scores in evaluations.items()
+        }
+        for key in ("class_accuracy", "class_iou")
     }
+    between = [arm for arm in arms if arm not in (BEFORE, IDEAL)]
+    closed = {arm: {metric: gap_closed(arms, arm, metric) for metric in METRICS} for arm in between}
     return {
         "name": config.name,
         "label_space": first["protocol"]["label_space"],
@@ -84,14 +106,86 @@ def summary(config: Config, evaluations: dict[str, list[Evaluation]]) -> Summary
         "arms": arms,
         "gap_closed": closed.get(AFTER, dict.fromkeys(METRICS)),
         "gap_closed_by_arm": closed,
-        **{
-            key: {
-                arm: {name: _mean(s[key][name] for s in scores) for name in first["classes"]}
-                for arm, scores in evaluations.items()
-            }
-            for key in ("class_accuracy", "class_iou")
+        "gap_closed_intervals": {
+            arm: {metric: _gap_interval(drawn, arm, metric) for metric in METRICS}
+            for arm in between
         },
+        "comparisons": {
+            arm: {
+                than: _compare(arms, by_class["class_iou"], drawn, arm, than)
+                for than in (BEFORE, AFTER)
+                if than in drawn and than != arm
+            }
+            for arm in drawn
+            if arm != BEFORE
+        },
+        "resamplings": bootstrap.RESAMPLES if drawn else None,
+        **by_class,
     }
+
+
+def _drawn(evaluations: dict[str, list[Evaluation]], space: LabelSpace) -> dict[str, Drawn]:
+    """Arm -> its metrics in each drawing of the test frames, where every seed kept its counts."""
+    kept = {
+        arm: [evaluation["counts"] for evaluation in scores]
+        for arm, scores in evaluations.items()
+        if all(evaluation.get("frames") for evaluation in scores)
+    }
+    frames = {tuple(scores["frames"]) for arm in kept for scores in evaluations[arm]}
+    if len(frames) > 1:
+        raise UserError(
+            "The arms were scored on unlike frames, and cannot be compared frame by frame. Score "
+            "them anew with `sim2real run --force evaluation`."
+        )
+    return {arm: bootstrap.resample(counts, space) for arm, counts in kept.items()}
+
+
+def _compare(
+    arms: dict[str, Any],
+    class_iou: dict[str, dict[str, float | None]],
+    drawn: dict[str, Drawn],
+    arm: str,
+    than: str,
+) -> dict[str, Any]:
+    """How far `arm` is above `than` on the same frames, in each metric and each class's IoU."""
+    ours, theirs = drawn[arm], drawn[than]
+    return {
+        metric: _difference(
+            (arms[arm][metric]["mean"], arms[than][metric]["mean"]), (ours[metric], theirs[metric])
+        )
+        for metric in METRICS
+    } | {
+        "class_iou": {
+            name: _difference(
+                (class_iou[arm][name], class_iou[than][name]),
+                (ours["class_iou"][:, index], theirs["class_iou"][:, index]),
+            )
+            for index, name in enumerate(class_iou[arm])
+        }
+    }
+
+
+def _difference(
+    values: tuple[float | None, float | None], drawn: tuple[bootstrap.Float, bootstrap.Float]
+) -> dict[str, Any] | None:
+    """First minus second, and what the drawings say of it; None where one has no value."""
+    if values[0] is None or values[1] is None:
+        return None
+    return {
+        "difference": values[0] - values[1],
+        "interval": bootstrap.interval(drawn[0] - drawn[1]),
+        "better": bootstrap.share_better(*drawn),
+    }
+
+
+def _gap_interval(drawn: dict[str, Drawn], arm: str, metric: str) -> tuple[float, float] | None:
+    """None where the arms have no counts, or a drawing has no gap: its share is then anything."""
+    if not {BEFORE, arm, IDEAL} <= drawn.keys():
+        return None
+    before, after, ideal = (drawn[name][metric] for name in (BEFORE, arm, IDEAL))
+    if not (ideal > before).all():
+        return None
+    return bootstrap.interval((after - before) / (ideal - before))
 
 
 def gap_closed(arms: dict[str, Any], arm: str, metric: str) -> float | None:
@@ -136,7 +230,7 @@ def per_class(report: Summary, evaluations: dict[str, list[Evaluation]]) -> pd.D
 def result_sentences(report: Summary) -> list[str]:
     """What the run found, in plain language and without flattery."""
     arms, metric = report["arms"], "pixel_accuracy"
-    spread = _spread_sentence(report)
+    spread = [*_drawn_sentences(report), *_spread_sentence(report)]
     missing = [arm for arm in (BEFORE, AFTER) if arm not in arms]
     if missing:
         return [f"This run has no {' and no '.join(missing)} arm: no gap can be given.", *spread]
@@ -180,6 +274,34 @@ def result_sentences(report: Summary) -> list[str]:
         note = " A negative share means that the gap has grown." if worse else ""
         lines.append(f"Gap closed {', '.join(others)}.{note}")
     return [*lines, *spread]
+
+
+def compared(report: Summary) -> list[tuple[str, str]]:
+    """The pairs of arms that the result is told by: each against the best known arm before it."""
+    return [
+        (arm, AFTER if AFTER in others else BEFORE)
+        for arm, others in report["comparisons"].items()
+        if arm != IDEAL and others
+    ]
+
+
+def _drawn_sentences(report: Summary) -> list[str]:
+    """How the arms compare in the drawings of the test frames."""
+    clauses = []
+    for arm, than in compared(report):
+        shares = [
+            f"in {METRICS[metric]} in {percent(found['better'])}"
+            for metric in ("mean_iou", "pixel_accuracy")
+            if (found := report["comparisons"][arm][than][metric]) and found["better"] is not None
+        ]
+        if shares:
+            clauses.append(f"{arm} is better than {than} {' and '.join(shares)}")
+    if not clauses:
+        return []
+    return [
+        f"Of {report['resamplings']} resamplings of the test frames, {'; '.join(clauses)}. That "
+        "weighs the choice of frames alone; another training or translator may differ by more."
+    ]
 
 
 def _spread_sentence(report: Summary) -> list[str]:
@@ -318,6 +440,16 @@ def spread(score: dict[str, Any]) -> str:
     """Mean ± standard deviation in percent."""
     text = percent(score["mean"])
     return text if score["std"] is None else f"{text[:-1]} ± {100 * score['std']:.1f}%"
+
+
+def bounds(interval: tuple[float, float] | None) -> str:
+    """An interval of fractions in percent."""
+    return f"{percent(interval[0])[:-1]} to {percent(interval[1])}" if interval else ""
+
+
+def margins(interval: tuple[float, float] | None) -> str:
+    """An interval of a difference in percentage points."""
+    return f"{points(interval[0])} to {points(interval[1])}" if interval else ""
 
 
 def class_value(value: Any) -> str:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 from markupsafe import escape
 
+from pipeline.bootstrap import interval, resample, share_better
 from pipeline.config import Config, load_config
 from pipeline.confusion import ConfusionMatrix
 from pipeline.datasets import LabelReader, list_samples, read_frame, translated_path
@@ -26,6 +28,7 @@ from reports.report import write_comparison, write_report
 from reports.tables import gap_closed, result_sentences
 
 Counts = list[list[int]]
+FRAMES = 4
 NASTY = "<script>alert('x')</script>"
 DEFAULT_ARMS = {"source_only": "source", "adapted": "translated", "oracle": "target"}
 # Two of three classes are in the ground truth, 10 pixels each; accuracies by hand in the tests.
@@ -91,7 +94,7 @@ def write_evaluation(folder: Path, config: Config, arm: str, seed: int, counts: 
             "protocol": {"label_space": space.name, "resolution": "ground truth", "ignore": 255},
             "dataset": config.test.name,
             "split": config.test.split,
-            "images": 4,
+            "images": FRAMES,
             "arm": arm,
             "seed": seed,
             "classes": space.class_names,
@@ -100,6 +103,15 @@ def write_evaluation(folder: Path, config: Config, arm: str, seed: int, counts: 
             **ConfusionMatrix.from_counts(counts).metrics(space),
         },
     )
+    names = [f"frame {i}" for i in range(FRAMES)]
+    np.savez_compressed(folder / "per_image.npz", names=names, counts=spread_out(counts))
+
+
+def spread_out(counts: Counts) -> npt.NDArray[np.int64]:
+    """(FRAMES, K, K + 1): the pixels dealt out to the frames, none of them void."""
+    total = np.asarray(counts, np.int64)
+    each = np.stack([(total + FRAMES - 1 - i) // FRAMES for i in range(FRAMES)])
+    return np.pad(each, ((0, 0), (0, 0), (0, 1)))
 
 
 def make_run(
@@ -170,6 +182,62 @@ def test_numbers_are_those_of_the_evaluations(finished: tuple[Config, Path]) -> 
     assert list(report["arms"]) == ["source_only", "adapted", "oracle"]
 
 
+def test_intervals_are_those_of_the_drawings(finished: tuple[Config, Path]) -> None:
+    config, run = finished
+    report, space = read_report(run / "report"), load_label_space(config.label_space)
+    drawn = {arm: resample([spread_out(counts) for counts in COUNTS[arm]], space) for arm in COUNTS}
+
+    low, high = report["arms"]["adapted"]["mean_iou"]["interval"]
+    assert (low, high) == interval(drawn["adapted"]["mean_iou"])
+    assert low < report["arms"]["adapted"]["mean_iou"]["mean"] < high
+    before, after, ideal = (drawn[arm]["pixel_accuracy"] for arm in COUNTS)
+    found = report["comparisons"]["adapted"]["source_only"]["pixel_accuracy"]
+    assert found["difference"] == pytest.approx(0.75 - 0.6)
+    assert tuple(found["interval"]) == interval(after - before)
+    assert found["better"] == share_better(after, before)
+    closed = report["gap_closed_intervals"]["adapted"]["pixel_accuracy"]
+    assert tuple(closed) == interval((after - before) / (ideal - before))
+    by_class = report["comparisons"]["adapted"]["source_only"]["class_iou"]
+    assert by_class[NASTY]["better"] == share_better(
+        drawn["adapted"]["class_iou"][:, 1], drawn["source_only"]["class_iou"][:, 1]
+    )
+    assert by_class["bicyclist"] is None
+    assert {arm: list(others) for arm, others in report["comparisons"].items()} == {
+        "adapted": ["source_only"],
+        "oracle": ["source_only", "adapted"],
+    }
+
+
+def test_runs_without_counts_by_frame_have_no_intervals(world: Path, tmp_path: Path) -> None:
+    config = make_config(world, tmp_path)
+    run = make_run(config, tmp_path / "run")
+    (run / "evaluation/adapted/seed-1/per_image.npz").unlink()
+
+    write_report(config, run, run / "report")
+
+    report = read_report(run / "report")
+    assert report["arms"]["adapted"]["mean_iou"]["interval"] is None
+    assert report["arms"]["oracle"]["mean_iou"]["interval"] is not None
+    assert report["gap_closed_intervals"]["adapted"]["mean_iou"] is None
+    assert report["comparisons"].keys() == {"oracle"}
+    for file in run.rglob("per_image.npz"):
+        file.unlink()
+    write_report(config, run, run / "report")
+    report = read_report(run / "report")
+    assert (report["comparisons"], report["resamplings"]) == ({}, None)
+    assert "95% interval" not in (run / "report/index.html").read_text()
+
+
+def test_arms_scored_on_unlike_frames_are_refused(world: Path, tmp_path: Path) -> None:
+    config = make_config(world, tmp_path)
+    run = make_run(config, tmp_path / "run")
+    counts = spread_out(COUNTS["adapted"][0])[1:]
+    np.savez(run / "evaluation/adapted/seed-0/per_image.npz", names=["a", "b", "c"], counts=counts)
+
+    with pytest.raises(UserError, match="unlike frames"):
+        write_report(config, run, run / "report")
+
+
 def test_class_table(finished: tuple[Config, Path]) -> None:
     table = pd.read_csv(finished[1] / "report" / "per_class.csv", index_col="class")
 
@@ -228,7 +296,8 @@ def test_result_is_told_honestly(values: dict[str, float], expected: str) -> Non
     }
     closed = {m: gap_closed(arms, "adapted", m) for m in metrics}
 
-    sentences = " ".join(result_sentences({"arms": arms, "gap_closed": closed}))
+    report = {"arms": arms, "gap_closed": closed, "comparisons": {}, "resamplings": None}
+    sentences = " ".join(result_sentences(report))
 
     assert expected in sentences
 
