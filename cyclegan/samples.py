@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 from torch import nn
 
 from cyclegan.translate import translate_frame
 from pipeline.datasets import DatasetSpec, Sample, evenly, read_frame
-from pipeline.images import UInt8
+from pipeline.images import UInt8, grid
 
 SAMPLE_FRAMES = 3
 
@@ -48,16 +47,6 @@ def pair_grid(
         )
 
 
-def grid(rows: list[list[UInt8]]) -> UInt8:
-    """Pictures (H, W, 3) uint8 of any sizes in rows, on black."""
-    beside = []
-    for row in rows:
-        height = max(picture.shape[0] for picture in row)
-        beside.append(np.concatenate([_pad_to(p, height, p.shape[1]) for p in row], axis=1))
-    width = max(row.shape[1] for row in beside)
-    return np.concatenate([_pad_to(row, row.shape[0], width) for row in beside])
-
-
 def spread(spec: DatasetSpec, samples: list[Sample]) -> list[UInt8]:
     """A few frames from all over the set, always the same."""
     return [read_frame(spec, sample) for sample in evenly(samples, SAMPLE_FRAMES)]
@@ -71,7 +60,3 @@ def _evaluating(*networks: nn.Module) -> Iterator[None]:
     yield
     for network in networks:
         network.train()
-
-
-def _pad_to(picture: UInt8, height: int, width: int) -> UInt8:
-    return np.pad(picture, ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0)))

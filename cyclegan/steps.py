@@ -132,15 +132,3 @@ def save_best(folder: Path, state: dict[str, Any]) -> None:
     """
     if state["best"]:
         save_checkpoint(folder / BEST, {"config": state["config"], **state["best"]})
-
-
-@torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, keep: float, step: int) -> None:
-    """Move the weights of `average` towards those of `network`, in place.
-
-    average = k average + (1 - k) network (Yazici et al., ICLR 2019, eq. 1), where k rises to `keep`
-    over the first steps as (1 + step) / (10 + step): the initial weights are soon forgotten.
-    """
-    keep = min(keep, (1 + step) / (10 + step))
-    # One launch for all weights.
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)

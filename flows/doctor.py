@@ -55,7 +55,7 @@ def patient(what: str, root: Path | None, label_space: str, settings: list[str] 
         config = load_config(path, settings)
         return Patient(
             {"source": config.source, "target": config.target, "test": config.test},
-            frozenset() if "target" in config.arms.values() else frozenset({"target"}),
+            frozenset() if "target" in config.labels_read else frozenset({"target"}),
             frozenset({"test"}),
             load_label_space(config.label_space),
             config,

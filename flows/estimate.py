@@ -33,7 +33,7 @@ def estimate(config: Config) -> list[Estimate]:
     """
     from pipeline.training import explain_memory
 
-    translates = "translated" in config.arms.values()
+    translates = config.translates
     trains = translates and config.translation.trains
     with explain_memory("cyclegan"):
         parts = [_cyclegan(config)] if trains else []

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.stages import Stage, check, is_done, named, plan, remove
-from pipeline.config import Config
+from pipeline.config import Config, SegmentationConfig
 from pipeline.datasets import (
     DatasetSpec,
     LabelReader,
@@ -35,7 +35,7 @@ def preflight(config: Config) -> None:
         except UserError as error:
             problems.append(str(error))
 
-    kinds = set(config.arms.values())
+    kinds = config.labels_read
     collect(lambda: _look_at(config, config.source, bool(kinds & {"source", "translated"})))
     collect(lambda: _look_at(config, config.target, "target" in kinds))
     collect(lambda: _look_at(config, config.test, True))
@@ -46,7 +46,7 @@ def preflight(config: Config) -> None:
             collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
         collect(lambda: _translator(config))
         collect(lambda: _devices(config))
-    collect(lambda: _network(config))
+    collect(lambda: _networks(config))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
 
@@ -98,10 +98,18 @@ def _devices(config: Config) -> None:
     check_devices(config.compute)
 
 
-def _network(config: Config) -> None:
+def _networks(config: Config) -> None:
     from segmentation.models import try_model
+    from segmentation.train import check_start
 
-    try_model(config.segmentation, len(load_label_space(config.label_space).classes))
+    space = load_label_space(config.label_space)
+    tried: list[SegmentationConfig] = []
+    for name, arm in config.arms.items():
+        if (recipe := config.recipe(name)) not in tried:
+            try_model(recipe, len(space.classes))
+            tried.append(recipe)
+        if arm.start and arm.start not in config.arms:
+            check_start(Path(arm.start), recipe, space)
 
 
 def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:

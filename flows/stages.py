@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Config
+from pipeline.config import Config, SegmentationConfig
 from pipeline.datasets import DatasetSpec, decoder_code, digest, list_samples, translated_spec
 from pipeline.errors import UserError
 from pipeline.files import PART_PREFIX, read_json, remove_tree
@@ -54,7 +54,7 @@ def plan(config: Config, run: Path) -> list[Stage]:
     """The stages of a run, each after those that it reads."""
     space = load_label_space(config.label_space)
     stages = []
-    if "translated" in config.arms.values():
+    if config.translates:
         if config.translation.trains:
             if config.cyclegan.semantics:
                 stages.append(_training(config, run, space, *_judge_arm(config)))
@@ -73,7 +73,8 @@ def plan(config: Config, run: Path) -> list[Stage]:
 
 def _judge_arm(config: Config) -> tuple[str, int]:
     """The arm and seed whose network judges translations."""
-    return next(arm for arm, kind in config.arms.items() if kind == "source"), config.seeds[0]
+    assert config.judge_arm is not None  # the configuration was checked
+    return config.judge_arm, config.seeds[0]
 
 
 def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
@@ -178,36 +179,66 @@ def translator(config: Config, run: Path) -> Path:
     return config.translation.weights or run / "cyclegan" / (BEST if best else CHECKPOINT)
 
 
-def _training(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:
-    kind = config.arms[arm]
+def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int) -> Stage:
+    arm = config.arms[name]
+    first = _path("segmentation", arm.start, seed) if arm.start in config.arms else None
 
     def inputs() -> Inputs:
-        spec = config.target if kind == "target" else config.source
+        teaching: Inputs = {}
+        if arm.self_training:
+            teaching = {
+                "self_training": arm.self_training.model_dump(mode="json"),
+                "target": _frames(config.target),
+            }
+        if arm.start and not first:
+            teaching["start"] = _content(Path(arm.start))
         return {
-            "version": 1,
-            "config": _recipe(config),
+            "version": 2,
+            "config": _recipe(config.recipe(name)),
             "seed": seed,
             # A network of 16 classes can be scored on 13 of them.
             "label_space": space.model_dump(
                 mode="json", include={"classes": {"__all__": {"name", "names", "color"}}}
             ),
-            "frames": kind,
-            "dataset": _frames(spec, labelled=True),
+            "train": {
+                kind: {"share": share, "dataset": _frames(_labelled(config, kind), labelled=True)}
+                for kind, share in arm.train.items()
+            },
+            **teaching,
         }
 
     def work(folder: Path) -> None:
-        from segmentation.train import train
+        from segmentation.train import CHECKPOINT, train
 
-        spec = {
+        start = run / first / CHECKPOINT if first else arm.start and Path(arm.start)
+        specs = {
             "source": config.source,
             "translated": translated_spec(config.source, run / "translated"),
             "target": config.target,
-        }[kind]
-        title = f"segmentation {arm} seed {seed}"
-        train(config.segmentation, space, spec, seed, folder, config.compute, title=title)
+        }
+        train(
+            config.recipe(name),
+            space,
+            [(specs[kind], share) for kind, share in arm.train.items()],
+            seed,
+            folder,
+            config.compute,
+            start=start or None,
+            self_training=arm.self_training,
+            target=config.target if arm.self_training else None,
+            title=f"segmentation {name} seed {seed}",
+        )
 
-    reads = ("translated",) if kind == "translated" else ()
-    return Stage(_path("segmentation", arm, seed), "train-segmentation", reads, inputs, work)
+    reads = ["translated"] if "translated" in arm.train else []
+    reads += [first] if first else []
+    return Stage(
+        _path("segmentation", name, seed), "train-segmentation", tuple(reads), inputs, work
+    )
+
+
+def _labelled(config: Config, kind: str) -> DatasetSpec:
+    """The data set that kinds of training frames take their labels from."""
+    return config.target if kind == "target" else config.source
 
 
 def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:
@@ -255,10 +286,10 @@ def _path(kind: str, arm: str, seed: int) -> str:
     return f"{kind}/{arm}/seed-{seed}"
 
 
-def _recipe(config: Config) -> Inputs:
-    """The segmentation's settings, with a weights file's content in place of its path."""
-    recipe = config.segmentation.model_dump(mode="json")
-    path = Path(config.segmentation.encoder_weights)
+def _recipe(config: SegmentationConfig) -> Inputs:
+    """The settings of a training, with a weights file's content in place of its path."""
+    recipe = config.model_dump(mode="json")
+    path = Path(config.encoder_weights)
     if path.is_file():
         recipe["encoder_weights"] = _content(path)
     return recipe

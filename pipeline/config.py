@@ -227,8 +227,65 @@ class AugmentationConfig(Schema):
         return self
 
 
+class RareClassConfig(Schema):
+    """Rare class sampling (DAFormer: Hoyer et al., CVPR 2022, eq. 10 and 11).
+
+    A class is drawn with probability ~ exp((1 - frequency) / temperature), then a frame that shows
+    it, then a crop in which it has pixels enough.
+    """
+
+    temperature: float = Field(0.01, gt=0)
+    """Lower prefers rare classes more; the published value is for 19 classes of full frames."""
+    crop_share: float = Field(0.01, ge=0, le=1)
+    """Share of the crop that the class is to have; the best of ten crops is taken if none has."""
+
+
+class SelfTrainingConfig(Schema):
+    """Learning from the target's frames without their labels.
+
+    A mean teacher labels them (Tarvainen and Valpola, NeurIPS 2017); half of the classes of a
+    labelled frame are pasted over each (ClassMix: Olsson et al., WACV 2021; DACS: Tranheden et al.,
+    WACV 2021); the pasted frames are trained on, weighted by the share of pixels of which the
+    teacher is sure.
+    """
+
+    weight: float = Field(1.0, ge=0)
+    """Weight of the loss on mixed frames."""
+    confidence: float = Field(0.968, ge=0, le=1)
+    """A pixel counts as sure when the teacher gives its class more than this."""
+    teacher_average: float = Field(0.999, ge=0, lt=1)
+    """The part of the old average of weights that each step keeps."""
+    class_mix: bool = True
+    """Paste classes of labelled frames; without it target frames are trained on as they are."""
+    color: float = Field(0.2, ge=0, le=1)
+    """Strength of the colour jitter on mixed frames in brightness, contrast, saturation and, a
+    quarter of it, hue; 0 switches it off."""
+    blur: float = Field(0.5, ge=0, le=1)
+    """Share of the mixed frames that are blurred."""
+    ignore_top: float = Field(0.0, ge=0, lt=1)
+    """Share of the target frames' height, from the top, in which the teacher is not believed."""
+    ignore_bottom: float = Field(0.0, ge=0, lt=1)
+    """The same from the bottom, where a camera sees its own car."""
+    masked_weight: float = Field(0.0, ge=0)
+    """Weight of masked consistency (MIC: Hoyer et al., CVPR 2023): the teacher's labels are also to
+    be found in target frames of which most is masked out. The published weight is 1."""
+    mask_block: int = Field(64, ge=1)
+    """Side of the masked squares in pixels."""
+    mask_share: float = Field(0.7, ge=0, lt=1)
+    """Share of the squares that are masked."""
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.ignore_top + self.ignore_bottom >= 1:
+            raise ValueError(
+                f"ignore_top {self.ignore_top} and ignore_bottom {self.ignore_bottom} leave "
+                "nothing of a frame; their sum must be below 1"
+            )
+        return self
+
+
 class SegmentationConfig(Schema):
-    """Training of the segmentation network: the same recipe for every arm."""
+    """Training of the segmentation network: the recipe of every arm that does not say otherwise."""
 
     architecture: str = "deeplabv3plus"
     """Any architecture of segmentation-models-pytorch, by name."""
@@ -253,11 +310,48 @@ class SegmentationConfig(Schema):
     """Steps in which the learning rate rises linearly from 0."""
     poly_power: float = Field(0.9, ge=0)
     """The learning rate falls as (1 - step / steps) ** poly_power."""
+    rare_class_sampling: RareClassConfig | None = None
+    """Show rare classes more often; none: every frame equally often."""
     augmentation: AugmentationConfig = AugmentationConfig()
     log_every: int = Field(20, ge=1)
     """Steps between two entries of the log."""
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between two checkpoints: the most that a kill can lose."""
+
+
+Frames = Literal["source", "translated", "target"]
+"""Frames with labels that a network can be trained on: `target` with the target's own labels."""
+
+
+class ArmConfig(Schema):
+    """What one network is trained on, and how, where that differs from `segmentation`."""
+
+    train: dict[Frames, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """Frames -> their share of the draws, in any unit. A name alone is all of them."""
+    start: str | None = None
+    """Start from the network of this arm, listed before this one, of the same seed; or from a
+    checkpoint, the path of a `.pt` file. None: from `encoder_weights`."""
+    self_training: SelfTrainingConfig | None = None
+    """Learn from the target's frames, too, without their labels."""
+    segmentation: dict[str, Any] = Field(default_factory=dict)
+    """Settings that win over those of `segmentation` for this arm alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        """`translated` is `{train: translated}` is `{train: {translated: 1}}`."""
+        if isinstance(value, str):
+            value = {"train": value}
+        if isinstance(value, dict) and isinstance(value.get("train"), str):
+            value = {**value, "train": {value["train"]: 1}}
+        return value
+
+    @property
+    def only(self) -> Frames | None:
+        """The kind of frames that it is trained on, where there is one kind and nothing else."""
+        if self.self_training or self.start or len(self.train) > 1:
+            return None
+        return next(iter(self.train))
 
 
 class EvaluationConfig(Schema):
@@ -284,10 +378,18 @@ class Config(Schema):
     translation: TranslationConfig = TranslationConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    arms: dict[
-        Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Literal["source", "translated", "target"]
-    ] = Field({"source_only": "source", "adapted": "translated", "oracle": "target"}, min_length=1)
-    """Arm -> the frames it trains on."""
+    arms: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ArmConfig] = Field(
+        default_factory=lambda: {
+            arm: ArmConfig(train={frames: 1})
+            for arm, frames in (
+                ("source_only", "source"),
+                ("adapted", "translated"),
+                ("oracle", "target"),
+            )
+        },
+        min_length=1,
+    )
+    """Arm -> what its network is trained on."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     """Seeds of the segmentation training; each arm is trained once with each."""
     compute: ComputeConfig = ComputeConfig()
@@ -296,7 +398,7 @@ class Config(Schema):
     def _distinct(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} hold one twice")
-        if self.cyclegan.semantics and "source" not in self.arms.values():
+        if self.cyclegan.semantics and self.judge_arm is None:
             raise ValueError(
                 "cyclegan.semantics needs a network that was trained on the source; give `arms` "
                 "one, e.g. source_only: source"
@@ -309,9 +411,31 @@ class Config(Schema):
         return self
 
     @model_validator(mode="after")
+    def _arms_work(self) -> Self:
+        before: list[str] = []
+        for name, arm in self.arms.items():
+            if arm.start and not _is_file(arm.start) and arm.start not in before:
+                raise ValueError(
+                    f"arms.{name}.start is {arm.start!r}; it must be an arm that is listed before "
+                    f"it ({', '.join(before) or 'there is none'}) or the path of a .pt file"
+                )
+            try:
+                recipe = self.recipe(name)
+            except UserError as error:
+                raise ValueError(f"arms.{name}.segmentation: {error}") from error
+            start = self.arms.get(arm.start or "")
+            if start and _network(recipe) != _network(self.recipe(str(arm.start))):
+                raise ValueError(
+                    f"arms.{name} starts from {arm.start}, whose network is another one; give both "
+                    "the same architecture, encoder and options"
+                )
+            before.append(name)
+        return self
+
+    @model_validator(mode="after")
     def _shares_are_equal(self) -> Self:
         devices, batch = self.compute.devices, self.cyclegan.batch_size
-        trains = "translated" in self.arms.values() and self.translation.trains
+        trains = self.translates and self.translation.trains
         if trains and self.cyclegan.paired and devices > 1:
             raise ValueError(
                 f"compute.devices is {devices}, and paired training (cyclegan.paired) uses one "
@@ -325,6 +449,32 @@ class Config(Schema):
                 f"or, in a new run, cyclegan.batch_size to {batch + -batch % devices}"
             )
         return self
+
+    def recipe(self, arm: str) -> SegmentationConfig:
+        """How the network of an arm is trained: `segmentation` with the arm's own settings."""
+        own = self.arms[arm].segmentation
+        if not own:
+            return self.segmentation
+        fields = self.segmentation.model_dump()
+        for key, value in own.items():
+            nested = isinstance(value, dict) and isinstance(fields.get(key), dict)
+            fields[key] = fields[key] | value if nested and key != "options" else value
+        return parse(SegmentationConfig, fields, "settings")
+
+    @property
+    def labels_read(self) -> frozenset[Frames]:
+        """The kinds of frames that some arm is trained on with their labels."""
+        return frozenset(kind for arm in self.arms.values() for kind in arm.train)
+
+    @property
+    def translates(self) -> bool:
+        """Whether an arm needs translated frames."""
+        return "translated" in self.labels_read
+
+    @property
+    def judge_arm(self) -> str | None:
+        """The arm whose network judges translations: the first trained on the source alone."""
+        return next((name for name, arm in self.arms.items() if arm.only == "source"), None)
 
 
 def load_config(path: Path, settings: list[str] | None = None) -> Config:
@@ -352,8 +502,14 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
                 data[key] = _resolve_dataset(data[key], path.parent)
             except UserError as error:
                 problems.append(f"  {key}: {error}")
-    for section, key in (("", "label_space"), ("segmentation", "encoder_weights")):
-        holder = data.get(section, {}) if section else data
+    arms = data.get("arms")
+    arms = [a for a in arms.values() if isinstance(a, dict)] if isinstance(arms, dict) else []
+    recipes = [data.get("segmentation"), *(arm.get("segmentation") for arm in arms)]
+    for holder, key in (
+        (data, "label_space"),
+        *((arm, "start") for arm in arms),
+        *((recipe, "encoder_weights") for recipe in recipes),
+    ):
         if isinstance(holder, dict) and isinstance(value := holder.get(key), str):
             holder[key] = _absolute_file(value, path.parent)
     for section, key in (("compute", "cache"), ("translation", "weights")):
@@ -417,6 +573,15 @@ def _resolve_dataset(fields: dict[str, Any], base: Path) -> dict[str, Any]:
         if given.get(key):
             given[key] = str(base.absolute() / str(given[key]))
     return merged | given
+
+
+def _is_file(start: str) -> bool:
+    """Whether an arm's `start` means a file and not an arm."""
+    return start.endswith(_FILES)
+
+
+def _network(recipe: SegmentationConfig) -> tuple[str, str, dict[str, Any]]:
+    return recipe.architecture, recipe.encoder, recipe.options
 
 
 def _absolute_file(value: str, base: Path) -> str:

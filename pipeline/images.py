@@ -118,3 +118,17 @@ def resize_indices(indices: UInt8, size: tuple[int, int]) -> UInt8:
     if indices.shape[1::-1] == size:
         return indices
     return np.asarray(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
+
+
+def grid(rows: list[list[UInt8]]) -> UInt8:
+    """Pictures (H, W, 3) uint8 of any sizes in rows, on black."""
+    beside = []
+    for row in rows:
+        height = max(picture.shape[0] for picture in row)
+        beside.append(np.concatenate([_pad_to(p, height, p.shape[1]) for p in row], axis=1))
+    width = max(row.shape[1] for row in beside)
+    return np.concatenate([_pad_to(row, row.shape[0], width) for row in beside])
+
+
+def _pad_to(picture: UInt8, height: int, width: int) -> UInt8:
+    return np.pad(picture, ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0)))

@@ -32,31 +32,35 @@ class Draws(Dataset[Any]):
         read: (frame index, generator of this draw) -> item; a pure function of the two.
         frames: number of frames.
         stream: tells apart the draws of several data sets under one seed.
+        pick: chooses what is drawn, instead of epochs; what it returns goes to `read`.
     """
 
     def __init__(
         self,
-        read: Callable[[int, np.random.Generator], Item],
+        read: Callable[[Any, np.random.Generator], Item],
         frames: int,
         *,
         seed: int,
         stream: int = 0,
+        pick: Callable[[np.random.Generator], Any] | None = None,
     ) -> None:
-        self.read, self.frames, self.key = read, frames, (seed, stream)
+        self.read, self.frames, self.key, self.pick = read, frames, (seed, stream), pick
         self._order: tuple[int, Any] = (-1, None)
 
     def __getitem__(self, draw: int) -> Item | UserError:
+        rng = np.random.default_rng([*self.key, 1, draw])
+        try:
+            return self.read(self.pick(rng) if self.pick else self._in_turn(draw), rng)
+        except UserError as error:
+            # An exception that leaves a reading process comes out wrapped in its traceback.
+            return error
+
+    def _in_turn(self, draw: int) -> int:
         epoch, position = divmod(draw, self.frames)
         if self._order[0] != epoch:
             order = np.random.default_rng([*self.key, 0, epoch]).permutation(self.frames)
             self._order = (epoch, order)
-        try:
-            return self.read(
-                int(self._order[1][position]), np.random.default_rng([*self.key, 1, draw])
-            )
-        except UserError as error:
-            # An exception that leaves a reading process comes out wrapped in its traceback.
-            return error
+        return int(self._order[1][position])
 
     def __len__(self) -> int:
         raise TypeError("draws have no end")
@@ -206,6 +210,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"{path} holds {type(state).__name__}, a dictionary was expected.")
     return state
+
+
+@torch.no_grad()
+def follow(average: torch.nn.Module, network: torch.nn.Module, keep: float, step: int) -> None:
+    """Move the weights of `average` towards those of `network`, in place.
+
+    average = k average + (1 - k) network (Yazici et al., ICLR 2019, eq. 1), where k rises to `keep`
+    over the first steps as (1 + step) / (10 + step): the initial weights are soon forgotten.
+    """
+    keep = min(keep, (1 + step) / (10 + step))
+    # One launch for all weights.
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)
 
 
 def check_finite(networks: Iterable[torch.nn.Module], step: int, names: list[str]) -> None:

@@ -53,7 +53,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         strip=_or_reason(figures.frame_strip, run, config, space, evaluations),
         pairs=_or_reason(figures.translated_pairs, run),
         grid=_or_reason(figures.last_sample_grid, run) if config.translation.trains else None,
-        has_translation="translated" in config.arms.values(),
+        has_translation=config.translates,
         rows=table.astype(object).where(table.notna(), None).to_dict("records"),
         confusions=_confusions(evaluations),
         drift=_drift(run, config) if config.translation.trains else None,
@@ -156,7 +156,7 @@ def _environment() -> Environment:
     }
     environment.globals |= {
         "METRICS": METRICS,
-        "TRAINED_ON": tables.TRAINED_ON,
+        "trained_on": tables.trained_on,
         "METHODS": {"histogram_matching": "histogram matching", "fda": "Fourier domain adaptation"},
         "BEFORE": tables.BEFORE,
         "AFTER": tables.AFTER,

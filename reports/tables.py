@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import bootstrap
-from pipeline.config import Config
+from pipeline.config import ArmConfig, Config
 from pipeline.confusion import ConfusionMatrix
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -33,11 +33,24 @@ METRICS = {
 """Key in `evaluation.json` -> what it is called in a text."""
 BEFORE, AFTER, IDEAL = "source_only", "adapted", "oracle"
 """The arms between which the gap is measured."""
-TRAINED_ON = {
+_FRAMES = {
     "source": "synthetic frames as they are",
     "translated": "translated synthetic frames",
     "target": "real frames with their labels",
 }
+
+
+def trained_on(arm: ArmConfig) -> str:
+    """What an arm's network was trained on, in words."""
+    total = sum(arm.train.values())
+    shares = [
+        f"{percent(part / total, 0)} " if len(arm.train) > 1 else "" for part in arm.train.values()
+    ]
+    words = [f"{part}{_FRAMES[kind]}" for part, kind in zip(shares, arm.train, strict=True)]
+    text = " and ".join(words)
+    if arm.self_training:
+        text += ", and real frames without labels"
+    return text + (f"; starts from {arm.start}" if arm.start else "")
 
 
 def ordered_arms(config: Config) -> list[str]:

@@ -1,20 +1,32 @@
-"""Training frames of one arm: read, scaled, cropped, recoloured."""
+"""Training frames of one arm: chosen, read, scaled, cropped, recoloured."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import albumentations as A
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from pipeline.cache import class_reader, frame_reader
-from pipeline.config import AugmentationConfig
-from pipeline.datasets import DatasetSpec, Sample
+from pipeline.cache import Reader, class_reader, frame_reader
+from pipeline.config import (
+    AugmentationConfig,
+    RareClassConfig,
+    SegmentationConfig,
+    SelfTrainingConfig,
+)
+from pipeline.datasets import DatasetSpec, list_samples
 from pipeline.images import UInt8
 from pipeline.labels import IGNORE, LabelSpace
-from pipeline.training import Item
+from pipeline.training import Draws, Item
+
+Mixture = Sequence[tuple[DatasetSpec, float]]
+"""Data sets and their shares of the draws, in any unit."""
+RECROPS = 10
+"""Crops to try for one that shows enough of a rare class."""
 
 
 def augmentation(config: AugmentationConfig, crop: tuple[int, int]) -> A.Compose:
@@ -49,29 +61,151 @@ def augmentation(config: AugmentationConfig, crop: tuple[int, int]) -> A.Compose
     )
 
 
-def training_reader(
+def labelled_draws(
+    mixture: Mixture, space: LabelSpace, config: SegmentationConfig, seed: int, cache: Path | None
+) -> Draws:
+    """Draws of `rgb` (h, w, 3) uint8, `label` (h, w) int64 and `name`, in the crop's size.
+
+    One data set is gone through epoch by epoch. With several, or with rare class sampling, each
+    draw chooses a data set by its share and then a frame of it.
+
+    Raises:
+        UserError: a data set is not there, or, where classes are counted, a label is damaged.
+    """
+    frames: list[Reader] = []
+    labels: list[Reader] = []
+    names: list[list[str]] = []
+    for spec, _ in mixture:
+        samples = list_samples(spec, labelled=True)
+        frames.append(frame_reader(spec, samples, cache))
+        labels.append(class_reader(spec, samples, space, cache))
+        names.append([str(sample.image) for sample in samples])
+    augment = augmentation(config.augmentation, config.crop)
+    rare = config.rare_class_sampling
+    width, height = config.crop
+    enough = rare.crop_share * width * height if rare else 0
+
+    def read(choice: tuple[int, int, int | None], rng: np.random.Generator) -> Item:
+        part, index, wanted = choice
+        rgb, label = frames[part](index), labels[part](index)
+        best: tuple[int, UInt8, UInt8] | None = None
+        for _ in range(RECROPS if wanted is not None else 1):
+            crop, classes = _apply(augment, rgb, label, rng)
+            found = int((classes == wanted).sum()) if wanted is not None else 0
+            if best is None or found > best[0]:
+                best = (found, crop, classes)
+            if found >= enough:
+                break
+        assert best is not None
+        return {
+            "rgb": torch.from_numpy(best[1]),
+            "label": torch.from_numpy(best[2].astype(np.int64)),
+            "name": names[part][index],
+        }
+
+    if len(mixture) == 1 and rare is None:
+        return Draws(lambda index, rng: read((0, index, None), rng), len(names[0]), seed=seed)
+    shares = np.array([share for _, share in mixture]) / sum(share for _, share in mixture)
+    choosers = [
+        rare_class_chooser(_count_classes(reader, len(part), len(space.classes)), rare, enough)
+        if rare
+        else _even_chooser(len(part))
+        for reader, part in zip(labels, names, strict=True)
+    ]
+
+    def pick(rng: np.random.Generator) -> tuple[int, int, int | None]:
+        part = int(rng.choice(len(shares), p=shares))
+        return part, *choosers[part](rng)
+
+    return Draws(read, sum(map(len, names)), seed=seed, pick=pick)
+
+
+Chooser = Callable[[np.random.Generator], tuple[int, int | None]]
+"""Generator -> a frame of a data set and the class for whose sake it was chosen."""
+
+
+def _even_chooser(frames: int) -> Chooser:
+    return lambda rng: (int(rng.integers(frames)), None)
+
+
+def rare_class_chooser(
+    pixels: npt.NDArray[np.int64], config: RareClassConfig, enough: float
+) -> Chooser:
+    """Chooses classes, rare ones more often, and then frames that show them (`RareClassConfig`).
+
+    Args:
+        pixels: (frames, classes) of each class in each frame.
+        enough: pixels that a class is to have in a frame; where no frame has them, any will do.
+    """
+    seen = pixels.sum(axis=0)
+    present = np.flatnonzero(seen)
+    if not len(present):
+        return _even_chooser(len(pixels))
+    frequency = seen[present] / seen.sum()
+    exponent = (1 - frequency) / config.temperature
+    weight = np.exp(exponent - exponent.max())
+    members = []
+    for index in present:
+        shown = np.flatnonzero(pixels[:, index] >= max(1, enough))
+        members.append(shown if len(shown) else np.flatnonzero(pixels[:, index]))
+    weight /= weight.sum()
+
+    def choose(rng: np.random.Generator) -> tuple[int, int | None]:
+        position = int(rng.choice(len(present), p=weight))
+        return int(rng.choice(members[position])), int(present[position])
+
+    return choose
+
+
+def _count_classes(labels: Reader, frames: int, classes: int) -> npt.NDArray[np.int64]:
+    """(frames, classes) pixels of each class in each frame."""
+
+    def count(index: int) -> npt.NDArray[np.int64]:
+        return np.bincount(labels(index).ravel(), minlength=256)[:classes]
+
+    with ThreadPoolExecutor() as threads:
+        return np.stack(list(threads.map(count, range(frames))))
+
+
+def unlabelled_draws(
     spec: DatasetSpec,
-    samples: list[Sample],
-    space: LabelSpace,
-    config: AugmentationConfig,
-    crop: tuple[int, int],
+    config: SegmentationConfig,
+    teaching: SelfTrainingConfig,
+    seed: int,
     cache: Path | None,
-) -> Callable[[int, np.random.Generator], Item]:
-    """(frame index, generator) -> `rgb` (h, w, 3) uint8, `label` (h, w) int64 and `name`."""
+) -> Draws:
+    """Draws of `rgb` (h, w, 3) uint8, `believed` (h, w) bool and `name`; reads no label.
+
+    Scaled, cropped and mirrored like labelled frames, but not recoloured. `believed` is False in
+    padding and where `teaching` says that no label is to be believed.
+    """
+    samples = list_samples(spec, labelled=False)
     frames = frame_reader(spec, samples, cache)
-    labels = class_reader(spec, samples, space, cache)
-    augment = augmentation(config, crop)
+    plain = {"color": 0.0, "hue": 0.0, "blur": 0.0, "noise": 0.0}
+    augment = augmentation(config.augmentation.model_copy(update=plain), config.crop)
 
     def read(index: int, rng: np.random.Generator) -> Item:
-        # One stream for all transforms: `set_random_seed` would give each the same numbers.
-        augment.set_random_state(rng, random.Random(int(rng.integers(2**31))))
-        result = augment(image=frames(index), mask=labels(index))
-        rgb: UInt8 = result["image"]
-        label: UInt8 = result["mask"]
+        rgb = frames(index)
+        height = len(rgb)
+        rim = np.zeros(rgb.shape[:2], np.uint8)
+        rim[: round(teaching.ignore_top * height)] = IGNORE
+        rim[height - round(teaching.ignore_bottom * height) :] = IGNORE
+        crop, rim = _apply(augment, rgb, rim, rng)
         return {
-            "rgb": torch.from_numpy(np.array(rgb)),  # a copy: a cache is not to be written to
-            "label": torch.from_numpy(label.astype(np.int64)),
+            "rgb": torch.from_numpy(crop),
+            "believed": torch.from_numpy(rim != IGNORE),
             "name": str(samples[index].image),
         }
 
-    return read
+    return Draws(read, len(samples), seed=seed, stream=1)
+
+
+def _apply(
+    augment: A.Compose, rgb: UInt8, mask: UInt8, rng: np.random.Generator
+) -> tuple[UInt8, UInt8]:
+    """A frame and what belongs to its pixels through one draw of the augmentation."""
+    # One stream for all transforms: `set_random_seed` would give each the same numbers.
+    augment.set_random_state(rng, random.Random(int(rng.integers(2**31))))
+    result = augment(image=rgb, mask=mask)
+    # Copies: a cache is not to be written to.
+    return np.array(result["image"]), np.array(result["mask"])

@@ -1,28 +1,32 @@
 """Segmentation training: one loop, the same for every arm."""
 
+import copy
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import ComputeConfig, SegmentationConfig
-from pipeline.datasets import DatasetSpec, list_samples
+from pipeline.config import ComputeConfig, SegmentationConfig, SelfTrainingConfig
+from pipeline.datasets import DatasetSpec
+from pipeline.errors import UserError
+from pipeline.images import UInt8, grid, write_image
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.progress import progress
 from pipeline.training import (
-    Draws,
     TrainingLog,
     batches,
     check_finite,
     explain_memory,
+    follow,
     load_checkpoint,
     make_fabric,
     save_checkpoint,
     seed_step,
 )
-from segmentation.data import training_reader
+from segmentation.data import Mixture, labelled_draws, unlabelled_draws
 from segmentation.models import Segmenter, build_model
+from segmentation.self_training import lesson, mask_out, weighted_cross_entropy
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
 
@@ -30,84 +34,162 @@ CHECKPOINT = Path("checkpoints") / "last.pt"
 def train(
     config: SegmentationConfig,
     space: LabelSpace,
-    dataset: DatasetSpec,
+    mixture: Mixture,
     seed: int,
     folder: Path,
     compute: ComputeConfig,
     *,
+    start: Path | None = None,
+    self_training: SelfTrainingConfig | None = None,
+    target: DatasetSpec | None = None,
     title: str = "segmentation",
 ) -> None:
-    """Train a network on the labelled frames of `dataset` for a fixed number of steps.
+    """Train a network on the labelled frames of `mixture` for a fixed number of steps.
 
     Writes `checkpoints/last.pt` (the result: never a checkpoint chosen on labels), `log.jsonl`
     and TensorBoard events below `folder`, and continues from a checkpoint that is there.
 
+    Args:
+        start: a checkpoint whose weights training starts from.
+        self_training: learn from the frames of `target`, too, whose labels are not read. Writes
+            pictures of mixed frames to `samples/`.
+
     Raises:
         UserError: a name is unknown, a frame or label cannot be read, a loss is not finite.
     """
-    samples = list_samples(dataset, labelled=True)
-
     # Network and optimiser.
     fabric = make_fabric(compute, training=True)
     seed_step(seed, 0)
     resuming = (folder / CHECKPOINT).is_file()
-    model = build_model(config, len(space.classes), pretrained=not resuming)
+    fresh = not resuming and start is None
+    model = build_model(config, len(space.classes), pretrained=fresh)
+    if start is not None and not resuming:
+        check_start(start, config, space)
+        model.load_state_dict(load_checkpoint(start)["model"])
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _adamw(model, config)
+    teacher = copy.deepcopy(model).requires_grad_(False).eval() if self_training else None
 
     # Continue where an earlier run stopped.
-    start = 0
+    first = 0
     if resuming:
         state = load_checkpoint(folder / CHECKPOINT)
-        start = state["step"]
+        first = state["step"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if teacher:
+            teacher.load_state_dict(state["teacher"])
 
     network = fabric.setup_module(model)
     network.train()
-    read = training_reader(dataset, samples, space, config.augmentation, config.crop, compute.cache)
-    loader = batches(
-        Draws(read, len(samples), seed=seed),
-        first=start,
-        last=config.steps,
-        batch_size=config.batch_size,
-        workers=compute.workers,
-        pin=fabric.device.type == "cuda",
-    )
+    draws = [labelled_draws(mixture, space, config, seed, compute.cache)]
+    if self_training and target:
+        draws += [unlabelled_draws(target, config, self_training, seed, compute.cache)]
+    loaders = [
+        batches(
+            source,
+            first=first,
+            last=config.steps,
+            batch_size=config.batch_size,
+            workers=compute.workers,
+            pin=fabric.device.type == "cuda",
+        )
+        for source in draws
+    ]
     with (
-        TrainingLog(folder, step=start) as log,
-        progress(folder, title, config.steps, done=start) as advance,
+        TrainingLog(folder, step=first) as log,
+        progress(folder, title, config.steps, done=first) as advance,
         explain_memory("segmentation"),
     ):
-        for step, batch in enumerate(loader, start + 1):
+        for step, (batch, *frames) in enumerate(zip(*loaders, strict=True), first + 1):
             factor = learning_rate_factor(step - 1, config)
             for group in optimizer.param_groups:
                 group["lr"] = group["full_rate"] * factor
             seed_step(seed, step)
-            logits = network(batch["rgb"].to(fabric.device, non_blocking=True))
-            label = batch["label"].to(fabric.device, non_blocking=True)
-            loss = cross_entropy(logits, label)
-            optimizer.zero_grad()
-            fabric.backward(loss)
-            optimizer.step()
+            names = [name for part in (batch, *frames) for name in part.pop("name")]
+            batch, *frames = fabric.to_device([batch, *frames])
 
-            log.add(step, batch["name"], {"loss": loss})
+            optimizer.zero_grad()
+            losses = {"loss": cross_entropy(network(batch["rgb"]), batch["label"])}
+            fabric.backward(losses["loss"])
+            if self_training and teacher:
+                with fabric.autocast():
+                    taught = lesson(teacher, batch, frames[0], self_training)
+                mixed = weighted_cross_entropy(
+                    network(taught["rgb"]), taught["label"], taught["weight"]
+                )
+                fabric.backward(self_training.weight * mixed)
+                losses |= {"mixed": mixed, "sure": taught["sure"]}
+                if self_training.masked_weight:
+                    hidden = mask_out(
+                        frames[0]["rgb"], self_training.mask_block, self_training.mask_share
+                    )
+                    masked = weighted_cross_entropy(
+                        network(hidden), taught["taught"], taught["belief"]
+                    )
+                    fabric.backward(self_training.masked_weight * masked)
+                    losses["masked"] = masked
+            optimizer.step()
+            if self_training and teacher:
+                follow(teacher, model, self_training.teacher_average, step)
+                for kept, newest in zip(teacher.buffers(), model.buffers(), strict=True):
+                    kept.copy_(newest)
+
+            log.add(step, names, losses)
             save = step == config.steps or step % config.checkpoint_every == 0
             if save or step % config.log_every == 0:
                 log.flush(learning_rate=config.learning_rate * factor)
             if save:
-                check_finite([model], step, batch["name"])
-                save_checkpoint(
-                    folder / CHECKPOINT,
-                    {
-                        "step": step,
-                        "config": config.model_dump(mode="json"),
-                        "classes": space.class_names,
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                    },
-                )
+                check_finite([model], step, names)
+                state = {
+                    "step": step,
+                    "config": config.model_dump(mode="json"),
+                    "classes": space.class_names,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                }
+                if teacher:
+                    state["teacher"] = teacher.state_dict()
+                    picture = _picture(frames[0]["rgb"], taught, space)
+                    write_image(folder / "samples" / f"step-{step:07d}.png", picture)
+                    log.picture(step, "samples", picture)
+                save_checkpoint(folder / CHECKPOINT, state)
             advance(1)
+
+
+def _picture(frames: Tensor, taught: dict[str, Tensor], space: LabelSpace) -> UInt8:
+    """Target frames, the teacher's labels (black where not believed), mixed frames and labels."""
+    palette = space.palette
+    believed = taught["taught"].where(taught["belief"] > 0, IGNORE)
+    columns = [frames, believed, taught["rgb"], taught["label"]]
+    drawn = [
+        column.cpu().numpy() if column.ndim == 4 else palette[column.cpu().numpy()]
+        for column in columns
+    ]
+    return grid([[column[i] for column in drawn] for i in range(min(3, len(frames)))])
+
+
+def check_start(path: Path, config: SegmentationConfig, space: LabelSpace) -> None:
+    """Raise `UserError` when training cannot start from the checkpoint `path`."""
+    if not path.is_file():
+        raise UserError(f"No checkpoint {path} to start from. Give the path of a last.pt of ours.")
+    state = load_checkpoint(path)
+    if not {"config", "classes", "model"} <= state.keys():
+        raise UserError(
+            f"{path} is no checkpoint of a segmentation training. Give a last.pt of one."
+        )
+    if state["classes"] != space.class_names:
+        raise UserError(
+            f"{path} knows the classes {', '.join(state['classes'])}; label space {space.name} has "
+            f"{', '.join(space.class_names)}. Start from a network of the same classes."
+        )
+    theirs = SegmentationConfig.model_validate(state["config"])
+    for field in ("architecture", "encoder", "options"):
+        if getattr(theirs, field) != getattr(config, field):
+            raise UserError(
+                f"{path} has segmentation.{field} {getattr(theirs, field)!r}, the arm that starts "
+                f"from it {getattr(config, field)!r}. Make them equal."
+            )
 
 
 def cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

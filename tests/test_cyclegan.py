@@ -25,7 +25,7 @@ from cyclegan.networks import (
     to_rgb,
 )
 from cyclegan.pool import ImagePool
-from cyclegan.steps import decay, follow, is_finite
+from cyclegan.steps import decay, is_finite
 from cyclegan.train import train
 from cyclegan.train_paired import train_paired
 from cyclegan.translate import (
@@ -39,7 +39,7 @@ from pipeline.config import Config, CycleGANConfig, load_config
 from pipeline.datasets import list_samples, load_spec
 from pipeline.errors import UserError
 from pipeline.images import read_rgb
-from pipeline.training import load_checkpoint, save_checkpoint, seed_step
+from pipeline.training import follow, load_checkpoint, save_checkpoint, seed_step
 
 
 @pytest.fixture

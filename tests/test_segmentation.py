@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.images import read_raw
 from pipeline.labels import IGNORE, load_label_space
 from pipeline.training import load_checkpoint
-from segmentation.data import augmentation, training_reader
+from segmentation.data import augmentation, labelled_draws
 from segmentation.evaluate import evaluate, predict
 from segmentation.models import Segmenter, build_model, check_names, load_encoder, try_model
 from segmentation.train import cross_entropy, learning_rate_factor, load_segmenter, train
@@ -155,12 +155,17 @@ def test_augmentation_moves_labels_with_pixels() -> None:
         assert np.median(away[inside]) == 0
 
 
+def reader(config: Config, augmenting: AugmentationConfig, crop: tuple[int, int]) -> Any:
+    """(frame index, generator) -> a training item of the source."""
+    recipe = config.segmentation.model_copy(update={"augmentation": augmenting, "crop": crop})
+    return labelled_draws([(config.source, 1)], SPACE, recipe, 0, None).read
+
+
 def test_augmentations_are_independent_of_each_other(config: Config) -> None:
-    samples = list_samples(config.source, labelled=True)
     gentle = AugmentationConfig(scale=(1, 1), color=0, hue=0, blur=0, noise=0.5)
-    read = training_reader(config.source, samples, SPACE, gentle, (128, 64), None)
+    read = reader(config, gentle, (128, 64))
     plain = AugmentationConfig(scale=(1, 1), flip=False, color=0, hue=0, blur=0, noise=0)
-    original = training_reader(config.source, samples, SPACE, plain, (128, 64), None)
+    original = reader(config, plain, (128, 64))
     first = original(0, np.random.default_rng(0))
     seen: Counts = Counter()
     for draw in range(80):
@@ -174,8 +179,7 @@ def test_augmentations_are_independent_of_each_other(config: Config) -> None:
 
 
 def test_draws_depend_on_the_generator_alone(config: Config) -> None:
-    samples = list_samples(config.source, labelled=True)
-    read = training_reader(config.source, samples, SPACE, AugmentationConfig(), (64, 48), None)
+    read = reader(config, AugmentationConfig(), (64, 48))
     first = read(0, np.random.default_rng(5))
     read(1, np.random.default_rng(6))
     again, other = read(0, np.random.default_rng(5)), read(0, np.random.default_rng(7))
@@ -198,7 +202,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(UserError, match=r"Weight .* is not finite at step 6, on .*toy-sim"):
-        train(config.segmentation, SPACE, config.source, 0, tmp_path, config.compute)
+        train(config.segmentation, SPACE, [(config.source, 1)], 0, tmp_path, config.compute)
     assert load_checkpoint(tmp_path / CHECKPOINT)["step"] == 3
 
 
@@ -216,7 +220,7 @@ def test_resume_is_bit_for_bit(
         # Reading processes must make no difference either.
         workers = 2 if name == "parts" else 0
         compute = config.compute.model_copy(update={"workers": workers})
-        train(recipe, SPACE, config.source, 3, tmp_path / name, compute)
+        train(recipe, SPACE, [(config.source, 1)], 3, tmp_path / name, compute)
         return load_checkpoint(tmp_path / name / CHECKPOINT)
 
     whole = fit("whole")
@@ -242,7 +246,7 @@ def test_a_network_learns_and_is_scored_at_the_ground_truth_s_size(
 ) -> None:
     recipe = config.segmentation.model_copy(update={"steps": 60, "learning_rate": 3e-3})
     half = config.test.model_copy(update={"width": 64})
-    train(recipe, SPACE, config.target, 0, tmp_path, config.compute)
+    train(recipe, SPACE, [(config.target, 1)], 0, tmp_path, config.compute)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < 0.6 * log[0]["loss"]
     out = tmp_path / "evaluation"
