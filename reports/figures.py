@@ -22,6 +22,8 @@ from pipeline.images import UInt8, read_raw, read_rgb, resize_indices, resize_rg
 from pipeline.labels import LabelSpace
 from reports.tables import AFTER, BEFORE, IDEAL, Evaluation, evaluation_folder, ordered_arms
 
+WORST = 4
+"""Test frames shown with the lowest scores."""
 PAIRS = 6
 """Source and translated frames shown beside each other."""
 FEW = 12
@@ -98,42 +100,86 @@ def frame_count(spec: DatasetSpec) -> int | None:
 def frame_strip(
     run: Path, config: Config, space: LabelSpace, evaluations: dict[str, list[Evaluation]]
 ) -> list[dict[str, Any]]:
-    """For each kept frame: its name, the frame, the ground truth, each arm's prediction.
+    """A few test frames, evenly spaced, each with every arm's prediction; see `_frames`."""
+    arms = ordered_arms(config)
+    kept = [evaluations[arm][0]["pictures"] for arm in arms]
+    everywhere = [name for name in kept[0] if all(name in pictures for pictures in kept)]
+    count = min(config.evaluation.pictures, len(everywhere))
+    names = [everywhere[(2 * i + 1) * len(everywhere) // (2 * count)] for i in range(count)]
+    return _frames(run, config, space, evaluations, arms, names)
 
-    Predictions are those of the first seed.
+
+def worst_frames(
+    run: Path,
+    config: Config,
+    space: LabelSpace,
+    evaluations: dict[str, list[Evaluation]],
+    arms: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The test frames on which the last of `arms` has the fewest pixels right; see `_frames`.
+
+    Each has `scores`, arm -> its row of `per_image.csv` with the first seed.
+
+    Raises:
+        UserError: as `_frames`.
+    """
+    if not arms:
+        return []
+    files = {arm: evaluation_folder(run, arm, config.seeds[0]) / "per_image.csv" for arm in arms}
+    scores = {
+        arm: pd.read_csv(path, converters={"name": str}).set_index("name")
+        for arm, path in files.items()
+    }
+    worst = scores[arms[-1]]["pixel_accuracy"].nsmallest(WORST).index
+    return [
+        frame
+        | {"scores": {arm: table.loc[frame["name"]].to_dict() for arm, table in scores.items()}}
+        for frame in _frames(run, config, space, evaluations, arms, list(worst))
+    ]
+
+
+def _frames(
+    run: Path,
+    config: Config,
+    space: LabelSpace,
+    evaluations: dict[str, list[Evaluation]],
+    arms: Sequence[str],
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """For each name: the `frame`, the ground `truth`, the arms' `predictions` with the first seed.
+
+    Empty where a prediction was not kept.
 
     Raises:
         UserError: the test set or a prediction is no longer there.
     """
-    arms = ordered_arms(config)
-    kept = {arm: evaluations[arm][0].get("pictures", {}) for arm in arms}
-    names = [name for name in kept[arms[0]] if all(name in kept[arm] for arm in arms)]
-    if not names:
+    kept = {arm: evaluations[arm][0]["pictures"] for arm in arms}
+    if not all(name in kept[arm] for arm in arms for name in names):
         return []
     samples = {sample.name: sample for sample in list_samples(config.test, labelled=True)}
     gone = [name for name in names if name not in samples]
     if gone:
         raise UserError(f"Data set {config.test.name} no longer has frame {gone[0]!r}.")
     labels = LabelReader(config.test, space)
-    strip = []
-    for name in names:
-        sample = samples[name]
-        predictions = {
-            arm: read_raw(evaluation_folder(run, arm, config.seeds[0]) / kept[arm][name])
-            for arm in arms
+    return [
+        {
+            "name": name,
+            "scores": None,
+            "frame": photo(read_frame(config.test, samples[name]), 400),
+            "truth": label_picture(labels.read(samples[name], native=True), space.palette, 400),
+            "predictions": {
+                arm: label_picture(
+                    read_raw(evaluation_folder(run, arm, config.seeds[0]) / kept[arm][name]).astype(
+                        np.uint8
+                    ),
+                    space.palette,
+                    400,
+                )
+                for arm in arms
+            },
         }
-        strip.append(
-            {
-                "name": name,
-                "frame": photo(read_frame(config.test, sample), 400),
-                "truth": label_picture(labels.read(sample, native=True), space.palette, 400),
-                "predictions": {
-                    arm: label_picture(prediction.astype(np.uint8), space.palette, 400)
-                    for arm, prediction in predictions.items()
-                },
-            }
-        )
-    return strip
+        for name in names
+    ]
 
 
 def translated_pairs(run: Path) -> list[dict[str, str]]:

@@ -15,7 +15,8 @@ from pipeline.datasets import missing_classes
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing, write_json, write_text
 from pipeline.labels import load_label_space
-from reports import figures, tables
+from reports import figures, sentences, tables
+from reports.markdown import comparison_markdown, markdown
 from reports.tables import METRICS, Evaluation, Summary
 
 LEADERS = 5
@@ -36,6 +37,8 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     evaluations = tables.read_evaluations(run, config)
     report = tables.summary(config, evaluations)
     table = tables.per_class(report, evaluations)
+    lower_end = [arm for arm in report["arms"] if arm == tables.BEFORE]
+    worst_arms = [*lower_end, *sentences.ours(report)[-1:]]
     template = _environment().get_template("report.html.j2")
     page = template.render(
         title=config.name,
@@ -43,14 +46,17 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         report=report,
         arms=tables.ordered_arms(config),
         colors=figures.arm_colors(tables.ordered_arms(config)),
-        sentences=tables.result_sentences(report),
+        sentences=sentences.result_sentences(report),
         cards=[_card(report, metric) for metric in HEADLINE],
+        settings_by_arm=tables.settings_by_arm(report),
         counts={
             "source": figures.frame_count(config.source),
             "target": figures.frame_count(config.target),
         },
         space=space,
         strip=_or_reason(figures.frame_strip, run, config, space, evaluations),
+        worst_arms=worst_arms,
+        worst=_or_reason(figures.worst_frames, run, config, space, evaluations, worst_arms),
         pairs=_or_reason(figures.translated_pairs, run),
         grid=_or_reason(figures.last_sample_grid, run) if config.translation.trains else None,
         has_translation=config.translates,
@@ -67,7 +73,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     write_json(folder / "report.json", report)
     with replacing(folder / "per_class.csv") as part:
         table.to_csv(part, index=False)
-    write_text(folder / "report.md", tables.markdown(report, table))
+    write_text(folder / "report.md", markdown(report, table))
     write_text(folder / "index.html", page)
 
 
@@ -94,7 +100,7 @@ def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None
         {key: first[key] for key in ("label_space", "dataset", "split", "images")}
         | {"runs": reports},
     )
-    write_text(folder / "report.md", tables.comparison_markdown(reports, changed))
+    write_text(folder / "report.md", comparison_markdown(reports, changed))
     arms = list(dict.fromkeys(arm for report in reports.values() for arm in report["arms"]))
     template = _environment().get_template("comparison.html.j2")
     write_text(
@@ -106,7 +112,9 @@ def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None
             resamplings=max(report["resamplings"] or 0 for report in reports.values()),
             colors=figures.arm_colors(arms),
             cards=[{"metric": metric, "title": METRICS[metric]} for metric in HEADLINE],
-            sentences={name: tables.result_sentences(report) for name, report in reports.items()},
+            sentences={
+                name: sentences.result_sentences(report) for name, report in reports.items()
+            },
             classes=list(next(iter(first["class_iou"].values()))),
             changed=changed,
         ),
@@ -156,7 +164,7 @@ def _environment() -> Environment:
     }
     environment.globals |= {
         "METRICS": METRICS,
-        "trained_on": tables.trained_on,
+        "trained_on": sentences.trained_on,
         "METHODS": {"histogram_matching": "histogram matching", "fda": "Fourier domain adaptation"},
         "BEFORE": tables.BEFORE,
         "AFTER": tables.AFTER,
@@ -167,11 +175,13 @@ def _environment() -> Environment:
 
 
 def _card(report: Summary, metric: str) -> dict[str, Any]:
-    """One headline metric; says why where there is no share of the gap."""
-    arms, closed = report["arms"], report["gap_closed"][metric]
+    """One headline metric: the share of the gap that each of our arms closes, or why none does."""
+    arms, tried = report["arms"], sentences.ours(report)
+    closed = {arm: report["gap_closed_by_arm"][arm][metric] for arm in tried}
     reason = None
-    if closed is None:
-        missing = [a for a in (tables.BEFORE, tables.AFTER, tables.IDEAL) if a not in arms]
+    if None in closed.values() or not closed:
+        missing = [arm for arm in (tables.BEFORE, tables.IDEAL) if arm not in arms]
+        missing += [] if tried else [tables.AFTER]
         reason = f"no {' and no '.join(missing)} arm" if missing else "there is no gap to close"
     return {"metric": metric, "title": METRICS[metric], "closed": closed, "reason": reason}
 

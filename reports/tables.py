@@ -1,6 +1,5 @@
 """The numbers of a report, collected from the evaluations of a run. No metric is computed here."""
 
-import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import bootstrap
-from pipeline.config import ArmConfig, Config
+from pipeline.config import Config
 from pipeline.confusion import ConfusionMatrix
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -33,24 +32,6 @@ METRICS = {
 """Key in `evaluation.json` -> what it is called in a text."""
 BEFORE, AFTER, IDEAL = "source_only", "adapted", "oracle"
 """The arms between which the gap is measured."""
-_FRAMES = {
-    "source": "synthetic frames as they are",
-    "translated": "translated synthetic frames",
-    "target": "real frames with their labels",
-}
-
-
-def trained_on(arm: ArmConfig) -> str:
-    """What an arm's network was trained on, in words."""
-    total = sum(arm.train.values())
-    shares = [
-        f"{percent(part / total, 0)} " if len(arm.train) > 1 else "" for part in arm.train.values()
-    ]
-    words = [f"{part}{_FRAMES[kind]}" for part, kind in zip(shares, arm.train, strict=True)]
-    text = " and ".join(words)
-    if arm.self_training:
-        text += ", and real frames without labels"
-    return text + (f"; starts from {arm.start}" if arm.start else "")
 
 
 def ordered_arms(config: Config) -> list[str]:
@@ -116,6 +97,7 @@ def summary(config: Config, evaluations: dict[str, list[Evaluation]]) -> Summary
         "split": first["split"],
         "images": first["images"],
         "protocol": first["protocol"],
+        "recipes": recipes(config),
         "arms": arms,
         "gap_closed": closed.get(AFTER, dict.fromkeys(METRICS)),
         "gap_closed_by_arm": closed,
@@ -240,188 +222,61 @@ def per_class(report: Summary, evaluations: dict[str, list[Evaluation]]) -> pd.D
     return table
 
 
-def result_sentences(report: Summary) -> list[str]:
-    """What the run found, in plain language and without flattery."""
-    arms, metric = report["arms"], "pixel_accuracy"
-    spread = [*_drawn_sentences(report), *_spread_sentence(report)]
-    missing = [arm for arm in (BEFORE, AFTER) if arm not in arms]
-    if missing:
-        return [f"This run has no {' and no '.join(missing)} arm: no gap can be given.", *spread]
-    before, after = (arms[arm][metric]["mean"] for arm in (BEFORE, AFTER))
-    if before is None or after is None:
-        return ["No pixel was scored."]
-    change = f"from {percent(before)} to {percent(after)} ({points(after - before)} points)"
-    if IDEAL not in arms:
-        verb = "raises" if after > before else "does not raise"
-        return [
-            f"Training on translated frames {verb} {METRICS[metric]}: {change}.",
-            "There is no oracle arm, so the size of the gap to real training data is not known.",
-            *spread,
-        ]
-    ideal, closed = arms[IDEAL][metric]["mean"], report["gap_closed"]
-    if closed[metric] is None:
-        return [
-            f"Training on translated frames takes {METRICS[metric]} {change}.",
-            f"The oracle, trained on real frames, reaches {percent(ideal)}, no more than "
-            "source_only: there is no gap to close.",
-            *spread,
-        ]
-    if after < before:
-        lines = [
-            f"Training on translated frames made it worse: {METRICS[metric]} went {change}; the "
-            f"oracle, trained on real frames, reaches {percent(ideal)}."
-        ]
-    else:
-        lines = [
-            f"Training on translated frames closes {percent(closed[metric], 0)} of the per-pixel "
-            f"gap to training on real frames: {METRICS[metric]} went {change}; the oracle reaches "
-            f"{percent(ideal)}."
-        ]
-    others = [
-        f"in {METRICS[m]}: {percent(closed[m], 0)}"
-        for m in ("mean_class_accuracy", "mean_iou")
-        if closed[m] is not None
-    ]
-    if others:
-        worse = any(closed[m] is not None and closed[m] < 0 for m in METRICS)
-        note = " A negative share means that the gap has grown." if worse else ""
-        lines.append(f"Gap closed {', '.join(others)}.{note}")
-    return [*lines, *spread]
+def recipes(config: Config) -> dict[str, Any]:
+    """Arm -> how its network was trained.
+
+    `train` (share of the draws by kind of frames), `start` (an arm or the name of a file, or None),
+    `self_training`, and `settings`: those in which the arms are not alike, as text.
+    """
+    settings = {arm: _flat(config.recipe(arm).model_dump(mode="json")) for arm in config.arms}
+    taught = {
+        arm: _flat({"self_training": own.self_training.model_dump(mode="json")})
+        for arm, own in config.arms.items()
+        if own.self_training
+    }
+    differing = _differing(settings) | _differing(taught)
+    return {
+        arm: {
+            "train": {kind: part / sum(own.train.values()) for kind, part in own.train.items()},
+            "start": _file_name(own.start) if own.start else None,
+            "self_training": own.self_training is not None,
+            "settings": {
+                key: _file_name(values.get(arm, "–")) for key, values in differing.items()
+            },
+        }
+        for arm, own in ((arm, config.arms[arm]) for arm in ordered_arms(config))
+    }
 
 
-def compared(report: Summary) -> list[tuple[str, str]]:
-    """The pairs of arms that the result is told by: each against the best known arm before it."""
-    return [
-        (arm, AFTER if AFTER in others else BEFORE)
-        for arm, others in report["comparisons"].items()
-        if arm != IDEAL and others
-    ]
-
-
-def _drawn_sentences(report: Summary) -> list[str]:
-    """How the arms compare in the drawings of the test frames."""
-    clauses = []
-    for arm, than in compared(report):
-        shares = [
-            f"in {METRICS[metric]} in {percent(found['better'])}"
-            for metric in ("mean_iou", "pixel_accuracy")
-            if (found := report["comparisons"][arm][than][metric]) and found["better"] is not None
-        ]
-        if shares:
-            clauses.append(f"{arm} is better than {than} {' and '.join(shares)}")
-    if not clauses:
-        return []
-    return [
-        f"Of {report['resamplings']} resamplings of the test frames, {'; '.join(clauses)}. That "
-        "weighs the choice of frames alone; another training or translator may differ by more."
-    ]
-
-
-def _spread_sentence(report: Summary) -> list[str]:
-    arms, metric = report["arms"], "pixel_accuracy"
-    seeds = max(len(scores[metric]["seeds"]) for scores in arms.values())
-    if seeds == 1:
-        return ["One seed: no spread known."]
-    lines = [f"Values are means over {seeds} seeds ± their standard deviation."]
-    pair = [arms[arm][metric] for arm in (BEFORE, AFTER) if arm in arms]
-    if len(pair) == 2 and all(p["std"] is not None for p in pair):
-        difference = abs(pair[1]["mean"] - pair[0]["mean"])
-        if difference < max(p["std"] for p in pair):
-            lines.append(
-                f"The difference in {METRICS[metric]} is smaller than the spread of the seeds: "
-                "take it as no difference."
-            )
-    return lines
-
-
-def markdown(report: Summary, table: pd.DataFrame) -> str:
-    """The report as GitHub markdown."""
-    arms = list(report["arms"])
-    headline = [
-        [arm, *(spread(report["arms"][arm][metric]) for metric in METRICS)] for arm in arms
-    ] + [
-        [f"gap closed by {arm}", *(percent(value, 0) for value in closed.values())]
-        for arm, closed in report["gap_closed_by_arm"].items()
-    ]
-    columns = [*(f"{key}_{arm}" for key in ("accuracy", "iou") for arm in arms)]
-    classes = [
-        [
-            row["class"],
-            share(row["share_of_truth"]),
-            *(class_value(row[column]) for column in columns),
-        ]
-        for row in table.to_dict("records")
-    ]
-    titles = ["share of truth", *(f"{key} {arm}" for key in ("accuracy", "IoU") for arm in arms)]
-    return "\n".join(
-        [
-            f"# {_cell(report['name'])}",
-            "",
-            *result_sentences(report),
-            "",
-            *_grid(["arm", *METRICS.values()], headline),
-            "",
-            f"Scored on {report['images']} frames of {_cell(scored_on(report))}, label space "
-            f"{_cell(report['label_space'])}. Pictures, curves and confusion matrices: "
-            "`index.html`.",
-            "",
-            "## Classes",
-            "",
-            *_grid(["class", *titles], classes),
-            "",
-            "## Protocol",
-            "",
-            *_protocol(report["protocol"]),
-            "",
-        ]
-    )
-
-
-def comparison_markdown(reports: dict[str, Summary], changed: dict[str, dict[str, str]]) -> str:
-    """Several runs as GitHub markdown."""
-    first = next(iter(reports.values()))
-    rows = [
-        [run, arm, *(spread(scores[metric]) for metric in METRICS)]
-        for run, report in reports.items()
-        for arm, scores in report["arms"].items()
-    ]
-    gaps = [
-        [run, arm, *(percent(value, 0) for value in closed.values())]
-        for run, report in reports.items()
-        for arm, closed in report["gap_closed_by_arm"].items()
-    ]
-    settings = [[key, *(values[run] for run in reports)] for key, values in changed.items()]
-    return "\n".join(
-        [
-            "# Comparison",
-            "",
-            f"Scored on {first['images']} frames of {_cell(scored_on(first))}, label space "
-            f"{_cell(first['label_space'])}.",
-            "",
-            *_grid(["run", "arm", *METRICS.values()], rows),
-            "",
-            "## Gap closed",
-            "",
-            *_grid(["run", "arm", *METRICS.values()], gaps),
-            "",
-            "## Settings that differ",
-            "",
-            *(_grid(["setting", *reports], settings) if settings else ["None."]),
-            "",
-        ]
-    )
+def settings_by_arm(report: Summary) -> dict[str, dict[str, str]]:
+    """Setting -> arm -> value, for those in which the arms' recipes are not alike."""
+    keys = next(iter(report["recipes"].values()))["settings"]
+    return {
+        key: {arm: recipe["settings"][key] for arm, recipe in report["recipes"].items()}
+        for key in keys
+    }
 
 
 def settings_that_differ(configs: dict[str, Config]) -> dict[str, dict[str, str]]:
     """Setting -> run -> value, for the settings in which the runs are not alike."""
     flat = {run: _flat(config.model_dump(mode="json")) for run, config in configs.items()}
-    keys = dict.fromkeys(key for settings in flat.values() for key in settings)
-    table = {key: {run: flat[run].get(key, "–") for run in flat} for key in keys}
     return {
         key: values
-        for key, values in table.items()
-        if len(set(values.values())) > 1 and key != "name" and not key.startswith("compute.")
+        for key, values in _differing(flat).items()
+        if key != "name" and not key.startswith("compute.")
     }
+
+
+def _differing(flat: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Setting -> name -> value, for the settings that are not equal for all names."""
+    keys = dict.fromkeys(key for settings in flat.values() for key in settings)
+    table = {key: {name: flat[name].get(key, "–") for name in flat} for key in keys}
+    return {key: values for key, values in table.items() if len(set(values.values())) > 1}
+
+
+def _file_name(value: str) -> str:
+    """A path without the folders of this machine; other texts stay."""
+    return Path(value).name if Path(value).is_absolute() else value
 
 
 def _flat(value: Any, place: str = "") -> dict[str, str]:
@@ -455,9 +310,12 @@ def spread(score: dict[str, Any]) -> str:
     return text if score["std"] is None else f"{text[:-1]} ± {100 * score['std']:.1f}%"
 
 
-def bounds(interval: tuple[float, float] | None) -> str:
+def bounds(interval: tuple[float, float] | None, digits: int = 1) -> str:
     """An interval of fractions in percent."""
-    return f"{percent(interval[0])[:-1]} to {percent(interval[1])}" if interval else ""
+    if interval is None:
+        return ""
+    low, high = (percent(end, digits) for end in interval)
+    return f"{low[:-1]} to {high}"
 
 
 def margins(interval: tuple[float, float] | None) -> str:
@@ -488,22 +346,6 @@ def _over_seeds(evaluations: list[Evaluation], metric: str) -> dict[str, Any]:
 def _mean(values: Iterable[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     return fmean(present) if present else None
-
-
-def _protocol(protocol: dict[str, Any]) -> list[str]:
-    return [f"- {key.replace('_', ' ')}: {_cell(value)}" for key, value in protocol.items()]
-
-
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A markdown table, numbers to the right."""
-    cells = [[_cell(text) for text in row] for row in (header, *rows)]
-    lines = [cells[0], ["---", *["---:"] * (len(header) - 1)], *cells[1:]]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def _cell(value: Any) -> str:
-    """Text that stays text in a markdown table."""
-    return html.escape(str(value), quote=False).replace("|", "\\|").replace("\n", " ")
 
 
 def flips(

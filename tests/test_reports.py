@@ -25,7 +25,8 @@ from pipeline.runs import write_run
 from pipeline.toyworld import write_toy_world
 from reports.figures import POINTS, read_log
 from reports.report import write_comparison, write_report
-from reports.tables import gap_closed, result_sentences
+from reports.sentences import result_sentences
+from reports.tables import gap_closed
 
 Counts = list[list[int]]
 FRAMES = 4
@@ -84,7 +85,8 @@ def make_config(world: Path, folder: Path, **changes: Any) -> Config:
 def write_evaluation(folder: Path, config: Config, arm: str, seed: int, counts: Counts) -> None:
     space = load_label_space(config.label_space)
     pictures = {}
-    for sample in list_samples(config.test, labelled=True)[:2]:
+    samples = list_samples(config.test, labelled=True)
+    for sample in samples:
         pictures[sample.name] = f"predictions/{sample.name.replace('/', '-')}.png"
         truth = LabelReader(config.test, space).read(sample, native=True)
         write_indices(folder / pictures[sample.name], truth % 3, space.palette)
@@ -103,8 +105,15 @@ def write_evaluation(folder: Path, config: Config, arm: str, seed: int, counts: 
             **ConfusionMatrix.from_counts(counts).metrics(space),
         },
     )
-    names = [f"frame {i}" for i in range(FRAMES)]
-    np.savez_compressed(folder / "per_image.npz", names=names, counts=spread_out(counts))
+    names, by_frame = [sample.name for sample in samples], spread_out(counts)
+    assert len(names) == FRAMES
+    np.savez_compressed(folder / "per_image.npz", names=names, counts=by_frame)
+    rows = [
+        {"name": name, "pixel_accuracy": scores["pixel_accuracy"], "mean_iou": scores["mean_iou"]}
+        for name, each in zip(names, by_frame, strict=True)
+        for scores in [ConfusionMatrix.from_counts(each[:, :-1].tolist()).metrics(space)]
+    ]
+    pd.DataFrame(rows).to_csv(folder / "per_image.csv", index=False)
 
 
 def spread_out(counts: Counts) -> npt.NDArray[np.int64]:
@@ -251,8 +260,11 @@ def test_class_table(finished: tuple[Config, Path]) -> None:
 def test_markdown_holds_the_headline(finished: tuple[Config, Path]) -> None:
     text = (finished[1] / "report" / "report.md").read_text()
 
-    assert "| source_only | 60.0 ± 7.1% |" in text
-    assert "| gap closed by adapted | 50% |" in text
+    assert "| source_only | 60.0 ± 7.1% (" in text
+    assert "| gap closed by adapted | 50% (" in text
+    assert "| adapted | translated synthetic frames |" in text
+    assert "All arms share the recipe." in text
+    assert "| adapted | source_only | +15.0 (" in text
     assert "closes 50% of the per-pixel gap" in text
     assert "| bicyclist | – | absent |" in text
     assert "<script>" not in text
@@ -294,12 +306,14 @@ def test_result_is_told_honestly(values: dict[str, float], expected: str) -> Non
         arm: {m: {"mean": value, "std": None, "seeds": {"0": value}} for m in metrics}
         for arm, value in values.items()
     }
-    closed = {m: gap_closed(arms, "adapted", m) for m in metrics}
+    report = {
+        "arms": arms,
+        "recipes": {arm: {"train": {}} for arm in arms},
+        "gap_closed_by_arm": {"adapted": {m: gap_closed(arms, "adapted", m) for m in metrics}},
+        "comparisons": {},
+    }
 
-    report = {"arms": arms, "gap_closed": closed, "comparisons": {}, "resamplings": None}
-    sentences = " ".join(result_sentences(report))
-
-    assert expected in sentences
+    assert expected in " ".join(result_sentences(report))
 
 
 def test_difference_within_the_spread_is_called_none(world: Path, tmp_path: Path) -> None:
@@ -327,17 +341,71 @@ def test_equal_runs_give_equal_reports(
 
 
 def test_more_arms_and_one_seed(world: Path, tmp_path: Path) -> None:
-    arms = DEFAULT_ARMS | {"harder": "translated"}
+    arms = DEFAULT_ARMS | {
+        "harder": {
+            "train": {"translated": 3, "source": 1},
+            "start": "adapted",
+            "self_training": {},
+            "segmentation": {"steps": 7, "augmentation": {"blur": 0}},
+        },
+        "cheater": {"train": {"translated": 1, "target": 1}},
+    }
     config = make_config(world, tmp_path, arms=arms, seeds=[0])
-    counts = COUNTS | {"harder": COUNTS["oracle"]}
+    counts = COUNTS | {"harder": COUNTS["oracle"], "cheater": COUNTS["oracle"]}
     run = make_run(config, tmp_path / "run", counts)
 
     write_report(config, run, run / "report")
 
     report = read_report(run / "report")
+    assert list(report["arms"]) == ["source_only", "adapted", "harder", "cheater", "oracle"]
     assert report["gap_closed_by_arm"]["harder"]["pixel_accuracy"] == pytest.approx(1)
     assert report["arms"]["adapted"]["mean_iou"]["std"] is None
-    assert list(report["arms"]) == ["source_only", "adapted", "harder", "oracle"]
+    assert list(report["comparisons"]["harder"]) == ["source_only", "adapted"]
+    assert report["recipes"]["harder"] == {
+        "train": {"translated": 0.75, "source": 0.25},
+        "start": "adapted",
+        "self_training": True,
+        "settings": {"steps": "7", "augmentation.blur": "0.0"},
+    }
+    assert report["recipes"]["oracle"]["settings"] == {"steps": "40000", "augmentation.blur": "0.3"}
+    text = (run / "report" / "report.md").read_text()
+    assert (
+        "75% translated synthetic frames, 25% synthetic frames as they are, real frames without "
+        "labels (self-training); starts from adapted" in text
+    )
+    assert "| augmentation.blur | 0.3 | 0.3 | 0.0 | 0.3 | 0.3 |" in text
+    assert "All arms share the recipe." not in text
+    # Every arm is told of, and the one that read the target's labels is none of ours.
+    assert "adapted 43% / 43% / 36%; harder 100% / 100% / 100%." in text
+    assert "harder is the best of these in mean IoU (81.8%)" in text
+    assert "In mean IoU, adapted is better than source_only in 100.0%, harder" in text
+    assert "harder is better than adapted in 99.6% of the resamplings." in text
+    assert "cheater is better" not in text
+
+
+def test_worst_frames_are_those_of_the_last_of_ours(world: Path, tmp_path: Path) -> None:
+    config = make_config(world, tmp_path, evaluation={"pictures": 0})
+    run = make_run(config, tmp_path / "run")
+    for arm, values in (("adapted", [0.5, 0.1, 0.9, 0.3]), ("source_only", [0.2, 0.6, 0.1, 0.4])):
+        path = run / "evaluation" / arm / "seed-0/per_image.csv"
+        table = pd.read_csv(path)
+        table.assign(pixel_accuracy=values).to_csv(path, index=False)
+
+    write_report(config, run, run / "report")
+
+    page = (run / "report/index.html").read_text()
+    section = page[page.index("<summary>The 4 frames on which adapted does worst") :]
+    section = section[: section.index("</details>")]
+    rows = [re.findall(r"([0-9.]+)% right", row) for row in section.split('class="name"')[1:]]
+    assert rows == [["60.0", "10.0"], ["40.0", "30.0"], ["20.0", "50.0"], ["10.0", "90.0"]]
+    assert "prediction of oracle" not in section
+    for name in ("source_only", "adapted"):  # a run that kept the pictures of few frames
+        path = run / "evaluation" / name / "seed-0/evaluation.json"
+        evaluation = json.loads(path.read_text())
+        evaluation["pictures"] = dict(list(evaluation["pictures"].items())[:2])
+        write_json(path, evaluation)
+    write_report(config, run, run / "report")
+    assert "does worst" not in (run / "report/index.html").read_text()
 
 
 def test_without_translation(world: Path, tmp_path: Path) -> None:
@@ -414,8 +482,8 @@ def test_page_is_self_contained(finished: tuple[Config, Path]) -> None:
 
     assert_self_contained(text)
     images = [attributes for tag, attributes in Page(text).tags if tag == "img"]
-    # Two frames with ground truth and three predictions; six pairs; one grid.
-    assert len(images) == 2 * 5 + 6 * 2 + 1
+    # Four frames with ground truth and three predictions, the worst with two; six pairs; one grid.
+    assert len(images) == 4 * 5 + 4 * 4 + 6 * 2 + 1
 
 
 def test_names_are_escaped(finished: tuple[Config, Path]) -> None:
