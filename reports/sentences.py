@@ -78,6 +78,27 @@ def result_sentences(report: Summary) -> list[str]:
     ]
 
 
+def absent_sentence(report: Summary) -> str:
+    """The classes without a pixel in the test set's ground truth; empty where there are none."""
+    absent = report["absent_classes"]
+    if not absent:
+        return ""
+    classes = next(iter(report["class_iou"].values()))
+    falsely = [
+        name
+        for name in absent
+        if any(iou[name] is not None for iou in report["class_iou"].values())
+    ]
+    text = (
+        f"{len(absent)} of {len(classes)} classes "
+        f"{'is' if len(absent) == 1 else 'are'} absent from the ground truth of the test set, and "
+        f"left out of the means: {', '.join(absent)}."
+    )
+    if falsely:
+        text += f" Where one is predicted all the same ({', '.join(falsely)}), its IoU counts as 0."
+    return text
+
+
 def _gaps(report: Summary, tried: list[str]) -> list[str]:
     """The share of the gap that each arm closes, and which closes most."""
     closed = report["gap_closed_by_arm"]
@@ -125,7 +146,7 @@ def _drawn_sentences(report: Summary) -> list[str]:
         for than in [AFTER if AFTER in others else BEFORE]
     ]
     lines = []
-    for metric in ("mean_iou", "pixel_accuracy"):
+    for metric in ("mean_iou", "pixel_accuracy") if len(pairs) == 1 else ("mean_iou",):
         shares = [
             f"{arm} is better than {than} in {percent(found[metric]['better'])}"
             for arm, found, than in pairs

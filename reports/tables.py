@@ -115,6 +115,8 @@ def summary(config: Config, evaluations: dict[str, list[Evaluation]]) -> Summary
             if arm != BEFORE
         },
         "resamplings": bootstrap.RESAMPLES if drawn else None,
+        # Accuracy is undefined where the ground truth has no pixel, whatever is predicted.
+        "absent_classes": [name for name, v in first["class_accuracy"].items() if v is None],
         **by_class,
     }
 

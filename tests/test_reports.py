@@ -247,6 +247,20 @@ def test_arms_scored_on_unlike_frames_are_refused(world: Path, tmp_path: Path) -
         write_report(config, run, run / "report")
 
 
+def test_absent_classes_are_said_and_counted(world: Path, tmp_path: Path) -> None:
+    config = make_config(world, tmp_path, seeds=[0])
+    dreams = COUNTS | {"adapted": [[[7, 2, 1], [3, 7, 0], [0, 0, 0]]]}
+    run = make_run(config, tmp_path / "run", dreams)
+
+    write_report(config, run, run / "report")
+
+    assert read_report(run / "report")["absent_classes"] == ["bicyclist"]
+    said = "1 of 3 classes is absent from the ground truth of the test set, and left out of the "
+    said += "means: bicyclist. Where one is predicted all the same (bicyclist), its IoU counts as 0"
+    for name in ("report.md", "index.html"):
+        assert said in (run / "report" / name).read_text()
+
+
 def test_class_table(finished: tuple[Config, Path]) -> None:
     table = pd.read_csv(finished[1] / "report" / "per_class.csv", index_col="class")
 
