@@ -246,9 +246,10 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
 
     def inputs() -> Inputs:
         return {
-            "version": 1,
+            "version": 2,
             "config": config.evaluation.model_dump(mode="json"),
             "not_averaged": [c.name for c in space.classes if not c.averaged],
+            "categories": space.categories,
             "test": _frames(config.test, labelled=True),
         }
 

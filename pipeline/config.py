@@ -359,6 +359,19 @@ class EvaluationConfig(Schema):
 
     pictures: int = Field(6, ge=0)
     """Frames whose predictions are kept as pictures for the report, evenly spaced."""
+    classes: tuple[str, ...] | None = Field(None, min_length=1)
+    """The classes of the label space that means count; none: those that it says itself."""
+    window: Size | None = None
+    """Width and height of a window that slides over the frame, in pixels of the working size, where
+    the network is to see frames as large as its training crops; none: the whole frame at once.
+    Logits are averaged where windows overlap."""
+    overlap: float = Field(0.33, ge=0, lt=1)
+    """The least share of a window's side that the next window covers, too."""
+    flip: bool = False
+    """Predict the mirrored frame as well; twice the work."""
+    scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field((1.0,), min_length=1)
+    """Predict the frame at these multiples of its working size. With several, or `flip`, the class
+    probabilities of all views are averaged."""
 
 
 class Config(Schema):

@@ -3,41 +3,64 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.images import UInt8
 from pipeline.labels import IGNORE, LabelSpace
 
 Float = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+_BLOCK = 1 << 23  # OpenCV counts in 32-bit floats, which are exact below 2^24
 
 
 class ConfusionMatrix:
     """Pixel counts of a whole data set: rows are ground truth, columns are predictions.
 
-    Pixels whose truth is `IGNORE` are left out. Metrics are those of Long et al. (CVPR 2015,
-    section 5) as the Cityscapes benchmark applies them: computed once from the data set's sums,
-    never averaged over images.
+    Pixels whose truth is `IGNORE` are left out. Pixels that are scored and predicted as `IGNORE`
+    (void) are misses: they are in no column of `counts` but in `void`, and so in the number of
+    pixels of their class. Metrics are those of Long et al. (CVPR 2015, section 5) as the
+    Cityscapes benchmark applies them: computed once from the data set's sums, never averaged over
+    images.
     """
 
     def __init__(self, classes: int) -> None:
-        self.counts: npt.NDArray[np.int64] = np.zeros((classes, classes), np.int64)
+        self.counts: Counts = np.zeros((classes, classes), np.int64)
+        self.void: Counts = np.zeros(classes, np.int64)
 
     @classmethod
-    def from_counts(cls, counts: Sequence[Sequence[int]]) -> Self:
-        """From a square table of counts, as `evaluation.json` stores it."""
-        matrix = cls(len(counts))
-        matrix.counts += np.asarray(counts, np.int64)
+    def from_counts(cls, counts: npt.ArrayLike, void: Sequence[int] | None = None) -> Self:
+        """From counts as `evaluation.json` and `per_image.npz` store them.
+
+        Args:
+            counts: (K, K), or (K, K + 1) with the void predictions in the last column.
+            void: (K,) void predictions, where `counts` has no column for them.
+        """
+        table = np.asarray(counts, np.int64)
+        matrix = cls(len(table))
+        matrix.counts += table[:, : len(table)]
+        if table.shape[1] > len(table):
+            matrix.void += table[:, -1]
+        if void is not None:
+            matrix.void += np.asarray(void, np.int64)
         return matrix
 
-    def add(self, truth: npt.NDArray[np.integer], prediction: npt.NDArray[np.integer]) -> None:
+    @property
+    def table(self) -> Counts:
+        """(K, K + 1) counts with the void predictions as the last column."""
+        return np.column_stack([self.counts, self.void])
+
+    def add(self, truth: UInt8, prediction: UInt8) -> None:
         """Count the pixels of one image.
 
         Args:
-            truth: (H, W) class indices, `IGNORE` where not scored.
-            prediction: (H, W) class indices below the number of classes.
+            truth: (H, W) uint8 class indices, `IGNORE` where not scored.
+            prediction: (H, W) uint8 class indices, `IGNORE` where void.
 
         Raises:
-            ValueError: shapes differ, or an index is outside the classes.
+            ValueError: shapes or types differ, or an index is outside the classes.
         """
         if truth.shape != prediction.shape:
             raise ValueError(
@@ -45,52 +68,105 @@ class ConfusionMatrix:
                 "ground truth's resolution"
             )
         classes = len(self.counts)
-        scored = truth != IGNORE
-        rows, columns = truth[scored], prediction[scored]
-        if rows.size == 0:
-            return
-        if max(rows.max(), columns.max()) >= classes:
-            raise ValueError(f"class index {max(rows.max(), columns.max())} of {classes} classes")
-        keys = rows.astype(np.intp) * classes + columns
-        self.counts += np.bincount(keys, minlength=classes**2).reshape(classes, classes)
+        pairs = count_pairs(truth, prediction)
+        rows, columns = np.nonzero(pairs[:IGNORE])
+        largest = max(rows.max(initial=0), columns[columns != IGNORE].max(initial=0))
+        if largest >= classes:
+            raise ValueError(f"class index {largest} of {classes} classes")
+        self.counts += pairs[:classes, :classes]
+        self.void += pairs[:classes, IGNORE]
+
+    @property
+    def _truth(self) -> Counts:
+        """(K,) scored pixels of each class."""
+        return np.asarray(self.counts.sum(axis=1) + self.void)
 
     @property
     def pixel_accuracy(self) -> float:
         """Correct pixels / scored pixels; NaN when nothing was scored."""
-        return _ratio(np.trace(self.counts), self.counts.sum())
+        return _ratio(np.trace(self.counts), self._truth.sum())
 
     @property
     def class_accuracy(self) -> Float:
         """(K,) recall of each class; NaN where the truth has no pixel of it."""
-        return _ratios(np.diag(self.counts), self.counts.sum(axis=1))
+        return _ratios(np.diag(self.counts), self._truth)
 
     @property
     def class_iou(self) -> Float:
         """(K,) tp / (tp + fp + fn); NaN where a class is neither in truth nor predicted."""
         hits = np.diag(self.counts)
-        return _ratios(hits, self.counts.sum(axis=0) + self.counts.sum(axis=1) - hits)
+        return _ratios(hits, self.counts.sum(axis=0) + self._truth - hits)
 
     @property
     def frequency_weighted_iou(self) -> float:
         """IoU of the classes weighted by their share of the truth."""
-        share = self.counts.sum(axis=1)
-        return _ratio(np.nansum(share * self.class_iou), share.sum())
+        return _ratio(np.nansum(self._truth * self.class_iou), self._truth.sum())
+
+    def category_iou(self, members: Sequence[int]) -> float:
+        """IoU of several classes taken as one: confusion among them is no error."""
+        inside = self.counts[members]
+        hits = inside[:, members].sum()
+        return _ratio(hits, self._truth[members].sum() + self.counts[:, members].sum() - hits)
 
     def metrics(self, space: LabelSpace) -> dict[str, Any]:
         """All metrics as plain data; fractions in [0, 1], None where undefined.
 
-        Means are taken over the classes of `space` that are present and to be averaged.
+        Means are taken over the classes of `space` that are present and to be averaged, and over
+        the categories that are present. `absent_classes` are those without a pixel of the truth.
         """
         class_names = space.class_names
         averaged = np.array([c.averaged for c in space.classes])
-        return {
+        categories = {name: self.category_iou(m) for name, m in space.categories.items()}
+        present = self._truth > 0
+        scores = {
             "pixel_accuracy": _plain(self.pixel_accuracy),
             "mean_class_accuracy": _plain(_mean_present(self.class_accuracy[averaged])),
             "mean_iou": _plain(_mean_present(self.class_iou[averaged])),
             "frequency_weighted_iou": _plain(self.frequency_weighted_iou),
             "class_accuracy": dict(zip(class_names, map(_plain, self.class_accuracy), strict=True)),
             "class_iou": dict(zip(class_names, map(_plain, self.class_iou), strict=True)),
+            "absent_classes": [n for n, here in zip(class_names, present, strict=True) if not here],
         }
+        if categories:
+            scores["mean_category_iou"] = _plain(_mean_present(np.array([*categories.values()])))
+            scores["category_iou"] = {name: _plain(iou) for name, iou in categories.items()}
+        return scores
+
+
+def count_pairs(truth: UInt8, prediction: UInt8) -> Counts:
+    """How often each pair of values occurs: (256, 256) int64, rows are `truth`.
+
+    Street scenes are made of large areas: only the ends of runs of equal pairs are looked at, and
+    the lengths of the runs are summed. Exact for any content; noise is counted pixel by pixel.
+
+    Args:
+        truth: uint8 of any shape.
+        prediction: uint8, as many pixels.
+    """
+    if truth.dtype != np.uint8 or prediction.dtype != np.uint8:
+        raise ValueError(f"uint8 is expected, not {truth.dtype} and {prediction.dtype}")
+    truth, prediction = truth.ravel(), prediction.ravel()
+    pairs = np.zeros(1 << 16, np.int64)
+    for start in range(0, truth.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        pairs += _count_block(truth[block], prediction[block])
+    return pairs.reshape(256, 256)
+
+
+def _count_block(truth: UInt8, prediction: UInt8) -> Counts:
+    """(65536,) int64: how often each truth * 256 + prediction occurs, in at least one pixel."""
+    last = np.empty(truth.size, np.bool_)  # whether a pixel is the last of its run
+    np.not_equal(truth[1:], truth[:-1], out=last[:-1])
+    last[:-1] |= prediction[1:] != prediction[:-1]
+    last[-1] = True
+    if np.count_nonzero(last) * 16 > truth.size:
+        keys = cv2.merge([prediction, truth]).view("<u2").reshape(1, -1)
+        found = cv2.calcHist([keys], [0], None, [1 << 16], [0, 1 << 16]).ravel()
+    else:
+        ends = np.flatnonzero(last)
+        keys = truth[ends].astype(np.uint16) << 8 | prediction[ends]
+        found = np.bincount(keys, np.diff(ends, prepend=-1), minlength=1 << 16)
+    return np.asarray(found, np.int64)
 
 
 def _ratio(part: Any, whole: Any) -> float:
@@ -105,7 +181,7 @@ def _ratios(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> Float:
 
 def _mean_present(values: Float) -> float:
     present = values[~np.isnan(values)]
-    return float(present.mean()) if present.size else float("nan")
+    return sum(present.tolist()) / present.size if present.size else float("nan")
 
 
 def _plain(value: float) -> float | None:

@@ -4,6 +4,7 @@ Names come from one vocabulary, so any data set meets any label space.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -73,6 +74,8 @@ class LabelClass(Schema):
     averaged: bool = True
     """Whether mean class accuracy and mean IoU count it. A class that is predicted but not
     averaged: the 16 classes of SYNTHIA scored on 13."""
+    category: str | None = None
+    """The group of classes that this one belongs to, where scores of groups are wanted, too."""
 
     @model_validator(mode="after")
     def _legal(self) -> Self:
@@ -116,6 +119,36 @@ class LabelSpace(Schema):
         for index, label_class in enumerate(self.classes):
             table[index] = label_class.color
         return table
+
+    def averaging(self, classes: Sequence[str] | None) -> "LabelSpace":
+        """This space with these classes averaged and no others; None: as it says itself.
+
+        Raises:
+            UserError: a name that no class has.
+        """
+        if classes is None:
+            return self
+        if unknown := [name for name in classes if name not in self.class_names]:
+            raise UserError(
+                f"evaluation.classes: label space {self.name} has no class {unknown[0]!r}."
+                f"{near(unknown[0], self.class_names)} Classes: {', '.join(self.class_names)}."
+            )
+        return self.model_copy(
+            update={
+                "classes": tuple(
+                    c.model_copy(update={"averaged": c.name in classes}) for c in self.classes
+                )
+            }
+        )
+
+    @property
+    def categories(self) -> dict[str, list[int]]:
+        """Category -> the indices of its classes, in order of appearance."""
+        members: dict[str, list[int]] = {}
+        for index, label_class in enumerate(self.classes):
+            if label_class.category is not None:
+                members.setdefault(label_class.category, []).append(index)
+        return members
 
     def index_of(self, name: str) -> int:
         """The class index of a vocabulary name, or `IGNORE` when no class holds it."""

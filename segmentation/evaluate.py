@@ -1,23 +1,22 @@
 """Scoring a trained network on labelled frames, at the ground truth's resolution."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from torch.nn import functional as F
 
+from pipeline.bootstrap import intervals
 from pipeline.config import ComputeConfig, EvaluationConfig
 from pipeline.confusion import ConfusionMatrix
 from pipeline.datasets import DatasetSpec, LabelReader, list_samples, read_frame
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_json
-from pipeline.images import UInt8, write_indices
+from pipeline.images import write_indices
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.progress import progress
 from pipeline.training import make_fabric
+from segmentation.predict import predict, views
 from segmentation.train import load_segmenter
 
 
@@ -34,15 +33,17 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on every frame of `dataset`.
 
-    Writes `evaluation.json` (counts and metrics of the whole set), `per_image.csv`, and a few
-    `predictions/*.png` (class indices as palette pictures, `config.pictures` evenly spaced frames)
-    below `folder`.
+    Writes `evaluation.json` (counts and metrics of the whole set), `per_image.csv`,
+    `per_image.npz` (`names` (N,) and `counts` (N, K, K + 1) int64 pixels of each frame, the last
+    column void predictions), and a few `predictions/*.png` (class indices as palette pictures,
+    `config.pictures` evenly spaced frames) below `folder`.
 
     Raises:
         UserError: no checkpoint, or a frame or label cannot be read.
     """
     if not checkpoint.is_file():
         raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-segmentation` first.")
+    space = space.averaging(config.classes)
     samples = list_samples(dataset, labelled=True)
     fabric = make_fabric(compute, training=False)
     model = load_segmenter(checkpoint)
@@ -52,20 +53,22 @@ def evaluate(
     shown = {samples[(2 * i + 1) * len(samples) // (2 * count)].name for i in range(count)}
     pictures: dict[str, str] = {}
     matrix = ConfusionMatrix(len(space.classes))
-    rows = []
+    rows, tables = [], []
     with progress(folder, f"evaluation {arm}", len(samples), unit="images") as advance:
         for sample in samples:
             truth = labels.read(sample, native=True)
-            prediction = predict(network, read_frame(dataset, sample), truth.shape)
+            prediction = predict(network, read_frame(dataset, sample), truth.shape, config)
             image_matrix = ConfusionMatrix(len(space.classes))
             image_matrix.add(truth, prediction)
             matrix.counts += image_matrix.counts
+            matrix.void += image_matrix.void
+            tables.append(image_matrix.table)
             scores = image_matrix.metrics(space)
             rows.append(
                 {
                     "name": sample.name,
-                    "pixels": int(image_matrix.counts.sum()),
-                    **{k: v for k, v in scores.items() if not isinstance(v, dict)},
+                    "pixels": int(image_matrix.table.sum()),
+                    **{k: v for k, v in scores.items() if not isinstance(v, dict | list)},
                 }
             )
             if sample.name in shown:
@@ -74,6 +77,9 @@ def evaluate(
             advance(1)
     with replacing(folder / "per_image.csv") as part:
         pd.DataFrame(rows).to_csv(part, index=False)
+    counts = np.stack(tables)
+    with replacing(folder / "per_image.npz") as part:
+        np.savez_compressed(part, names=np.array([s.name for s in samples]), counts=counts)
     left_out = [c.name for c in space.classes if not c.averaged]
     write_json(
         folder / "evaluation.json",
@@ -85,6 +91,7 @@ def evaluate(
                 "resolution": "ground truth",
                 "input_width": dataset.width,
                 "resampling": "bilinear logits, align_corners=False",
+                **views(config),
                 "checkpoint": "last",
                 "ignore": IGNORE,
             },
@@ -96,24 +103,8 @@ def evaluate(
             "classes": space.class_names,
             "pictures": pictures,
             "confusion": matrix.counts.tolist(),
+            "void_predictions": matrix.void.tolist(),
             **matrix.metrics(space),
+            "intervals": intervals(counts, space),
         },
     )
-
-
-@torch.inference_mode()
-def predict(network: nn.Module, rgb: UInt8, size: tuple[int, ...]) -> UInt8:
-    """Class indices at `size` (height, width) for one frame.
-
-    Args:
-        rgb: (H, W, 3) uint8; the logits are upsampled from its size to `size`.
-
-    Returns:
-        (height, width) uint8.
-    """
-    device = next(network.parameters()).device
-    logits: Any = network(torch.tensor(rgb[None], device=device))
-    if logits.shape[2:] != tuple(size):
-        logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-    # `max` finds the same index as `argmax` in half the time on a CPU.
-    return np.asarray(logits.max(dim=1).indices[0].to(torch.uint8).cpu().numpy())
