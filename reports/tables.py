@@ -72,7 +72,8 @@ def _read_evaluation(path: Path) -> Evaluation:
 def summary(config: Config, evaluations: dict[str, list[Evaluation]]) -> Summary:
     """The content of `report.json`: the same for equal runs, wherever and whenever they ran."""
     first = first_evaluation(evaluations)
-    drawn = _drawn(evaluations, load_label_space(config.label_space))
+    space = load_label_space(config.label_space).averaging(config.evaluation.classes)
+    drawn = _drawn(evaluations, space)
     arms = {
         arm: {
             metric: _over_seeds(scores, metric)
@@ -214,7 +215,7 @@ def summed_confusion(evaluations: list[Evaluation]) -> ConfusionMatrix:
 def per_class(report: Summary, evaluations: dict[str, list[Evaluation]]) -> pd.DataFrame:
     """One row a class: its share of the scored pixels, accuracy and IoU of each arm."""
     first = first_evaluation(evaluations)
-    counts = ConfusionMatrix.from_counts(first["confusion"]).counts
+    counts = ConfusionMatrix.from_counts(first["confusion"], first.get("void_predictions")).table
     table = pd.DataFrame({"class": first["classes"]})
     for arm in evaluations:
         for column, key in (("accuracy", "class_accuracy"), ("iou", "class_iou")):
