@@ -4,7 +4,8 @@ The bootstrap of Efron (Annals of Statistics 7, 1979): the test set's N images a
 times with replacement, and the metric is computed from the sums of each drawing. Drawings are the
 same for all seeds and arms, so differences between arms are paired. What it says holds for other
 images like these and for the networks that were scored: the spread of other trainings, or of other
-translators, is not in it.
+translators, is not in it. Images count as independent; frames of one drive resemble each other, and
+their intervals are too narrow.
 """
 
 from collections.abc import Sequence

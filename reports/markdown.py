@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.sentences import absent_sentence, result_sentences, trained_on
+from reports.sentences import left_out, result_sentences, trained_on
 from reports.tables import (
     METRICS,
     Summary,
@@ -68,7 +68,7 @@ def markdown(report: Summary, table: pd.DataFrame) -> str:
             "",
             *_grid(["class", *titles], classes),
             "",
-            *([_cell(absent), ""] if (absent := absent_sentence(report)) else []),
+            *([_cell(note), ""] if (note := left_out(report)) else []),
             "## Protocol",
             "",
             *_protocol(report["protocol"]),

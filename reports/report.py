@@ -48,7 +48,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         colors=figures.arm_colors(tables.ordered_arms(config)),
         sentences=sentences.result_sentences(report),
         cards=[_card(report, metric) for metric in HEADLINE],
-        absent=sentences.absent_sentence(report),
+        left_out=sentences.left_out(report),
         settings_by_arm=tables.settings_by_arm(report),
         counts={
             "source": figures.frame_count(config.source),

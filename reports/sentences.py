@@ -78,11 +78,23 @@ def result_sentences(report: Summary) -> list[str]:
     ]
 
 
-def absent_sentence(report: Summary) -> str:
-    """The classes without a pixel in the test set's ground truth; empty where there are none."""
+def left_out(report: Summary) -> str:
+    """What the class tables leave out; empty where that is nothing.
+
+    Classes without a pixel in the test set's ground truth, and pixels that were predicted void.
+    """
+    return " ".join([*_absent(report), *_void(report)])
+
+
+def _void(report: Summary) -> list[str]:
+    found = [f"{arm} {pixels:,}" for arm, pixels in report["void_predictions"].items() if pixels]
+    return [f"Pixels predicted void, which count as misses: {', '.join(found)}."] if found else []
+
+
+def _absent(report: Summary) -> list[str]:
     absent = report["absent_classes"]
     if not absent:
-        return ""
+        return []
     classes = next(iter(report["class_iou"].values()))
     falsely = [
         name
@@ -96,7 +108,7 @@ def absent_sentence(report: Summary) -> str:
     )
     if falsely:
         text += f" Where one is predicted all the same ({', '.join(falsely)}), its IoU counts as 0."
-    return text
+    return [text]
 
 
 def _gaps(report: Summary, tried: list[str]) -> list[str]:

@@ -119,6 +119,29 @@ def summary(config: Config, evaluations: dict[str, list[Evaluation]]) -> Summary
         # Accuracy is undefined where the ground truth has no pixel, whatever is predicted.
         "absent_classes": [name for name, v in first["class_accuracy"].items() if v is None],
         **by_class,
+        **_categories(evaluations),
+        "void_predictions": {
+            arm: sum(sum(s.get("void_predictions", [])) for s in scores)
+            for arm, scores in evaluations.items()
+        },
+    }
+
+
+def _categories(evaluations: dict[str, list[Evaluation]]) -> dict[str, Any]:
+    """Arm -> category -> IoU, and arm -> its mean, where the label space has categories."""
+    if "category_iou" not in first_evaluation(evaluations):
+        return {"category_iou": None, "mean_category_iou": None}
+    return {
+        "category_iou": {
+            arm: {
+                name: _mean(s["category_iou"][name] for s in scores)
+                for name in scores[0]["category_iou"]
+            }
+            for arm, scores in evaluations.items()
+        },
+        "mean_category_iou": {
+            arm: _over_seeds(scores, "mean_category_iou") for arm, scores in evaluations.items()
+        },
     }
 
 

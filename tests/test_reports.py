@@ -261,6 +261,27 @@ def test_absent_classes_are_said_and_counted(world: Path, tmp_path: Path) -> Non
         assert said in (run / "report" / name).read_text()
 
 
+def test_categories_and_void_predictions(world: Path, tmp_path: Path) -> None:
+    config = make_config(world, tmp_path, seeds=[0])
+    run = make_run(config, tmp_path / "run")
+    for i, arm in enumerate(config.arms):
+        path = run / "evaluation" / arm / "seed-0/evaluation.json"
+        category = {"category_iou": {"flat": 0.5 + i / 10, "sky": None}, "mean_category_iou": 0.25}
+        void = {"void_predictions": [3 * i, 1000 * i, 0]}
+        write_json(path, json.loads(path.read_text()) | category | void)
+
+    write_report(config, run, run / "report")
+
+    report = read_report(run / "report")
+    assert report["category_iou"]["adapted"] == {"flat": 0.6, "sky": None}
+    assert report["mean_category_iou"]["oracle"]["mean"] == 0.25
+    page = (run / "report/index.html").read_text()
+    assert '<tr><th>flat</th><td class="">50.0%</td><td class="">60.0%</td>' in page
+    said = "Pixels predicted void, which count as misses: adapted 1,003, oracle 2,006."
+    assert said in page
+    assert said in (run / "report/report.md").read_text()
+
+
 def test_class_table(finished: tuple[Config, Path]) -> None:
     table = pd.read_csv(finished[1] / "report" / "per_class.csv", index_col="class")
 
