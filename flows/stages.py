@@ -243,11 +243,13 @@ def _labelled(config: Config, kind: str) -> DatasetSpec:
 
 def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:
     training = _path("segmentation", arm, seed)
+    pictures = config.evaluation.pictures
 
     def inputs() -> Inputs:
         return {
-            "version": 2,
-            "config": config.evaluation.model_dump(mode="json"),
+            "version": 3,
+            # How many of the pictures are shown is the report's affair.
+            "config": config.evaluation.model_dump(mode="json") | {"pictures": pictures > 0},
             "not_averaged": [c.name for c in space.classes if not c.averaged],
             "categories": space.categories,
             "test": _frames(config.test, labelled=True),
@@ -273,7 +275,7 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
 
 def _report(config: Config, run: Path, evaluations: tuple[str, ...]) -> Stage:
     def inputs() -> Inputs:
-        return {"version": 2, "name": config.name}
+        return {"version": 3, "name": config.name, "pictures": config.evaluation.pictures}
 
     def work(folder: Path) -> None:
         from reports.report import write_report

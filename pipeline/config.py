@@ -358,7 +358,8 @@ class EvaluationConfig(Schema):
     """Scoring on the labelled frames of `test`."""
 
     pictures: int = Field(6, ge=0)
-    """Frames whose predictions are kept as pictures for the report, evenly spaced."""
+    """Frames shown in the report with all predictions, evenly spaced; those with the worst scores
+    are shown besides. 0 keeps no predictions as pictures."""
     classes: tuple[str, ...] | None = Field(None, min_length=1)
     """The classes of the label space that means count; none: those that it says itself."""
     window: Size | None = None

@@ -106,6 +106,12 @@ def write_indices(path: Path, indices: UInt8, palette: UInt8 | None) -> None:
         image.save(part, format="PNG")
 
 
+def size_within(shape: tuple[int, ...], width: int) -> tuple[int, int]:
+    """Width and height of an (H, W, ...) picture at most `width` wide, aspect kept."""
+    scale = min(1.0, width / shape[1])
+    return round(shape[1] * scale), max(1, round(shape[0] * scale))
+
+
 def resize_rgb(rgb: UInt8, size: tuple[int, int]) -> UInt8:
     """Resize (H, W, 3) uint8 to `size` (width, height), bilinear with antialiasing."""
     if rgb.shape[1::-1] == size:

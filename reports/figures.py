@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.config import Config
 from pipeline.datasets import DatasetSpec, LabelReader, list_samples, read_frame
 from pipeline.errors import UserError
-from pipeline.images import UInt8, read_raw, read_rgb, resize_indices, resize_rgb
+from pipeline.images import UInt8, read_raw, read_rgb, resize_indices, resize_rgb, size_within
 from pipeline.labels import LabelSpace
 from reports.tables import AFTER, BEFORE, IDEAL, Evaluation, evaluation_folder, ordered_arms
 
@@ -66,21 +66,15 @@ def arm_colors(arms: Sequence[str]) -> dict[str, str]:
 
 def photo(rgb: UInt8, width: int) -> str:
     """(H, W, 3) uint8 as a JPEG data URI, at most `width` pixels wide."""
-    size = _size_within(rgb.shape, width)
+    size = size_within(rgb.shape, width)
     return _data_uri(Image.fromarray(resize_rgb(rgb, size)), "JPEG", quality=85, optimize=True)
 
 
 def label_picture(indices: UInt8, palette: UInt8, width: int) -> str:
     """(H, W) uint8 class indices as a PNG data URI, at most `width` pixels wide."""
-    image = Image.fromarray(resize_indices(indices, _size_within(indices.shape, width)))
+    image = Image.fromarray(resize_indices(indices, size_within(indices.shape, width)))
     image.putpalette(palette.tobytes())
     return _data_uri(image, "PNG", optimize=True)
-
-
-def _size_within(shape: tuple[int, ...], width: int) -> tuple[int, int]:
-    """Width and height of at most `width`, aspect kept; small pictures stay as they are."""
-    scale = min(1.0, width / shape[1])
-    return round(shape[1] * scale), max(1, round(shape[0] * scale))
 
 
 def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:

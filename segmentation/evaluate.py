@@ -12,12 +12,15 @@ from pipeline.confusion import ConfusionMatrix
 from pipeline.datasets import DatasetSpec, LabelReader, list_samples, read_frame
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_json
-from pipeline.images import write_indices
+from pipeline.images import resize_indices, size_within, write_indices
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.progress import progress
 from pipeline.training import make_fabric
 from segmentation.predict import predict, views
 from segmentation.train import load_segmenter
+
+PICTURE_WIDTH = 400
+"""Pixels in a row of the pictures of predictions; some kilobytes each."""
 
 
 def evaluate(
@@ -35,8 +38,8 @@ def evaluate(
 
     Writes `evaluation.json` (counts and metrics of the whole set), `per_image.csv`,
     `per_image.npz` (`names` (N,) and `counts` (N, K, K + 1) int64 pixels of each frame, the last
-    column void predictions), and a few `predictions/*.png` (class indices as palette pictures,
-    `config.pictures` evenly spaced frames) below `folder`.
+    column void predictions), and, unless `config.pictures` is 0, `predictions/*.png` of all frames
+    (class indices as palette pictures, at most `PICTURE_WIDTH` wide) below `folder`.
 
     Raises:
         UserError: no checkpoint, or a frame or label cannot be read.
@@ -49,8 +52,6 @@ def evaluate(
     model = load_segmenter(checkpoint)
     network = fabric.setup_module(model.to(fabric.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
     labels = LabelReader(dataset, space)
-    count = min(config.pictures, len(samples))
-    shown = {samples[(2 * i + 1) * len(samples) // (2 * count)].name for i in range(count)}
     pictures: dict[str, str] = {}
     matrix = ConfusionMatrix(len(space.classes))
     rows, tables = [], []
@@ -71,9 +72,10 @@ def evaluate(
                     **{k: v for k, v in scores.items() if not isinstance(v, dict | list)},
                 }
             )
-            if sample.name in shown:
+            if config.pictures:
                 pictures[sample.name] = f"predictions/{sample.name.replace('/', '-')}.png"
-                write_indices(folder / pictures[sample.name], prediction, space.palette)
+                small = resize_indices(prediction, size_within(prediction.shape, PICTURE_WIDTH))
+                write_indices(folder / pictures[sample.name], small, space.palette)
             advance(1)
     with replacing(folder / "per_image.csv") as part:
         pd.DataFrame(rows).to_csv(part, index=False)

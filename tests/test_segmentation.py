@@ -243,8 +243,9 @@ def test_resume_is_bit_for_bit(
 
 
 def test_a_network_learns_and_is_scored_at_the_ground_truth_s_size(
-    config: Config, tmp_path: Path
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("segmentation.evaluate.PICTURE_WIDTH", 50)
     recipe = config.segmentation.model_copy(update={"steps": 60, "learning_rate": 3e-3})
     half = config.test.model_copy(update={"width": 64})
     train(recipe, SPACE, [(config.target, 1)], 0, tmp_path, config.compute)
@@ -277,9 +278,9 @@ def test_a_network_learns_and_is_scored_at_the_ground_truth_s_size(
     assert result["void_predictions"] == [0] * 19
     low, high = result["intervals"]["mean_iou"]
     assert low <= result["mean_iou"] <= high
-    assert len(result["pictures"]) == 2
+    assert len(result["pictures"]) == 4
     for picture in result["pictures"].values():
-        assert read_raw(out / picture).shape == (64, 128)
+        assert read_raw(out / picture).shape == (25, 50)
 
 
 def test_evaluation_without_checkpoint(config: Config, tmp_path: Path) -> None:
