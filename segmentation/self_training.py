@@ -4,6 +4,9 @@ DACS (Tranheden et al., WACV 2021) as DAFormer (Hoyer et al., CVPR 2022) trains 
 consistency (MIC: Hoyer et al., CVPR 2023). All choices are drawn from torch's global generators.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,6 +63,23 @@ def mask_out(rgb: Tensor, block: int, share: float) -> Tensor:
     kept = torch.rand(count, 1, -(-height // block), -(-width // block)) >= share
     kept = F.interpolate(kept.float(), scale_factor=block)[:, 0, :height, :width, None]
     return rgb * kept.to(rgb.device, rgb.dtype)
+
+
+@contextmanager
+def unnoticed(network: nn.Module) -> Iterator[None]:
+    """Batch normalisation keeps its running statistics while `network` trains on odd pictures.
+
+    Frames that are mostly black are nothing that the network will be used on.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from pipeline.training import (
 )
 from segmentation.data import Mixture, labelled_draws, unlabelled_draws
 from segmentation.models import Segmenter, build_model
-from segmentation.self_training import lesson, mask_out, weighted_cross_entropy
+from segmentation.self_training import lesson, mask_out, unnoticed, weighted_cross_entropy
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
 
@@ -124,9 +124,9 @@ def train(
                     hidden = mask_out(
                         frames[0]["rgb"], self_training.mask_block, self_training.mask_share
                     )
-                    masked = weighted_cross_entropy(
-                        network(hidden), taught["taught"], taught["belief"]
-                    )
+                    with unnoticed(model):
+                        logits = network(hidden)
+                    masked = weighted_cross_entropy(logits, taught["taught"], taught["belief"])
                     fabric.backward(self_training.masked_weight * masked)
                     losses["masked"] = masked
             optimizer.step()

@@ -24,6 +24,7 @@ from segmentation.self_training import (
     mask_out,
     pseudo_labels,
     recolor,
+    unnoticed,
     weighted_cross_entropy,
 )
 from segmentation.train import CHECKPOINT, train
@@ -83,6 +84,18 @@ def test_masks_are_squares_of_the_share() -> None:
         hidden, corners.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :50, :70]
     )
     assert (corners[..., 0] == 0).float().mean().item() == pytest.approx(0.7, abs=0.05)
+
+
+def test_masked_frames_leave_no_trace_in_batch_norm() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    norm: Any = network[1]
+    with unnoticed(network):
+        network(torch.randn(2, 3, 5, 5)).sum().backward()
+    assert torch.equal(norm.running_mean, torch.zeros(4))
+    assert torch.equal(norm.running_var, torch.ones(4))
+    assert network[0].weight.grad is not None
+    network(torch.randn(2, 3, 5, 5))
+    assert not torch.equal(norm.running_mean, torch.zeros(4))
 
 
 def test_weighted_cross_entropy_by_hand() -> None:
