@@ -45,12 +45,41 @@ def run(
     ] = None,
     settings: Settings = None,
     force: Forced = None,
+    ladder: Annotated[
+        bool,
+        typer.Option(
+            "--ablate", help="Run a ladder instead, a run for each step [runs/NAME-ablation]."
+        ),
+    ] = False,
 ) -> None:
-    """Run the whole chain as a Prefect flow; continue it where it was interrupted."""
+    """Run the whole chain as a Prefect flow; continue it where it was interrupted.
+
+    With --ablate, show what each step brings: source only, simple translators, CycleGAN, semantic
+    consistency, self-training, rare class sampling, masking, oracle; one table over all.
+    """
     from pipeline.config import load_config
+    from pipeline.errors import UserError
 
     loaded = load_config(config, settings)
-    _run_flow(loaded, run_folder or Path("runs") / loaded.name, force or [])
+    plain = Path("runs") / loaded.name
+    if not ladder:
+        _run_flow(loaded, run_folder or plain, force or [])
+    elif force:
+        raise UserError(
+            "--force is for one run, and --ablate makes many that share stages. Start a new ladder "
+            "with --run DIR, or remove the folder of this one."
+        )
+    else:
+        _run_ladder(loaded, run_folder or plain.with_name(f"{plain.name}-ablation"), plain)
+
+
+def _run_ladder(config: "Config", folder: Path, plain: Path) -> None:
+    from flows.ablate import ablate
+
+    _say_missing_classes(config)
+    _prefect_settings(folder)  # one server for all rows
+    ablate(config, folder, _flow, others=[plain])
+    _show_ladder(folder)
 
 
 @app.command()
@@ -74,28 +103,34 @@ def demo(
 def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
     from flows.prepare import prepare
     from flows.stages import is_done
-    from pipeline.errors import UserError
     from pipeline.runs import locked
 
     _say_missing_classes(config)
     with locked(folder):
         stages = prepare(config, folder, forced)
     if not all(is_done(folder, stage.name) for stage in stages):
-        if "PREFECT_API_URL" not in os.environ:
-            signal.signal(signal.SIGINT, _stop_at_once)
-        _prefect_settings(folder)
-        from flows.adapt import adapt
-
-        try:
-            adapt(run=str(folder))
-        except RuntimeError as error:
-            if "Failed to reach API" not in str(error):
-                raise
-            raise UserError(
-                f"Prefect's server does not answer ({error}). Start it, or unset PREFECT_API_URL "
-                "to run without one."
-            ) from error
+        _flow(folder)
     _show_result(folder)
+
+
+def _flow(folder: Path) -> None:
+    """Do what is left of a run as a Prefect flow."""
+    from pipeline.errors import UserError
+
+    if "PREFECT_API_URL" not in os.environ:
+        signal.signal(signal.SIGINT, _stop_at_once)
+    _prefect_settings(folder)
+    from flows.adapt import adapt
+
+    try:
+        adapt(run=str(folder))
+    except RuntimeError as error:
+        if "Failed to reach API" not in str(error):
+            raise
+        raise UserError(
+            f"Prefect's server does not answer ({error}). Start it, or unset PREFECT_API_URL "
+            "to run without one."
+        ) from error
 
 
 def _stop_at_once(*_: object) -> None:
@@ -166,6 +201,23 @@ def _show_result(folder: Path) -> None:
     console = Console()
     console.print(table)
     console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)
+
+
+def _show_ladder(folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.files import read_json
+
+    metrics = ("pixel_accuracy", "mean_iou")
+    table = Table("row", "per-pixel accuracy", "mean IoU", "gap closed", "gap closed", "hours")
+    for row in read_json(folder / "ladder.json")["rows"]:
+        cells = [_percent(row["scores"][metric]["mean"]) for metric in metrics]
+        cells += [_percent(row["gap_closed"][metric]) for metric in metrics]
+        table.add_row(row["title"], *cells, f"{row['seconds'] / 3600:.2f}")
+    console = Console()
+    console.print(table)
+    console.print(f"Table: {folder / 'index.html'}", soft_wrap=True)
 
 
 def _percent(value: float | None) -> str:
@@ -280,13 +332,16 @@ def export(
 
 @app.command()
 def status(run: RunFolder) -> None:
-    """Show the stages of a run: state, progress, time, what is left."""
+    """Show the stages of a run: state, progress, time, what is left. Of a ladder, its rows."""
     from rich.console import Console
     from rich.table import Table
 
     from flows.stages import plan
     from pipeline.runs import read_run
 
+    if (run / "ladder.json").is_file():
+        _ladder_status(run)
+        return
     stages = plan(read_run(run), run)
     table = Table("stage", "state", "progress", "time", "left")
     worked, left, unknown = 0.0, 0.0, False
@@ -298,6 +353,26 @@ def status(run: RunFolder) -> None:
     table.add_section()
     table.add_row("all", "", "", _minutes(worked), _minutes(left) + (" + ?" if unknown else ""))
     Console().print(table)
+
+
+def _ladder_status(folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.stages import plan
+    from pipeline.files import read_json
+    from pipeline.runs import read_run
+
+    table = Table("row", "folder", "stages done", "at work on")
+    for row in read_json(folder / "ladder.json")["rows"]:
+        run = folder / row["row"]
+        rows = status_rows(run, plan(read_run(run), run))
+        done = sum(state == "done" for _, state, *_ in rows)
+        begun = [f"{name} {progress}" for name, state, progress, *_ in rows if state == "begun"]
+        table.add_row(row["title"], row["row"], f"{done}/{len(rows)}", ", ".join(begun))
+    console = Console()
+    console.print(table)
+    console.print(f"Table: {folder / 'index.html'}. One row: sim2real status {folder}/ROW")
 
 
 StatusRow = tuple[str, str, str, float, float | None]

@@ -112,11 +112,14 @@ def _networks(config: Config) -> None:
             check_start(Path(arm.start), recipe, space)
 
 
-def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:
+def prepare(
+    config: Config, run: Path, forced: list[str], *, looked_at: bool = False
+) -> list[Stage]:
     """Check a configuration against its data and the run folder, then record it there.
 
     Args:
         forced: names of stages to remove, with all that reads them.
+        looked_at: `preflight` has seen all that the configuration names.
 
     Returns:
         The plan of the run.
@@ -129,7 +132,8 @@ def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:
     if not doomed and all(is_done(run, stage.name) for stage in stages):
         check(run, stages)
         return stages
-    preflight(config)
+    if not looked_at:
+        preflight(config)
     check(run, stages, forced=doomed)
     remove(run, doomed)
     write_run(run, config)

@@ -12,6 +12,7 @@ from reports.tables import (
     Summary,
     bounds,
     class_value,
+    hours,
     margins,
     percent,
     points,
@@ -158,6 +159,28 @@ def comparison_markdown(reports: dict[str, Summary], changed: dict[str, dict[str
             "",
         ]
     )
+
+
+def ladder_markdown(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
+    """The table of a ladder as GitHub markdown."""
+    gaps = ("pixel_accuracy", "mean_iou")
+    header = [
+        *("", *METRICS.values(), f"change of {METRICS['mean_iou']}"),
+        *(f"gap closed, {METRICS[metric]}" for metric in gaps),
+        "hours",
+    ]
+    cells = [
+        [
+            row["title"],
+            *(_scored(row["scores"][metric]) if row["scores"] else "to do" for metric in METRICS),
+            _compared(row["change"]["mean_iou"]),
+            *(percent(row["gap_closed"][metric], 0) for metric in gaps),
+            hours(row["seconds"]),
+        ]
+        for row in rows
+    ]
+    lines = [f"# {_cell(title)}", "", *_grid(header, cells), "", *map(_cell, notes), ""]
+    return "\n".join(lines)
 
 
 def _scored(score: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     table = tables.per_class(report, evaluations)
     lower_end = [arm for arm in report["arms"] if arm == tables.BEFORE]
     worst_arms = [*lower_end, *sentences.ours(report)[-1:]]
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     page = template.render(
         title=config.name,
         config=config,
@@ -103,7 +103,7 @@ def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None
     )
     write_text(folder / "report.md", comparison_markdown(reports, changed))
     arms = list(dict.fromkeys(arm for report in reports.values() for arm in report["arms"]))
-    template = _environment().get_template("comparison.html.j2")
+    template = environment().get_template("comparison.html.j2")
     write_text(
         folder / "index.html",
         template.render(
@@ -146,24 +146,26 @@ def _comparable(evaluations: dict[str, Evaluation]) -> None:
         )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates of this folder, with the filters and names that they use."""
+    made = Environment(
         loader=PackageLoader("reports", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "percent": tables.percent,
         "points": tables.points,
         "spread": tables.spread,
         "bounds": tables.bounds,
         "margins": tables.margins,
+        "hours": tables.hours,
         "class_value": tables.class_value,
         "share": tables.share,
     }
-    environment.globals |= {
+    made.globals |= {
         "METRICS": METRICS,
         "trained_on": sentences.trained_on,
         "METHODS": {"histogram_matching": "histogram matching", "fda": "Fourier domain adaptation"},
@@ -172,7 +174,7 @@ def _environment() -> Environment:
         "FEW": figures.FEW,
         "scored_on": tables.scored_on,
     }
-    return environment
+    return made
 
 
 def _card(report: Summary, metric: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The numbers of a report, collected from the evaluations of a run. No metric is computed here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -69,8 +69,19 @@ def _read_evaluation(path: Path) -> Evaluation:
     return evaluation
 
 
-def summary(config: Config, evaluations: dict[str, list[Evaluation]]) -> Summary:
-    """The content of `report.json`: the same for equal runs, wherever and whenever they ran."""
+def summary(
+    config: Config,
+    evaluations: dict[str, list[Evaluation]],
+    against: Mapping[str, Sequence[str]] | None = None,
+) -> Summary:
+    """The content of `report.json`: the same for equal runs, wherever and whenever they ran.
+
+    Args:
+        against: arm -> the arms that it is compared with frame by frame; none: each with
+            `source_only` and `adapted`.
+    """
+    if against is None:
+        against = {arm: (BEFORE, AFTER) for arm in evaluations if arm != BEFORE}
     first = first_evaluation(evaluations)
     space = load_label_space(config.label_space).averaging(config.evaluation.classes)
     drawn = _drawn(evaluations, space)
@@ -109,11 +120,11 @@ def summary(config: Config, evaluations: dict[str, list[Evaluation]]) -> Summary
         "comparisons": {
             arm: {
                 than: _compare(arms, by_class["class_iou"], drawn, arm, than)
-                for than in (BEFORE, AFTER)
+                for than in against.get(arm, ())
                 if than in drawn and than != arm
             }
             for arm in drawn
-            if arm != BEFORE
+            if arm in against
         },
         "resamplings": bootstrap.RESAMPLES if drawn else None,
         # Accuracy is undefined where the ground truth has no pixel, whatever is predicted.
@@ -347,6 +358,13 @@ def bounds(interval: tuple[float, float] | None, digits: int = 1) -> str:
 def margins(interval: tuple[float, float] | None) -> str:
     """An interval of a difference in percentage points."""
     return f"{points(interval[0])} to {points(interval[1])}" if interval else ""
+
+
+def hours(seconds: float | None) -> str:
+    """Seconds as hours of two digits or more."""
+    if seconds is None:
+        return "–"
+    return f"{seconds / 3600:.3f}" if seconds < 360 else f"{seconds / 3600:.2f}"
 
 
 def class_value(value: Any) -> str:

@@ -1,0 +1,197 @@
+"""The table of a ladder: runs that add one step each to an adaptation, beside each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.config import Config
+from pipeline.files import read_json, replacing, write_json, write_text
+from pipeline.runs import RUN_FILE
+from reports import tables
+from reports.figures import arm_colors
+from reports.markdown import ladder_markdown
+from reports.report import HEADLINE, environment
+from reports.tables import IDEAL, METRICS
+
+FILE = "ladder.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a ladder: a run in the folder `name`. Gaps are measured from the row
+    `source_only` to the row `oracle`."""
+
+    name: str
+    title: str
+    base: str | None
+    """The row that it adds something to, and is compared with."""
+    arm: str
+    """The arm whose scores it shows."""
+    config: Config
+
+
+def write_ladder(
+    name: str, rows: Sequence[Row], folder: Path, seconds: Mapping[str, float | None]
+) -> None:
+    """Write `index.html`, `report.md`, `ladder.csv` and `ladder.json` into `folder`.
+
+    Args:
+        rows: their runs are in `folder`.
+        seconds: row -> seconds of computation; None: the row is not done and has no scores yet.
+
+    Raises:
+        UserError: a row's scores are damaged, or of other frames.
+    """
+    done = [row for row in rows if seconds[row.name] is not None]
+    evaluations = {
+        row.name: tables.read_evaluations(folder / row.name, row.config)[row.arm] for row in done
+    }
+    bases = {row.name: [row.base] if row.base else [] for row in rows}
+    # The rows are the arms of a summary: what it says of arms holds for them.
+    summary = tables.summary(rows[0].config, evaluations, bases) if done else None
+    lines = [_line(row, summary, seconds[row.name]) for row in rows]
+    found = {
+        "name": name,
+        "device": _device(folder, rows),
+        "seeds": list(rows[0].config.seeds),
+        **{
+            key: summary[key] if summary else None
+            for key in ("label_space", "dataset", "split", "images", "protocol", "resamplings")
+        },
+        "rows": lines,
+    }
+    write_json(folder / FILE, found)
+    with replacing(folder / "ladder.csv") as part:
+        _flat(lines).to_csv(part, index=False)
+    title = f"{name}: what each step brings"
+    notes = _notes(found, len(done))
+    write_text(folder / "report.md", ladder_markdown(title, lines, notes))
+    colors = arm_colors(list(dict.fromkeys(row.arm for row in rows)))
+    page = environment().get_template("ladder.html.j2")
+    write_text(
+        folder / "index.html",
+        page.render(
+            title=title,
+            rows=lines,
+            colors={row.name: colors[row.arm] for row in rows},
+            cards=[{"metric": metric, "title": METRICS[metric]} for metric in HEADLINE],
+            notes=notes,
+            sentences=_sentences(lines),
+            changed=tables.settings_that_differ({row.title: row.config for row in rows}),
+        ),
+    )
+
+
+def _line(row: Row, summary: tables.Summary | None, seconds: float | None) -> dict[str, Any]:
+    """What the table says of a row; without scores when it is not done."""
+    nothing = dict.fromkeys(METRICS)
+    line = {"row": row.name, "title": row.title, "base": row.base, "seconds": seconds}
+    if summary is None or seconds is None:
+        return {**line, "scores": None, "change": nothing, "gap_closed": nothing}
+    scores = summary["arms"][row.name]
+    compared = summary["comparisons"].get(row.name, {}).get(row.base, nothing)
+    below = summary["arms"].get(row.base)
+    return {
+        **line,
+        "scores": scores,
+        "change": {
+            metric: compared[metric] or _difference(scores[metric], below and below[metric])
+            for metric in METRICS
+        },
+        "gap_closed": summary["gap_closed_by_arm"].get(row.name, nothing),
+    }
+
+
+def _difference(score: dict[str, Any], below: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The difference of two scores that kept no counts of their frames."""
+    if below is None or score["mean"] is None or below["mean"] is None:
+        return None
+    return {"difference": score["mean"] - below["mean"], "interval": None, "better": None}
+
+
+def _flat(lines: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a row, one column a number; accuracies and IoU are fractions."""
+    table = []
+    for line in lines:
+        flat = {key: line[key] for key in ("row", "title", "base")}
+        for metric in METRICS:
+            score = (line["scores"] or {}).get(metric) or {}
+            low, high = score.get("interval") or (None, None)
+            flat |= {
+                metric: score.get("mean"),
+                f"{metric}_std": score.get("std"),
+                f"{metric}_low": low,
+                f"{metric}_high": high,
+                f"{metric}_change": (line["change"][metric] or {}).get("difference"),
+                f"{metric}_gap_closed": line["gap_closed"][metric],
+            }
+        table.append(flat | {"hours": line["seconds"] and line["seconds"] / 3600})
+    return pd.DataFrame(table)
+
+
+def _device(folder: Path, rows: Sequence[Row]) -> str:
+    """What the rows were computed on, as far as it was recorded."""
+    if rows[0].config.compute.accelerator == "cpu":
+        return "CPU"
+    files = [folder / row.name / RUN_FILE for row in rows]
+    gpus = {read_json(path)["machine"]["gpus"] for path in files if path.is_file()}
+    return ", ".join(sorted(" + ".join(name.split("\n")) for name in gpus if name)) or "CPU"
+
+
+def _notes(found: dict[str, Any], done: int) -> list[str]:
+    """How to read the table."""
+    seeds = len(found["seeds"])
+    lines = []
+    if done < len(found["rows"]):
+        lines.append(f"{done} of {len(found['rows'])} rows are done; the others follow.")
+    if done:
+        lines.append(
+            f"Scored on {found['images']} frames of {tables.scored_on(found)}, label space "
+            f"{found['label_space']}. "
+            + (
+                f"Means over {seeds} seeds ± their standard deviation."
+                if seeds > 1
+                else "One seed."
+            )
+        )
+    lines.append(
+        "A row with + has all that the row above it has; a change is against the row that is added "
+        "to, which for translators is source only."
+    )
+    if found["resamplings"]:
+        lines.append(
+            f"Intervals are 95% over test frames, by {found['resamplings']} resamplings; what "
+            "another training would give is not in them."
+        )
+    lines.append(
+        "Gap closed: from source only to the oracle. Hours: computation that the row needs by "
+        f"itself, all seeds, from CycleGAN to its scores, on {found['device']}; stages that rows "
+        "share are counted in each and were computed once."
+    )
+    return lines
+
+
+def _sentences(lines: list[dict[str, Any]]) -> list[str]:
+    """What the ladder found, in plain language."""
+    sentences = []
+    for metric in ("pixel_accuracy", "mean_iou"):
+        scored = [
+            line
+            for line in lines
+            if line["scores"]
+            and line["scores"][metric]["mean"] is not None
+            and line["row"] != IDEAL
+        ]
+        if len(scored) < 2:
+            continue
+        best = max(scored, key=lambda line: line["scores"][metric]["mean"])
+        closed = best["gap_closed"][metric]
+        share = f"; {tables.percent(closed, 0)} of the gap closed" if closed is not None else ""
+        score = tables.spread(best["scores"][metric])
+        sentences.append(
+            f"Highest {METRICS[metric]} without target labels: {best['title']}, {score}{share}."
+        )
+    return sentences
