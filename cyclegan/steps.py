@@ -13,7 +13,7 @@ from cyclegan.networks import minimum_side
 from pipeline.config import CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.files import PART_PREFIX
-from pipeline.training import save_checkpoint
+from pipeline.training import gradients, save_checkpoint
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
 """The newest checkpoint below a stage's folder."""
@@ -59,17 +59,6 @@ def trainable(networks: Iterable[nn.Module], on: bool) -> None:
     """Whether a backward pass leaves gradients at the weights of `networks`."""
     for network in networks:
         network.requires_grad_(on)
-
-
-def fused(network: nn.Module) -> nn.Module:
-    """A compiled form for crops of one size; `network` itself stays as it is for other sizes."""
-    compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-    return compiled
-
-
-def gradients(networks: Iterable[nn.Module]) -> list[Tensor]:
-    """The gradients at all weights of `networks`."""
-    return [p.grad for n in networks for p in n.parameters() if p.grad is not None]
 
 
 def is_finite(losses: Mapping[str, Tensor], networks: Iterable[nn.Module]) -> bool:

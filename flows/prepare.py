@@ -45,7 +45,7 @@ def preflight(config: Config) -> None:
         for spec in (config.source, config.target):
             collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
         collect(lambda: _translator(config))
-        collect(lambda: _devices(config))
+    collect(lambda: _devices(config))
     collect(lambda: _networks(config))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
@@ -99,6 +99,7 @@ def _devices(config: Config) -> None:
 
 
 def _networks(config: Config) -> None:
+    from segmentation.losses import class_weights
     from segmentation.models import try_model
     from segmentation.train import check_start
 
@@ -106,6 +107,7 @@ def _networks(config: Config) -> None:
     tried: list[SegmentationConfig] = []
     for name, arm in config.arms.items():
         if (recipe := config.recipe(name)) not in tried:
+            class_weights(recipe, space)
             try_model(recipe, len(space.classes))
             tried.append(recipe)
         if arm.start and arm.start not in config.arms:

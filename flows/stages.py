@@ -208,6 +208,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
         }
 
     def work(folder: Path) -> None:
+        from pipeline.team import run_team
         from segmentation.train import CHECKPOINT, train
 
         start = run / first / CHECKPOINT if first else arm.start and Path(arm.start)
@@ -216,7 +217,8 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
             "translated": translated_spec(config.source, run / "translated"),
             "target": config.target,
         }
-        train(
+        training = partial(
+            train,
             config.recipe(name),
             space,
             [(specs[kind], share) for kind, share in arm.train.items()],
@@ -228,6 +230,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
             target=config.target if arm.self_training else None,
             title=f"segmentation {name} seed {seed}",
         )
+        run_team(config.compute, training)
 
     reads = ["translated"] if "translated" in arm.train else []
     reads += [first] if first else []

@@ -27,15 +27,15 @@ class ComputeConfig(Schema):
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU when there is one."""
     devices: int = Field(1, ge=1)
-    """GPUs of this machine (on a CPU: processes) that train a CycleGAN together, each on an equal
-    part of every batch: `cyclegan.batch_size` is that of all together and a multiple of this. No
-    effect on results but for rounding and the choices of dropout. Other stages and paired training
-    use one."""
+    """GPUs of this machine (on a CPU: processes) that train one network together, each on an equal
+    part of every batch: each `batch_size` is that of all together and a multiple of this. No effect
+    on results but for rounding and what is drawn in a step: dropout, and self-training's mixtures.
+    Translation, evaluation and paired training use one."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bf16-mixed on a GPU, 32-true on a CPU. Losses are always fp32."""
     compile: bool = False
-    """Let torch.compile fuse CycleGAN's networks for training: a minute or more before the first
-    step, then faster ones that round differently. Needs a C++ compiler."""
+    """Let torch.compile fuse networks for training: a minute or more before the first step, then
+    faster ones that round differently. Needs a C++ compiler."""
     workers: int = Field(0, ge=0)
     """Processes that read frames ahead, for each data set that is read; 0 reads in the training
     process. No effect on results. With several `devices`, for each of them."""
@@ -309,7 +309,15 @@ class SegmentationConfig(Schema):
     warmup_steps: int = Field(0, ge=0)
     """Steps in which the learning rate rises linearly from 0."""
     poly_power: float = Field(0.9, ge=0)
-    """The learning rate falls as (1 - step / steps) ** poly_power."""
+    """The learning rate falls as (1 - step / steps) ** poly_power: 1 is linear, 0 not at all."""
+    class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Weight of a class's pixels in the cross-entropy, by its name; 1 where none is given."""
+    hard_pixels: float = Field(1.0, gt=0, le=1)
+    """Learn from this share of each frame's labelled pixels, those of the greatest cross-entropy
+    (online hard example mining)."""
+    dice_weight: float = Field(0.0, ge=0)
+    """Weight of a Dice loss that is added to the cross-entropy. This and the two before are about
+    labelled frames; what a self-training teacher says is learned by plain cross-entropy."""
     rare_class_sampling: RareClassConfig | None = None
     """Show rare classes more often; none: every frame equally often."""
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -448,20 +456,26 @@ class Config(Schema):
 
     @model_validator(mode="after")
     def _shares_are_equal(self) -> Self:
-        devices, batch = self.compute.devices, self.cyclegan.batch_size
+        devices = self.compute.devices
         trains = self.translates and self.translation.trains
         if trains and self.cyclegan.paired and devices > 1:
             raise ValueError(
                 f"compute.devices is {devices}, and paired training (cyclegan.paired) uses one "
                 "device; set compute.devices to 1"
             )
-        if trains and batch % devices:
-            fitting = [n for n in range(1, batch + 1) if batch % n == 0]
-            raise ValueError(
-                f"cyclegan.batch_size {batch} is that of all devices together and must be a "
-                f"multiple of compute.devices, {devices}; set compute.devices to one of {fitting}, "
-                f"or, in a new run, cyclegan.batch_size to {batch + -batch % devices}"
-            )
+        batches = {"cyclegan": self.cyclegan.batch_size} if trains else {}
+        for name, arm in self.arms.items():
+            own = "batch_size" in arm.segmentation
+            place = f"arms.{name}.segmentation" if own else "segmentation"
+            batches[place] = self.recipe(name).batch_size
+        for place, batch in batches.items():
+            if batch % devices:
+                fitting = [n for n in range(1, batch + 1) if batch % n == 0]
+                raise ValueError(
+                    f"{place}.batch_size {batch} is that of all devices together and must be a "
+                    f"multiple of compute.devices, {devices}; set compute.devices to one of "
+                    f"{fitting}, or, in a new run, {place}.batch_size to {batch + -batch % devices}"
+                )
         return self
 
     def recipe(self, arm: str) -> SegmentationConfig:

@@ -41,6 +41,23 @@ _TIMEOUT = timedelta(days=1)
 T = TypeVar("T")
 
 
+class _Total(torch.autograd.Function):
+    """The sum over all processes, to the bit the same in all.
+
+    Each uses the sum for a loss of its own, so each value's gradient is the sum of theirs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Total.forward(ctx, gradient)
+
+
 @dataclass(frozen=True)
 class Team:
     """The processes that train together, as one of them sees them; alone, nothing is exchanged."""
@@ -77,12 +94,11 @@ class Team:
         return [name for names in parts for name in names]
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of everyone's `value`."""
+        """The sum of everyone's `value`; a gradient goes back to everyone's."""
         if self.size == 1:
             return value
-        value = value.detach().clone()
-        dist.all_reduce(value)
-        return value
+        out: Tensor = _Total.apply(value)
+        return out
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
@@ -236,7 +252,7 @@ def _wait(members: Sequence[tuple[BaseProcess, Connection]]) -> None:
             if report is not None and not unexpected:
                 unexpected, since = report, time.monotonic()
         # A connection breaks when another process dies, and that is the better news.
-        if unexpected and time.monotonic() > since + _PATIENCE:
+        if unexpected and (not working or time.monotonic() > since + _PATIENCE):
             raise RuntimeError(f"in a process of {len(members)}:\n{unexpected}")
 
 

@@ -184,6 +184,17 @@ def seed_step(seed: int, step: int, share: int = 0) -> None:
     torch.manual_seed(int(np.random.default_rng(key).integers(2**63)))
 
 
+def fused(network: torch.nn.Module) -> torch.nn.Module:
+    """A compiled form for crops of one size; `network` itself stays as it is for other sizes."""
+    compiled: torch.nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    return compiled
+
+
+def gradients(networks: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
+    """The gradients at all weights of `networks`."""
+    return [p.grad for n in networks for p in n.parameters() if p.grad is not None]
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint of tensors and plain data, whole or not at all."""
     with replacing(path) as part:

@@ -1,17 +1,21 @@
 """Networks of segmentation-models-pytorch by name, with errors that help."""
 
 import inspect
+from functools import partial
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config import SegmentationConfig
 from pipeline.errors import UserError
 from pipeline.schema import near
+from pipeline.team import Team
 from pipeline.training import load_checkpoint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -155,6 +159,43 @@ def try_model(config: SegmentationConfig, classes: int) -> None:
             f"{config.batch_size}: {error}. Change segmentation.batch_size, options or the names."
         ) from error
     assert logits.shape[1] == classes
+
+
+def share_batch_norms(model: nn.Module, team: Team) -> nn.Module:
+    """Let batch norms see the statistics of the whole batch, of which a process has a part.
+
+    Names and shapes of the weights stay. torch's own way works on GPUs alone.
+    """
+    if team.size == 1:
+        return model
+    if next(model.parameters()).is_cuda:
+        shared: nn.Module = convert_sync_batchnorm(model)
+        return shared
+    for norm in model.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.forward = partial(_shared_batch_norm, norm, team)  # type: ignore[method-assign]
+    return model
+
+
+def _shared_batch_norm(norm: _BatchNorm, team: Team, x: Tensor) -> Tensor:
+    """`norm` of (N, C, ...), equal parts of which are in all processes of `team`."""
+    if not norm.training:
+        return type(norm).forward(norm, x)
+    axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+    mean = team.total(x.float().mean(axes)) / team.size
+    centred = x.float() - mean.view(shape)
+    variance = team.total(centred.square().mean(axes)) / team.size
+    with torch.no_grad():
+        count = x.numel() // x.shape[1] * team.size
+        momentum = norm.momentum or 0.0
+        norm.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
+        norm.running_var.lerp_(variance * (count / (count - 1)), momentum)  # type: ignore[union-attr]
+        norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    out = centred * (norm.weight * (variance + norm.eps).rsqrt()).view(shape)
+    out = (out + norm.bias.view(shape)).to(x.dtype)
+    if isinstance(norm, BatchNormAct2d):
+        out = norm.act(norm.drop(out))
+    return out
 
 
 def _normalisation(config: SegmentationConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:

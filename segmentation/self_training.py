@@ -14,24 +14,26 @@ from torchvision.transforms import v2
 
 from pipeline.config import SelfTrainingConfig
 from pipeline.labels import IGNORE
+from pipeline.team import ALONE, Team
 
 
 @torch.no_grad()
 def pseudo_labels(
-    logits: Tensor, believed: Tensor, confidence: float
+    logits: Tensor, believed: Tensor, confidence: float, team: Team = ALONE
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a teacher sees, and how far it is to be believed.
 
     Args:
         logits: (N, classes, H, W) float32.
         believed: (N, H, W) bool, False where a label counts for nothing.
+        team: who else works on the batch.
 
     Returns:
         The classes (N, H, W) int64; their weights (N, H, W) float32, 0 where not believed and
         else everywhere the same: the share of pixels above `confidence` in the batch; that share.
     """
     certainty, classes = logits.softmax(dim=1).max(dim=1)
-    sure = (certainty > confidence).float().mean()
+    sure = team.total((certainty > confidence).float().mean()) / team.size
     return classes, believed * sure, sure
 
 
@@ -82,16 +84,20 @@ def unnoticed(network: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
 
 
-def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+def weighted_cross_entropy(
+    logits: Tensor, label: Tensor, weight: Tensor, team: Team = ALONE
+) -> Tensor:
     """Cross-entropy of each pixel times its weight, averaged over the pixels with a class.
 
     Args:
         logits: (N, classes, H, W) float32.
         label: (N, H, W) int64 class indices or `IGNORE`.
         weight: (N, H, W) float32.
+        team: who else works on the batch; its processes' mean is then the loss.
     """
     each = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
-    return (each * weight).sum() / (label != IGNORE).sum().clamp(min=1)
+    count = team.total((label != IGNORE).sum())
+    return (each * weight).sum() * team.size / count.clamp(min=1)
 
 
 @torch.no_grad()
@@ -100,6 +106,7 @@ def lesson(
     batch: dict[str, Tensor],
     frames: dict[str, Tensor],
     config: SelfTrainingConfig,
+    team: Team = ALONE,
 ) -> dict[str, Tensor]:
     """What there is to learn from target frames in one step.
 
@@ -113,7 +120,7 @@ def lesson(
         of the target frames and their weights; `sure`, a scalar.
     """
     taught, belief, sure = pseudo_labels(
-        teacher(frames["rgb"]), frames["believed"], config.confidence
+        teacher(frames["rgb"]), frames["believed"], config.confidence, team
     )
     rgb, label, weight = frames["rgb"], taught, belief
     if config.class_mix:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.config import ComputeConfig, SegmentationConfig, SelfTrainingConfig
 from pipeline.datasets import DatasetSpec
@@ -13,19 +12,23 @@ from pipeline.errors import UserError
 from pipeline.images import UInt8, grid, write_image
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.progress import progress
+from pipeline.team import ALONE, Team
 from pipeline.training import (
     TrainingLog,
     batches,
     check_finite,
     explain_memory,
     follow,
+    fused,
+    gradients,
     load_checkpoint,
     make_fabric,
     save_checkpoint,
     seed_step,
 )
 from segmentation.data import Mixture, labelled_draws, unlabelled_draws
-from segmentation.models import Segmenter, build_model
+from segmentation.losses import class_weights, cross_entropy, dice
+from segmentation.models import Segmenter, build_model, share_batch_norms
 from segmentation.self_training import lesson, mask_out, unnoticed, weighted_cross_entropy
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
@@ -38,6 +41,7 @@ def train(
     seed: int,
     folder: Path,
     compute: ComputeConfig,
+    team: Team = ALONE,
     *,
     start: Path | None = None,
     self_training: SelfTrainingConfig | None = None,
@@ -50,6 +54,8 @@ def train(
     and TensorBoard events below `folder`, and continues from a checkpoint that is there.
 
     Args:
+        team: the processes that train this network together. Each works on its part of every
+            batch; the first alone writes.
         start: a checkpoint whose weights training starts from.
         self_training: learn from the frames of `target`, too, whose labels are not read. Writes
             pictures of mixed frames to `samples/`.
@@ -58,17 +64,20 @@ def train(
         UserError: a name is unknown, a frame or label cannot be read, a loss is not finite.
     """
     # Network and optimiser.
-    fabric = make_fabric(compute, training=True)
+    fabric = make_fabric(compute, training=True, device=team.rank)
     seed_step(seed, 0)
     resuming = (folder / CHECKPOINT).is_file()
     fresh = not resuming and start is None
-    model = build_model(config, len(space.classes), pretrained=fresh)
+    with team.leader_first():  # fetches weights
+        model = build_model(config, len(space.classes), pretrained=fresh)
     if start is not None and not resuming:
         check_start(start, config, space)
         model.load_state_dict(load_checkpoint(start)["model"])
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _adamw(model, config)
     teacher = copy.deepcopy(model).requires_grad_(False).eval() if self_training else None
+    weights = class_weights(config, space)
+    weights = weights if weights is None else weights.to(fabric.device)
 
     # Continue where an earlier run stopped.
     first = 0
@@ -80,11 +89,13 @@ def train(
         if teacher:
             teacher.load_state_dict(state["teacher"])
 
-    network = fabric.setup_module(model)
+    shared = share_batch_norms(model, team)
+    network = fabric.setup_module(fused(shared) if compute.compile else shared)
     network.train()
-    draws = [labelled_draws(mixture, space, config, seed, compute.cache)]
-    if self_training and target:
-        draws += [unlabelled_draws(target, config, self_training, seed, compute.cache)]
+    with team.leader_first():  # fills the cache
+        draws = [labelled_draws(mixture, space, config, seed, compute.cache)]
+        if self_training and target:
+            draws += [unlabelled_draws(target, config, self_training, seed, compute.cache)]
     loaders = [
         batches(
             source,
@@ -93,30 +104,42 @@ def train(
             batch_size=config.batch_size,
             workers=compute.workers,
             pin=fabric.device.type == "cuda",
+            share=(team.rank, team.size),
         )
         for source in draws
     ]
     with (
-        TrainingLog(folder, step=first) as log,
-        progress(folder, title, config.steps, done=first) as advance,
+        team.leader(lambda: TrainingLog(folder, step=first)) as log,
+        team.leader(lambda: progress(folder, title, config.steps, done=first)) as advance,
         explain_memory("segmentation"),
     ):
         for step, (batch, *frames) in enumerate(zip(*loaders, strict=True), first + 1):
             factor = learning_rate_factor(step - 1, config)
             for group in optimizer.param_groups:
                 group["lr"] = group["full_rate"] * factor
-            seed_step(seed, step)
+            seed_step(seed, step, team.rank)
             names = [name for part in (batch, *frames) for name in part.pop("name")]
             batch, *frames = fabric.to_device([batch, *frames])
 
             optimizer.zero_grad()
-            losses = {"loss": cross_entropy(network(batch["rgb"]), batch["label"])}
+            logits = network(batch["rgb"])
+            loss = cross_entropy(
+                logits,
+                batch["label"],
+                weights=weights,
+                hard_pixels=config.hard_pixels,
+                team=team,
+            )
+            losses = {"loss": loss}
+            if config.dice_weight:
+                losses["dice"] = dice(logits, batch["label"], team)
+                losses["loss"] = loss + config.dice_weight * losses["dice"]
             fabric.backward(losses["loss"])
             if self_training and teacher:
                 with fabric.autocast():
-                    taught = lesson(teacher, batch, frames[0], self_training)
+                    taught = lesson(teacher, batch, frames[0], self_training, team)
                 mixed = weighted_cross_entropy(
-                    network(taught["rgb"]), taught["label"], taught["weight"]
+                    network(taught["rgb"]), taught["label"], taught["weight"], team
                 )
                 fabric.backward(self_training.weight * mixed)
                 losses |= {"mixed": mixed, "sure": taught["sure"]}
@@ -126,15 +149,26 @@ def train(
                     )
                     with unnoticed(model):
                         logits = network(hidden)
-                    masked = weighted_cross_entropy(logits, taught["taught"], taught["belief"])
+                    masked = weighted_cross_entropy(
+                        logits, taught["taught"], taught["belief"], team
+                    )
                     fabric.backward(self_training.masked_weight * masked)
                     losses["masked"] = masked
+
+            # The processes' means are the losses and gradients of the whole batch.
+            losses = {name: loss.detach() for name, loss in losses.items()}
+            team.average([*gradients([model]), *losses.values()])
             optimizer.step()
             if self_training and teacher:
                 follow(teacher, model, self_training.teacher_average, step)
                 for kept, newest in zip(teacher.buffers(), model.buffers(), strict=True):
                     kept.copy_(newest)
 
+            # The rest is records.
+            if log is None or advance is None:
+                continue
+            if team.size > 1:
+                names = [*names, f"what {team.size - 1} other device(s) had"]
             log.add(step, names, losses)
             save = step == config.steps or step % config.checkpoint_every == 0
             if save or step % config.log_every == 0:
@@ -192,19 +226,8 @@ def check_start(path: Path, config: SegmentationConfig, space: LabelSpace) -> No
             )
 
 
-def cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the pixels that are not ignored; 0 when all are.
-
-    Args:
-        logits: (N, classes, H, W) float32.
-        label: (N, H, W) int64 class indices or `IGNORE`.
-    """
-    total = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
-    return total / (label != IGNORE).sum().clamp(min=1)
-
-
 def learning_rate_factor(step: int, config: SegmentationConfig) -> float:
-    """Linear warmup, times the poly schedule (Chen et al., DeepLab, section 4.1)."""
+    """Linear warmup, times the poly schedule (Chen et al., DeepLab, section 4.1; 1 is linear)."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     return float(warmup * (1 - step / config.steps) ** config.poly_power)
 

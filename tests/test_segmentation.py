@@ -18,9 +18,10 @@ from pipeline.labels import IGNORE, load_label_space
 from pipeline.training import load_checkpoint
 from segmentation.data import augmentation, labelled_draws
 from segmentation.evaluate import evaluate
+from segmentation.losses import cross_entropy
 from segmentation.models import Segmenter, build_model, check_names, load_encoder, try_model
 from segmentation.predict import predict
-from segmentation.train import cross_entropy, learning_rate_factor, load_segmenter, train
+from segmentation.train import learning_rate_factor, load_segmenter, train
 from tests.test_cyclegan import equal
 
 SPACE = load_label_space("cityscapes19")

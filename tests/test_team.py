@@ -215,6 +215,8 @@ def work(what: str, folder: Path, team: Team) -> None:
         raise UserError("frame 7 cannot be read. Mend it.")
     if team.rank == 1 and what == "bug":
         raise KeyError("no such thing")
+    if what == "bug in all":
+        raise KeyError("no such thing")
     if team.rank == 1 and what == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     team.gather(torch.zeros(1))
@@ -225,6 +227,7 @@ def work(what: str, folder: Path, team: Team) -> None:
     [
         ("mistake", UserError, r"^frame 7 cannot be read. Mend it."),
         ("bug", RuntimeError, "(?s)Traceback.*no such thing"),
+        ("bug in all", RuntimeError, "(?s)Traceback.*no such thing"),
         ("killed", UserError, "process of device 1 ended by SIGKILL .* Run again to continue"),
     ],
 )
@@ -286,9 +289,13 @@ def test_settings_that_cannot_work(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
         load_config(tiny, ["compute.devices=2", "cyclegan.batch_size=3"])
     with pytest.raises(UserError, match=r"compute.devices is 2, and paired training"):
         load_config(tiny, ["compute.devices=2", "cyclegan.batch_size=2", "cyclegan.paired=true"])
-    # Where no CycleGAN is trained, nothing is shared.
-    load_config(tiny, ["compute.devices=2", "arms={source_only: source}"])
-    config = load_config(tiny, ["compute.devices=4", "cyclegan.batch_size=4"])
+    for place in ("segmentation", "arms.source_only.segmentation"):
+        arms = ["arms={source_only: {train: source}}"]  # no CycleGAN
+        with pytest.raises(UserError, match=rf"{place}.batch_size 3 .* one of \[1, 3\], or"):
+            load_config(tiny, [*arms, "compute.devices=2", f"{place}.batch_size=3"])
+        load_config(tiny, [*arms, "compute.devices=2", f"{place}.batch_size=4"])
+    fours = ["compute.devices=4", "cyclegan.batch_size=4", "segmentation.batch_size=4"]
+    config = load_config(tiny, fours)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for look in (partial(check_devices, config.compute), partial(preflight, config)):

@@ -1,0 +1,94 @@
+"""What a network's answers cost: cross-entropy of all or of the hardest pixels, and Dice.
+
+Each is that of a whole batch, whose parts may lie in several processes: a process gets the number
+whose mean over all of them is the loss, and so it is with the gradients.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.config import SegmentationConfig
+from pipeline.errors import UserError
+from pipeline.labels import IGNORE, LabelSpace
+from pipeline.schema import near
+from pipeline.team import ALONE, Team
+
+
+def class_weights(config: SegmentationConfig, space: LabelSpace) -> Tensor | None:
+    """(classes,) float32 weights of the classes; None when all weigh the same.
+
+    Raises:
+        UserError: a class that the label space does not have.
+    """
+    if not config.class_weights:
+        return None
+    names = space.class_names
+    for name in config.class_weights:
+        if name not in names:
+            raise UserError(
+                f"segmentation.class_weights: label space {space.name} has no class {name!r}."
+                f"{near(name, names)} Known: {', '.join(names)}."
+            )
+    return torch.tensor([config.class_weights.get(name, 1.0) for name in names])
+
+
+def cross_entropy(
+    logits: Tensor,
+    label: Tensor,
+    *,
+    weights: Tensor | None = None,
+    hard_pixels: float = 1.0,
+    team: Team = ALONE,
+) -> Tensor:
+    """Mean cross-entropy over the pixels that are not ignored; 0 when all are.
+
+    Args:
+        logits: (N, classes, H, W) float32.
+        label: (N, H, W) int64 class indices or `IGNORE`.
+        weights: (classes,) float32; the mean is then a weighted one.
+        hard_pixels: the share of each image's pixels that counts, those of the greatest loss
+            (online hard example mining: Shrivastava et al., CVPR 2016; for pixels, as the
+            bootstrapped cross-entropy of Pohlen et al., CVPR 2017, which keeps a number of them).
+    """
+    valid = label != IGNORE
+    if weights is None and hard_pixels == 1:
+        total = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
+        return _mean(total, valid.sum(), team)
+    weight = valid.float() if weights is None else valid * weights[label.where(valid, 0)]
+    each = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none") * weight
+    if hard_pixels == 1:
+        return _mean(each.sum(), weight.sum(), team)
+    valid, weight, each = valid.flatten(1), weight.flatten(1), each.flatten(1)
+    order = each.detach().masked_fill(~valid, -1).argsort(dim=1, descending=True)
+    kept = (hard_pixels * valid.sum(dim=1, keepdim=True)).ceil()
+    among = torch.arange(order.shape[1], device=order.device) < kept
+    chosen = torch.zeros_like(valid).scatter(1, order, among)
+    return _mean((each * chosen).sum(), (weight * chosen).sum(), team)
+
+
+def dice(logits: Tensor, label: Tensor, team: Team = ALONE) -> Tensor:
+    """1 - Dice of each class in the batch, averaged over all classes; one that is absent costs 0.
+
+    Dice is 2 |A and B| / (|A| + |B|) with probabilities for A (Milletari et al., V-Net, 3DV 2016):
+    what `segmentation_models_pytorch.losses.DiceLoss` computes, but over several processes.
+
+    Args:
+        logits: (N, classes, H, W) float32.
+        label: (N, H, W) int64 class indices or `IGNORE`.
+    """
+    valid = label != IGNORE
+    inside = valid[:, None]
+    guess = logits.softmax(dim=1) * inside
+    truth = F.one_hot(label.where(valid, 0), logits.shape[1]).movedim(-1, 1) * inside
+    sums = [part.sum(dim=(0, 2, 3)) for part in (guess * truth, guess, truth.type_as(guess))]
+    common, guessed, present = team.total(torch.stack(sums))
+    score = 2 * common / (guessed + present).clamp(min=1e-7)
+    loss: Tensor = ((1 - score) * (present > 0)).mean()
+    return loss
+
+
+def _mean(total: Tensor, count: Tensor, team: Team) -> Tensor:
+    """`total` over everyone's `count`; 0 when that is 0."""
+    count = team.total(count)
+    return total * team.size / count.where(count > 0, 1)

@@ -1,0 +1,124 @@
+"""Losses: against plain sums over pixels, against the library, of void, of parts of a batch."""
+
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor
+
+from pipeline.config import ComputeConfig, SegmentationConfig
+from pipeline.errors import UserError
+from pipeline.labels import IGNORE, load_label_space
+from pipeline.team import Team, run_team
+from segmentation.losses import class_weights, cross_entropy, dice
+
+WEIGHTS = torch.tensor([1.0, 0.2, 3.0, 0.0])
+
+
+def batch(images: int = 4) -> tuple[Tensor, Tensor]:
+    """Logits of 4 classes and labels of 0 to 2, a third of them void; one image is nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(images, 4, 5, 6, generator=generator, dtype=torch.float64)
+    label = torch.randint(0, 3, (images, 5, 6), generator=generator)
+    label[torch.rand(label.shape, generator=generator) < 1 / 3] = IGNORE
+    label[1] = IGNORE
+    return logits.requires_grad_(), label
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("hard_pixels", [1.0, 0.3])
+def test_cross_entropy_is_a_weighted_mean_of_chosen_pixels(
+    weights: Tensor | None, hard_pixels: float
+) -> None:
+    logits, label = batch()
+    log_probabilities = logits.log_softmax(1)
+    total, size = torch.tensor(0.0, dtype=torch.float64), 0.0
+    for image in range(len(label)):
+        losses = []
+        for y, x in (label[image] != IGNORE).nonzero().tolist():
+            index = int(label[image, y, x])
+            weight = 1.0 if weights is None else float(weights[index])
+            losses.append((-weight * log_probabilities[image, index, y, x], weight))
+        losses.sort(key=lambda pair: -pair[0].item())
+        for loss, weight in losses[: -int(-hard_pixels * len(losses) // 1)]:
+            total, size = total + loss, size + weight
+    loss = cross_entropy(logits, label, weights=weights, hard_pixels=hard_pixels)
+    torch.testing.assert_close(loss, total / size)
+    (expected,) = torch.autograd.grad(total / size, logits)
+    (found,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_equal_weights_and_all_pixels_are_the_plain_mean() -> None:
+    logits, label = batch()
+    plain = cross_entropy(logits, label)
+    torch.testing.assert_close(
+        plain, torch.nn.functional.cross_entropy(logits, label, ignore_index=IGNORE)
+    )
+    torch.testing.assert_close(cross_entropy(logits, label, weights=torch.ones(4)), plain)
+    assert cross_entropy(logits, label, hard_pixels=0.25) > 1.5 * plain
+
+
+def test_dice_is_the_library_s() -> None:
+    logits, label = batch()
+    theirs = smp.losses.DiceLoss("multiclass", ignore_index=IGNORE)(logits, label)
+    ours = dice(logits, label)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (ours, theirs)))
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("hard_pixels", [1.0, 0.3])
+def test_nothing_but_void_teaches_nothing(weights: Tensor | None, hard_pixels: float) -> None:
+    logits = torch.randn(2, 4, 3, 3, requires_grad=True)
+    label = torch.full((2, 3, 3), IGNORE)
+    loss = cross_entropy(logits, label, weights=weights, hard_pixels=hard_pixels)
+    loss = loss + dice(logits, label)
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_a_class_that_weighs_nothing_alone_teaches_nothing() -> None:
+    logits, label = torch.randn(1, 4, 2, 2), torch.full((1, 2, 2), 3)
+    assert cross_entropy(logits, label, weights=WEIGHTS) == 0
+
+
+def test_class_weights_by_name() -> None:
+    space = load_label_space("camvid11")
+
+    def weigh(weights: dict[str, float]) -> Tensor | None:
+        return class_weights(SegmentationConfig(class_weights=weights), space)
+
+    assert weigh({}) is None
+    found = weigh({"pole": 2.5, space.class_names[0]: 0})
+    assert found is not None
+    expected = dict.fromkeys(space.class_names, 1.0) | {"pole": 2.5, space.class_names[0]: 0}
+    assert dict(zip(space.class_names, found.tolist(), strict=True)) == expected
+    with pytest.raises(UserError, match=r"camvid11 has no class 'poles'. Did you mean 'pole'"):
+        weigh({"poles": 2})
+
+
+def in_parts(folder: Path, team: Team) -> None:
+    for settings in ({}, {"weights": WEIGHTS}, {"hard_pixels": 0.3}):
+        for loss in (lambda x, y, t: cross_entropy(x, y, team=t, **settings), dice):  # noqa: B023
+            logits, label = batch()
+            part = logits.detach().chunk(team.size)[team.rank].requires_grad_()
+            mine = loss(part, team.share(label), team)
+            mine.backward()
+            whole = loss(logits, label, Team())
+            whole.backward()
+            torch.testing.assert_close(team.gather(mine[None]).mean(), whole.detach())
+            assert part.grad is not None
+            torch.testing.assert_close(team.gather(part.grad) / team.size, logits.grad)
+    (folder / str(team.rank)).touch()
+
+
+def test_parts_of_a_batch_make_the_loss_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.team.START", "fork")
+    run_team(ComputeConfig(accelerator="cpu", devices=2), in_parts, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}
