@@ -67,8 +67,8 @@ def write_ladder(
     with replacing(folder / "ladder.csv") as part:
         _flat(lines).to_csv(part, index=False)
     title = f"{name}: what each step brings"
-    notes = _notes(found, len(done))
-    write_text(folder / "report.md", ladder_markdown(title, lines, notes))
+    about, notes = _about(found, len(done)), _notes(found)
+    write_text(folder / "report.md", ladder_markdown(title, lines, [" ".join(about), *notes]))
     colors = arm_colors(list(dict.fromkeys(row.arm for row in rows)))
     page = environment().get_template("ladder.html.j2")
     write_text(
@@ -78,6 +78,7 @@ def write_ladder(
             rows=lines,
             colors={row.name: colors[row.arm] for row in rows},
             cards=[{"metric": metric, "title": METRICS[metric]} for metric in HEADLINE],
+            about=about,
             notes=notes,
             sentences=_sentences(lines),
             changed=tables.settings_that_differ({row.title: row.config for row in rows}),
@@ -141,12 +142,9 @@ def _device(folder: Path, rows: Sequence[Row]) -> str:
     return ", ".join(sorted(" + ".join(name.split("\n")) for name in gpus if name)) or "CPU"
 
 
-def _notes(found: dict[str, Any], done: int) -> list[str]:
-    """How to read the table."""
-    seeds = len(found["seeds"])
-    lines = []
-    if done < len(found["rows"]):
-        lines.append(f"{done} of {len(found['rows'])} rows are done; the others follow.")
+def _about(found: dict[str, Any], done: int) -> list[str]:
+    """What was scored."""
+    seeds, lines = len(found["seeds"]), []
     if done:
         lines.append(
             f"Scored on {found['images']} frames of {tables.scored_on(found)}, label space "
@@ -157,19 +155,26 @@ def _notes(found: dict[str, Any], done: int) -> list[str]:
                 else "One seed."
             )
         )
-    lines.append(
-        "A row with + has all that the row above it has; a change is against the row that is added "
-        "to, which for translators is source only."
-    )
+    if done < len(found["rows"]):
+        lines.append(f"{done} of {len(found['rows'])} rows are done; the others follow.")
+    return lines
+
+
+def _notes(found: dict[str, Any]) -> list[str]:
+    """How to read the table."""
+    lines = [
+        "A row with + has all that the row above it has. A change is against the row that is added "
+        "to; for translators that is source only."
+    ]
     if found["resamplings"]:
         lines.append(
             f"Intervals are 95% over test frames, by {found['resamplings']} resamplings; what "
             "another training would give is not in them."
         )
     lines.append(
-        "Gap closed: from source only to the oracle. Hours: computation that the row needs by "
-        f"itself, all seeds, from CycleGAN to its scores, on {found['device']}; stages that rows "
-        "share are counted in each and were computed once."
+        "Gap closed: (row − source only) / (oracle − source only). Hours: computation that the row "
+        f"needs by itself, all seeds, from CycleGAN to its scores, on {found['device']}; stages "
+        "that rows share are counted in each and were computed once."
     )
     return lines
 

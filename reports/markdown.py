@@ -173,13 +173,14 @@ def ladder_markdown(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[
         [
             row["title"],
             *(_scored(row["scores"][metric]) if row["scores"] else "to do" for metric in METRICS),
-            _compared(row["change"]["mean_iou"]),
+            _moved(row["change"]["mean_iou"]),
             *(percent(row["gap_closed"][metric], 0) for metric in gaps),
             hours(row["seconds"]),
         ]
         for row in rows
     ]
-    lines = [f"# {_cell(title)}", "", *_grid(header, cells), "", *map(_cell, notes), ""]
+    lines = [f"# {_cell(title)}", "", *_grid(header, cells), ""]
+    lines += [line for note in notes for line in (_cell(note), "")]
     return "\n".join(lines)
 
 
@@ -192,10 +193,12 @@ def _with(text: str, addition: str) -> str:
 
 
 def _compared(drawn: dict[str, Any] | None) -> str:
-    if drawn is None:
-        return "–"
-    text = _with(points(drawn["difference"]), margins(drawn["interval"]))
-    return text if drawn["better"] is None else f"{text}, {percent(drawn['better'])}"
+    better = drawn["better"] if drawn else None
+    return _moved(drawn) if better is None else f"{_moved(drawn)}, {percent(better)}"
+
+
+def _moved(drawn: dict[str, Any] | None) -> str:
+    return _with(points(drawn["difference"]), margins(drawn["interval"])) if drawn else "–"
 
 
 def _protocol(protocol: dict[str, Any]) -> list[str]:
