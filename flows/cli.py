@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -290,9 +290,64 @@ def train_segmentation(
 
 
 @app.command()
-def evaluate(run: RunFolder) -> None:
-    """Score the segmentation networks of a run."""
-    _run_stages(run, "evaluate")
+def evaluate(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="The run's folder. With --predictions also a configuration, a data set's YAML "
+            "file, or the name of a known data set.",
+        ),
+    ],
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", metavar="FOLDER", help="Score these PNGs, and no network."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder of evaluation.json and official.json."),
+    ] = None,
+    encoding: Annotated[
+        Literal["auto", "label_ids", "train_ids"],
+        typer.Option("--encoding", help="What the PNGs hold; auto looks at their values."),
+    ] = "auto",
+    label_space: Annotated[
+        str | None,
+        typer.Option(
+            "--label-space", metavar="NAME_OR_FILE", help="For a data set [cityscapes19]."
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="DIR", help="Where the data set is.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Of the data set.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Score the segmentation networks of a run, or predictions of whatever origin."""
+    from pipeline.errors import UserError
+
+    if predictions is None:
+        if out or label_space or root or split or settings or encoding != "auto":
+            raise UserError(
+                "--out, --encoding, --label-space, --root, --split and --set go with --predictions "
+                "FOLDER. Without it, the networks of a run are scored, as its configuration says."
+            )
+        _run_stages(Path(what), "evaluate")
+        return
+    if out is None:
+        raise UserError("--predictions needs --out DIR: the folder in which scores are written.")
+    from rich.console import Console
+
+    from flows.scoring import ground_truth, show_scores
+    from segmentation.score_files import score_files
+
+    dataset, space = ground_truth(what, label_space, root, split, settings)
+    result, notes = score_files(dataset, space, predictions, out, encoding)
+    console = Console()
+    show_scores(result, console)
+    for note in notes:
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
+    console.print(f"Scores: {out / 'evaluation.json'}", soft_wrap=True, markup=False)
 
 
 @app.command()

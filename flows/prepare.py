@@ -114,6 +114,14 @@ def _networks(config: Config) -> None:
             check_start(Path(arm.start), recipe, space)
 
 
+def _scoring(config: Config) -> None:
+    from segmentation.scores import label_ids
+
+    space = load_label_space(config.label_space).averaging(config.evaluation.classes)
+    if config.evaluation.save == "label_ids":
+        label_ids(space)
+
+
 def prepare(
     config: Config, run: Path, forced: list[str], *, looked_at: bool = False
 ) -> list[Stage]:

@@ -256,6 +256,7 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
             "not_averaged": [c.name for c in space.classes if not c.averaged],
             "categories": space.categories,
             "test": _frames(config.test, labelled=True),
+            "instances": config.test.instances,
         }
 
     def work(folder: Path) -> None:
@@ -317,7 +318,8 @@ def _listing(spec_json: str, labelled: bool) -> str:
 def _frames(spec: DatasetSpec, *, labelled: bool = False) -> Inputs:
     """A data set as a part of a stage's identity: how it is read and what is there, not where."""
     # What a split or a quarantine leaves is in the listing of the samples.
-    unseen = {"root", "label_root", "splits", "quarantine", "about"}
+    # Instances are read by the evaluation alone, which says so itself.
+    unseen = {"root", "label_root", "splits", "quarantine", "about", "instances"}
     if not labelled:
         unseen |= {"labels", "encoding", "channel", "decoder", "values", "strict"}
     fields = spec.model_dump(mode="json", exclude=unseen, exclude_defaults=True)

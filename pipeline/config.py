@@ -381,6 +381,11 @@ class EvaluationConfig(Schema):
     scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field((1.0,), min_length=1)
     """Predict the frame at these multiples of its working size. With several, or `flip`, the class
     probabilities of all views are averaged."""
+    save: Literal["none", "label_ids", "train_ids"] = "none"
+    """Keep every prediction below `predictions_ids/` as a PNG: of Cityscapes label ids, as its
+    server and scripts take them, or of class indices (for `cityscapes19` its trainIds)."""
+    overlays: bool = False
+    """Keep every frame with its prediction drawn over it, below `overlays/`."""
 
 
 class Config(Schema):

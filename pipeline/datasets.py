@@ -94,6 +94,9 @@ class DatasetSpec(Schema):
     """Pattern of the label files, with the same fields; none for unlabelled frames."""
     label_root: Path | None = None
     """The folder that `labels` starts from, where it is not `root`."""
+    instances: str | None = None
+    """Pattern of files that tell single objects apart, with the same fields and below the same
+    folder as `labels`: Cityscapes' 16-bit `instanceIds`. Only instance scores read them."""
     encoding: Literal["ids", "rgb", "channel"] = "ids"
     """How a label file stores its values: one value a pixel (palette index or grey value), an
     RGB colour, or one channel of a colour image."""
@@ -132,13 +135,18 @@ class DatasetSpec(Schema):
                 f"images pattern {self.images!r} has no field in braces; e.g. images/{{frame}}"
             )
         lists = [rule for rule in self.splits.values() if _is_list(rule)]
-        for pattern in (self.images, self.labels or "", *lists):
+        for pattern in (self.images, self.labels or "", self.instances or "", *lists):
             if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
                 raise ValueError(f"path {pattern!r} leaves the root; write it relative to root")
         if self.labels is not None:
             if set(pattern_fields(self.labels)) != set(fields):
                 raise ValueError(
                     f"images {self.images!r} and labels {self.labels!r} must have the same fields"
+                )
+            if self.instances and set(pattern_fields(self.instances)) != set(fields):
+                raise ValueError(
+                    f"images {self.images!r} and instances {self.instances!r} must have the same "
+                    "fields"
                 )
             if not self.values:
                 raise ValueError("labels are given but `values` names none of their raw values")
@@ -529,9 +537,19 @@ def _with_labels(spec: DatasetSpec, found: dict[str, Path]) -> list[Sample]:
 def label_files(spec: DatasetSpec, name: str) -> list[Path]:
     """Every file that is the label of the frame `name`: one, if all is well."""
     assert spec.labels is not None
+    return _beside_label(spec, spec.labels, name)
+
+
+def instance_file(spec: DatasetSpec, name: str) -> Path | None:
+    """The file that tells the objects of the frame `name` apart, if there is one."""
+    files = _beside_label(spec, spec.instances, name) if spec.instances else []
+    return files[0] if files else None
+
+
+def _beside_label(spec: DatasetSpec, pattern: str, name: str) -> list[Path]:
     fields = dict(zip(pattern_fields(spec.images), name.split("/"), strict=True))
-    stem = _FIELD.sub(lambda match: fields[match[1]], spec.labels)
-    ending = Path(spec.labels).suffix
+    stem = _FIELD.sub(lambda match: fields[match[1]], pattern)
+    ending = Path(pattern).suffix
     given = ending.lower() in SUFFIXES or (spec.decoder is not None and ending)
     root = spec.label_root or spec.root
     paths = (root / (stem + suffix) for suffix in (("",) if given else SUFFIXES))

@@ -2,21 +2,28 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
-import pandas as pd
 import torch
+from torch import Tensor
 
-from pipeline.bootstrap import intervals
 from pipeline.config import ComputeConfig, EvaluationConfig
 from pipeline.confusion import ConfusionMatrix
-from pipeline.datasets import DatasetSpec, LabelReader, list_samples, read_frame
+from pipeline.datasets import DatasetSpec, LabelReader, Sample, list_samples, read_frame
 from pipeline.errors import UserError
-from pipeline.files import replacing, write_json
-from pipeline.images import resize_indices, size_within, write_indices
-from pipeline.labels import IGNORE, LabelSpace
+from pipeline.images import UInt8, resize_indices, size_within, write_image, write_indices
+from pipeline.labels import LabelSpace
 from pipeline.progress import progress
 from pipeline.training import make_fabric
-from segmentation.predict import predict, views
+from segmentation.predict import predict_on_device, views
+from segmentation.scores import (
+    FrameCounts,
+    counted_in,
+    instance_files,
+    label_ids,
+    read_instances,
+    write_scores,
+)
 from segmentation.train import load_segmenter
 
 PICTURE_WIDTH = 400
@@ -36,10 +43,10 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on every frame of `dataset`.
 
-    Writes `evaluation.json` (counts and metrics of the whole set), `per_image.csv`,
-    `per_image.npz` (`names` (N,) and `counts` (N, K, K + 1) int64 pixels of each frame, the last
-    column void predictions), and, unless `config.pictures` is 0, `predictions/*.png` of all frames
-    (class indices as palette pictures, at most `PICTURE_WIDTH` wide) below `folder`.
+    Writes the files of `segmentation.scores.write_scores` and, unless `config.pictures` is 0,
+    `predictions/*.png` of all frames (class indices as palette pictures, at most `PICTURE_WIDTH`
+    wide) below `folder`; where the configuration asks for them, whole predictions in
+    `predictions_ids/` and `overlays/`.
 
     Raises:
         UserError: no checkpoint, or a frame or label cannot be read.
@@ -48,65 +55,100 @@ def evaluate(
         raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-segmentation` first.")
     space = space.averaging(config.classes)
     samples = list_samples(dataset, labelled=True)
+    instances, instance_scores = instance_files(dataset, samples, space)
     fabric = make_fabric(compute, training=False)
     model = load_segmenter(checkpoint)
     network = fabric.setup_module(model.to(fabric.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
-    labels = LabelReader(dataset, space)
+    counted = counted_in(space)
+    labels = LabelReader(dataset, counted)
+    # From class to what is counted, and to what is saved.
+    index = torch.arange(len(space.classes), dtype=torch.uint8)
+    if counted is not space:
+        index = torch.from_numpy(label_ids(space))
+    index = index.to(fabric.device)
+    saved = label_ids(space) if config.save == "label_ids" else None
     pictures: dict[str, str] = {}
-    matrix = ConfusionMatrix(len(space.classes))
-    rows, tables = [], []
+    tables, hits = [], []
     with progress(folder, f"evaluation {arm}", len(samples), unit="images") as advance:
-        for sample in samples:
-            truth = labels.read(sample, native=True)
-            prediction = predict(network, read_frame(dataset, sample), truth.shape, config)
-            image_matrix = ConfusionMatrix(len(space.classes))
-            image_matrix.add(truth, prediction)
-            matrix.counts += image_matrix.counts
-            matrix.void += image_matrix.void
-            tables.append(image_matrix.table)
-            scores = image_matrix.metrics(space)
-            rows.append(
-                {
-                    "name": sample.name,
-                    "pixels": int(image_matrix.table.sum()),
-                    **{k: v for k, v in scores.items() if not isinstance(v, dict | list)},
-                }
-            )
+        for number, sample in enumerate(samples):
+            truth, rgb = labels.read(sample, native=True), read_frame(dataset, sample)
+            classes = predict_on_device(network, rgb, truth.shape, config)
+            tables.append(count_on_device(truth, index[classes.int()], len(counted.classes)))
+            if instances is not None:
+                ids = index[classes.int()].cpu().numpy()
+                hits.append(read_instances(instances[number], ids))
             if config.pictures:
                 pictures[sample.name] = f"predictions/{sample.name.replace('/', '-')}.png"
-                small = resize_indices(prediction, size_within(prediction.shape, PICTURE_WIDTH))
+                small = resize_indices(
+                    classes.cpu().numpy(), size_within(truth.shape, PICTURE_WIDTH)
+                )
                 write_indices(folder / pictures[sample.name], small, space.palette)
+            if config.save != "none" or config.overlays:
+                _keep(config, folder, sample, rgb, classes.cpu().numpy(), space, saved)
             advance(1)
-    with replacing(folder / "per_image.csv") as part:
-        pd.DataFrame(rows).to_csv(part, index=False)
-    counts = np.stack(tables)
-    with replacing(folder / "per_image.npz") as part:
-        np.savez_compressed(part, names=np.array([s.name for s in samples]), counts=counts)
-    left_out = [c.name for c in space.classes if not c.averaged]
-    write_json(
-        folder / "evaluation.json",
+    # The one moment at which a GPU's counts are waited for.
+    counts = torch.stack(tables).cpu().numpy()
+    frames = [FrameCounts(table, hits[i] if hits else None) for i, table in enumerate(counts)]
+    write_scores(
+        folder,
+        space,
+        dataset,
+        [sample.name for sample in samples],
+        frames,
         {
-            "protocol": {
-                "label_space": space.name,
-                "classes_averaged": "those in the ground truth or predicted"
-                + (f", without {', '.join(left_out)}" if left_out else ""),
-                "resolution": "ground truth",
-                "input_width": dataset.width,
-                "resampling": "bilinear logits, align_corners=False",
-                **views(config),
-                "checkpoint": "last",
-                "ignore": IGNORE,
-            },
-            "dataset": dataset.name,
-            "split": dataset.split,
-            "images": len(samples),
-            "arm": arm,
-            "seed": seed,
-            "classes": space.class_names,
-            "pictures": pictures,
-            "confusion": matrix.counts.tolist(),
-            "void_predictions": matrix.void.tolist(),
-            **matrix.metrics(space),
-            "intervals": intervals(counts, space),
+            "input_width": dataset.width,
+            "resampling": "bilinear logits, align_corners=False",
+            **views(config),
+            "checkpoint": "last",
+            "instance_scores": instance_scores,
         },
+        {"arm": arm, "seed": seed, "pictures": pictures},
     )
+
+
+@torch.inference_mode()
+def count_on_device(truth: UInt8, prediction: Tensor, classes: int) -> Tensor:
+    """The confusion matrix of one frame, on the device that holds the prediction.
+
+    Args:
+        truth: (H, W) uint8 class indices, `IGNORE` where not scored.
+        prediction: (H, W) uint8 class indices, `IGNORE` where void.
+
+    Returns:
+        (K, K + 1) int64: rows truth, columns prediction, the last one void.
+    """
+    if prediction.device.type == "cpu":
+        matrix = ConfusionMatrix(classes)
+        matrix.add(truth, prediction.numpy())
+        return torch.from_numpy(matrix.table)
+    return count_tensors(torch.from_numpy(truth).to(prediction.device), prediction, classes)
+
+
+def count_tensors(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:
+    """As `count_on_device`, in tensor operations alone, which wait for nothing."""
+    side = classes + 1  # one more for what is ignored, and for void
+    keys = truth.clamp(max=classes).long() * side + prediction.clamp(max=classes)
+    # torch.bincount would wait for the largest key, to know the size of its result.
+    counts = torch.zeros(side * side, dtype=torch.int64, device=keys.device)
+    counts.scatter_add_(0, keys.flatten(), torch.ones_like(keys).flatten())
+    return counts.view(side, side)[:classes]
+
+
+def _keep(
+    config: EvaluationConfig,
+    folder: Path,
+    sample: Sample,
+    rgb: UInt8,
+    classes: UInt8,
+    space: LabelSpace,
+    saved: UInt8 | None,
+) -> None:
+    """Write one frame's prediction, (H, W) class indices, in the forms that are asked for."""
+    if config.save != "none":
+        values = classes if saved is None else saved[classes]
+        write_indices(folder / "predictions_ids" / f"{sample.name}.png", values, None)
+    if config.overlays:
+        height, width = rgb.shape[:2]
+        colors = space.palette[resize_indices(classes, (width, height))]
+        overlay = cv2.addWeighted(rgb, 0.5, colors, 0.5, 0)
+        write_image(folder / "overlays" / f"{sample.name}.jpg", np.asarray(overlay, np.uint8))

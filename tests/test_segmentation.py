@@ -9,18 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import AugmentationConfig, Config, SegmentationConfig, load_config
+from pipeline.cityscapes import LABEL_ID
+from pipeline.config import (
+    AugmentationConfig,
+    Config,
+    EvaluationConfig,
+    SegmentationConfig,
+    load_config,
+)
 from pipeline.confusion import ConfusionMatrix
 from pipeline.datasets import LabelReader, list_samples
 from pipeline.errors import UserError
-from pipeline.images import read_raw
-from pipeline.labels import IGNORE, load_label_space
+from pipeline.images import read_raw, read_rgb
+from pipeline.labels import IGNORE, LabelClass, load_label_space
 from pipeline.training import load_checkpoint
 from segmentation.data import augmentation, labelled_draws
-from segmentation.evaluate import evaluate
+from segmentation.evaluate import count_on_device, count_tensors, evaluate
 from segmentation.losses import cross_entropy
 from segmentation.models import Segmenter, build_model, check_names, load_encoder, try_model
 from segmentation.predict import predict
+from segmentation.score_files import score_files
+from segmentation.scores import label_ids
 from segmentation.train import learning_rate_factor, load_segmenter, train
 from tests.test_cyclegan import equal
 
@@ -282,6 +291,79 @@ def test_a_network_learns_and_is_scored_at_the_ground_truth_s_size(
     assert len(result["pictures"]) == 4
     for picture in result["pictures"].values():
         assert read_raw(out / picture).shape == (25, 50)
+
+
+def test_all_that_an_evaluation_can_keep(config: Config, tmp_path: Path) -> None:
+    recipe = config.segmentation.model_copy(update={"steps": 2})
+    train(recipe, SPACE, config.target, 0, tmp_path, config.compute)
+    half = config.test.model_copy(update={"width": 64})
+
+    def scores(name: str, **fields: Any) -> dict[str, Any]:
+        asked = EvaluationConfig.model_validate({"pictures": 0, **fields})
+        out = tmp_path / name
+        evaluate(asked, SPACE, half, tmp_path / CHECKPOINT, out, config.compute, arm="a", seed=0)
+        result: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
+        return result
+
+    result = scores(
+        "ids",
+        save="label_ids",
+        overlays=True,
+        classes=["road", "sky"],
+        window=[32, 32],
+        flip=True,
+        scales=[0.5, 1],
+    )
+    assert result["mean_iou"] == pytest.approx(
+        np.mean([result["class_iou"][name] or 0 for name in ("road", "sky")])
+    )
+    assert "without sidewalk, building" in result["protocol"]["classes_averaged"]
+    assert result["protocol"]["window"] == "32x32, overlapping by 0.33 or more"
+    assert result["protocol"]["scales"] == [0.5, 1.0]
+    assert result["protocol"]["flip"] is True
+    assert "mean_category_iou" in result
+    assert result["class_iiou"]["car"] is None
+    # What was saved scores as what was predicted, here and with Cityscapes' own script.
+    files, notes = score_files(half, SPACE, tmp_path / "ids" / "predictions_ids", tmp_path / "x")
+    assert files["confusion"] == result["confusion"]
+    assert notes == ["The values are read as label ids."]
+    assert (tmp_path / "x" / "official.json").read_text() == (
+        tmp_path / "ids" / "official.json"
+    ).read_text()
+    for sample in list_samples(half, labelled=True):
+        assert read_rgb(tmp_path / "ids" / "overlays" / f"{sample.name}.jpg").shape == (32, 64, 3)
+    scores("train", save="train_ids")
+    saved = tmp_path / "train" / "predictions_ids"
+    score_files(half, SPACE, saved, tmp_path / "y", "train_ids")
+    assert (tmp_path / "y" / "official.json").read_text() == (
+        tmp_path / "train" / "official.json"
+    ).read_text()
+    assert not (tmp_path / "train" / "overlays").exists()
+
+
+@pytest.mark.parametrize("classes", [2, 19, 254])
+def test_counts_by_tensors_are_those_of_the_confusion_matrix(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    truth, prediction = (
+        np.where(rng.random((40, 50)) < 0.1, IGNORE, rng.integers(0, classes, (40, 50)))
+        for _ in range(2)
+    )
+    truth, prediction = truth.astype(np.uint8), prediction.astype(np.uint8)
+    found = count_tensors(torch.from_numpy(truth), torch.from_numpy(prediction), classes)
+    assert found.dtype == torch.int64
+    matrix = ConfusionMatrix(classes)
+    matrix.add(truth, prediction)
+    assert found.tolist() == matrix.table.tolist()
+    assert torch.equal(count_on_device(truth, torch.from_numpy(prediction), classes), found)
+
+
+def test_label_ids_of_label_spaces() -> None:
+    assert label_ids(SPACE).tolist() == LABEL_ID.tolist()
+    camvid = load_label_space("camvid11")
+    assert dict(zip(camvid.class_names, label_ids(camvid).tolist(), strict=True))["tree"] == 21
+    with pytest.raises(UserError, match="class 'forklift' has no Cityscapes label id"):
+        own = LabelClass(name="forklift", names=("mysim/forklift",), color=(0, 0, 0))
+        label_ids(SPACE.model_copy(update={"classes": (*SPACE.classes, own)}))
 
 
 def test_evaluation_without_checkpoint(config: Config, tmp_path: Path) -> None:

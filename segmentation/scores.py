@@ -1,0 +1,162 @@
+"""Scores of a test set from the counts of its frames, and the files that keep them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import cityscapes
+from pipeline.bootstrap import intervals
+from pipeline.confusion import ConfusionMatrix, Counts
+from pipeline.datasets import DatasetSpec, Sample, instance_file
+from pipeline.errors import UserError
+from pipeline.files import replacing, write_json
+from pipeline.images import UInt8, image_size, read_raw
+from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelSpace
+
+OFFICIAL = "official.json"
+
+
+@dataclass(frozen=True)
+class FrameCounts:
+    """What was counted on one frame, in the classes of `counted_in`."""
+
+    table: Counts
+    """(K, K + 1) pixels: rows truth, columns prediction, the last one void."""
+    hits: Counts | None = None
+    """What `pipeline.cityscapes.instance_hits` says, where the frame's instances are known."""
+
+
+def counted_in(space: LabelSpace) -> LabelSpace:
+    """The label space in which pixels are counted: label ids, where the official script does."""
+    return cityscapes.IDS if cityscapes.has_official_scores(space) else space
+
+
+def label_ids(space: LabelSpace) -> UInt8:
+    """(K,) the Cityscapes label id of each class: that of the first of its names which has one.
+
+    Raises:
+        UserError: no name of a class has one.
+    """
+    id_of = {name: value for value, name in CITYSCAPES_IDS.items() if value < 34}
+    found = [[id_of[name] for name in c.names if name in id_of] for c in space.classes]
+    if missing := [c.name for c, ids in zip(space.classes, found, strict=True) if not ids]:
+        raise UserError(
+            f"Label space {space.name}: class {missing[0]!r} has no Cityscapes label id, because "
+            "none of its `names` is a Cityscapes name. Use train_ids."
+        )
+    return np.array([ids[0] for ids in found], np.uint8)
+
+
+def instance_files(
+    dataset: DatasetSpec, samples: Sequence[Sample], space: LabelSpace
+) -> tuple[list[Path] | None, str]:
+    """Each frame's file of instances, or None; and what a protocol says of it."""
+    if not cityscapes.has_official_scores(space):
+        return None, "none: they are defined for the classes of cityscapes19"
+    files = [instance_file(dataset, sample.name) for sample in samples]
+    found = [file for file in files if file is not None]
+    if len(found) < len(files):
+        return None, f"none: {len(files) - len(found)} of {len(files)} frames have no instance file"
+    sizes = {image_size(file) for file in found}
+    if sizes != {cityscapes.SIZE}:
+        return None, "none: they are defined for frames of 2048x1024"
+    return found, "weighed by the mean sizes of Cityscapes' instances"
+
+
+def read_instances(path: Path, prediction: UInt8) -> Counts:
+    """How well each instance of a frame is found by its prediction, (H, W) uint8 label ids.
+
+    Raises:
+        UserError: unreadable file, no 16-bit values, or another size.
+    """
+    instances = read_raw(path)
+    if instances.shape != prediction.shape:
+        raise UserError(
+            f"{path} holds pixels of shape {instances.shape}, and the ground truth beside it is "
+            f"{prediction.shape}. Replace the file, or leave `instances` out of the data set."
+        )
+    return cityscapes.instance_hits(instances, prediction)
+
+
+def write_scores(
+    folder: Path,
+    space: LabelSpace,
+    dataset: DatasetSpec,
+    names: Sequence[str],
+    frames: Sequence[FrameCounts],
+    protocol: dict[str, Any],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Write `evaluation.json`, `per_image.csv`, `per_image.npz`, and for the classes of
+    `cityscapes19` also `official.json`.
+
+    `per_image.npz` holds `names` (N,) and `counts` (N, K, K + 1) int64, the last column void.
+
+    Args:
+        names: of the N frames.
+        frames: what was counted on them, in the classes of `counted_in(space)`.
+        protocol: how predictions were made.
+        about: whose predictions they are.
+
+    Returns:
+        The content of `evaluation.json`.
+    """
+    counts = np.stack([frame.table for frame in frames])
+    instances: dict[str, Any] = {}
+    if cityscapes.has_official_scores(space):
+        hits = [frame.hits for frame in frames if frame.hits is not None]
+        official = cityscapes.official(names, counts, hits if len(hits) == len(frames) else None)
+        write_json(folder / OFFICIAL, official)
+        instances = {
+            "mean_class_iiou": official["averageScoreInstClasses"],
+            "mean_category_iiou": official["averageScoreInstCategories"],
+            "class_iiou": {name: official["classInstScores"][name] for name in space.class_names},
+            "category_iiou": {n: official["categoryInstScores"][n] for n in space.categories},
+        }
+        counts = cityscapes.by_class(counts)
+    with replacing(folder / "per_image.npz") as part:
+        np.savez_compressed(part, names=np.array(names), counts=counts)
+    rows = [
+        {"name": name, **_frame_scores(ConfusionMatrix.from_counts(table), space)}
+        for name, table in zip(names, counts, strict=True)
+    ]
+    with replacing(folder / "per_image.csv") as part:
+        pd.DataFrame(rows).to_csv(part, index=False)
+    matrix = ConfusionMatrix.from_counts(counts.sum(axis=0))
+    left_out = [c.name for c in space.classes if not c.averaged]
+    result = {
+        "protocol": {
+            "label_space": space.name,
+            "classes_averaged": "those in the ground truth or predicted"
+            + (f", without {', '.join(left_out)}" if left_out else ""),
+            "resolution": "ground truth",
+            **protocol,
+            "ignore": IGNORE,
+        },
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "images": len(names),
+        **about,
+        "classes": space.class_names,
+        "confusion": matrix.counts.tolist(),
+        "void_predictions": matrix.void.tolist(),
+        **matrix.metrics(space),
+        **instances,
+        "intervals": intervals(counts, space),
+    }
+    write_json(folder / "evaluation.json", result)
+    return result
+
+
+def _frame_scores(matrix: ConfusionMatrix, space: LabelSpace) -> dict[str, Any]:
+    """Pixels and the scores of one frame that are single numbers."""
+    scores = matrix.metrics(space)
+    return {
+        "pixels": int(matrix.table.sum()),
+        "void_predictions": int(matrix.void.sum()),
+        **{key: value for key, value in scores.items() if not isinstance(value, dict | list)},
+    }
