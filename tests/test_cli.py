@@ -1,5 +1,6 @@
 """The command line: every mistake is one clear message, status 2, no traceback."""
 
+import json
 import resource
 import shutil
 import subprocess
@@ -223,3 +224,44 @@ def test_damaged_record(fails: Fails, tiny: Path) -> None:
     Path("r/cyclegan").mkdir(parents=True)
     Path("r/cyclegan/inputs.json").write_text('{"half')
     assert "is not valid JSON" in fails("run", tiny, "--run", "r")
+
+
+def test_predictions_of_others_are_scored_and_shown(
+    cli: Cli, tiny: Path, world: Path, tmp_path: Path
+) -> None:
+    root = world / "toy-real"
+    labels = sorted(root.glob("gtFine/val/*/*_labelIds.png"))
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    for label in labels:
+        name = label.name.replace("_gtFine_labelIds", "_pred")
+        shutil.copy(label, predictions / name)
+    options = ["--predictions", predictions, "--out", tmp_path / "scores"]
+    result = cli("evaluate", "cityscapes", "--root", root, "--split", "val", *options)
+    assert result.returncode == 0, result.stderr
+    for text in ("mean IoU", "100.00%", "category vehicle", "The values are read as label ids."):
+        assert text in result.stdout
+    scores = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    assert scores["pixel_accuracy"] == 1
+    # A configuration says all that the options say for a data set.
+    again = cli("evaluate", tiny, *options[:3], tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "again" / "evaluation.json").read_text()) == scores
+
+
+def test_evaluate_options_that_do_not_go_together(fails: Fails, tiny: Path, world: Path) -> None:
+    options = ["--predictions", world, "--out", "scores"]
+    assert "go with --predictions" in fails("evaluate", tiny.parent, "--split", "val")
+    assert "needs --out DIR" in fails("evaluate", tiny, "--predictions", world)
+    message = fails("evaluate", tiny, *options, "--split", "val")
+    assert "Use --set, e.g. --set test.split=val" in message
+    message = fails("evaluate", tiny, *options, "--label-space", "camvid11")
+    assert "--set label_space=camvid11" in message
+    assert "--root DIR" in fails("evaluate", "cityscapes", *options)
+    assert "--set is for runs" in fails("evaluate", "cityscapes", *options, "--set", "a=b")
+    assert "is no run folder" in fails("evaluate", world, *options)
+    assert "Did you mean 'cityscapes'" in fails("evaluate", "cityscape", *options)
+    assert "evaluation.classes: label space cityscapes19 has no class 'roat'" in fails(
+        "evaluate", tiny, *options, "--set", "evaluation.classes=[roat]"
+    )
+    assert not Path("scores").exists()

@@ -52,6 +52,7 @@ def test_imports_point_one_way(package: str) -> None:
     ("modules", "absent"),
     [
         ("reports.report", ["torch", "prefect"]),
+        ("flows.scoring, segmentation.score_files", ["torch", "prefect"]),
         ("flows.stages, flows.prepare", ["torch", "prefect", "albumentations"]),
         ("cyclegan.train, segmentation.evaluate", ["prefect"]),
     ],

@@ -295,7 +295,7 @@ def test_a_network_learns_and_is_scored_at_the_ground_truth_s_size(
 
 def test_all_that_an_evaluation_can_keep(config: Config, tmp_path: Path) -> None:
     recipe = config.segmentation.model_copy(update={"steps": 2})
-    train(recipe, SPACE, config.target, 0, tmp_path, config.compute)
+    train(recipe, SPACE, [(config.target, 1)], 0, tmp_path, config.compute)
     half = config.test.model_copy(update={"width": 64})
 
     def scores(name: str, **fields: Any) -> dict[str, Any]:
