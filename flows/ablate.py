@@ -40,9 +40,10 @@ def ladder(config: Config) -> list[Row]:
     """The rows for a configuration, from the bottom to the oracle.
 
     Data sets, networks and recipes are the configuration's. Its settings of semantic consistency,
-    and its first arm with self-training, with rare class sampling and masking, are those of the
-    rows that add them; without any, these rows take the defaults. Left out are semantic consistency
-    for pairs and given weights, and the oracle where no arm may see the target's labels.
+    and its first arm with self-training on translated frames and on no label of the target, with
+    rare class sampling and masking, are those of the rows that add them; without any, these rows
+    take the defaults. Left out are semantic consistency for pairs and given weights, and the oracle
+    where no arm may see the target's labels.
     """
     own = config.model_dump(mode="json")
     rows: list[Row] = []
@@ -78,9 +79,15 @@ def ladder(config: Config) -> list[Row]:
             *(source | translated, judged),
         )
 
-    name = next((name for name, arm in config.arms.items() if arm.self_training), "self_trained")
-    arm = own["arms"].get(name, {"train": "translated", "self_training": {}, "segmentation": {}})
-    below = below | _starts(own["arms"], arm.get("start"))
+    name = "self_trained"
+    arm: Settings = {"train": "translated", "self_training": {}, "segmentation": {}}
+    for found in own["arms"]:
+        chain = _starts(own["arms"], found)
+        labels = {frames for link in chain.values() for frames in link["train"]}
+        if chain[found]["self_training"] and "translated" in labels and "target" not in labels:
+            name, arm = found, chain.pop(found)
+            below = below | chain
+            break
     rare = arm["segmentation"].get("rare_class_sampling")
     rare = rare or own["segmentation"]["rare_class_sampling"] or {}
     masked = arm["self_training"].get("masked_weight") or 1
@@ -121,7 +128,7 @@ def _over(under: Settings, over: Settings) -> Settings:
 
 
 def _starts(arms: Settings, name: str | None) -> Settings:
-    """The arm `name`, with those that it starts from before it; nothing when it is a file."""
+    """The arm `name`, after those that it starts from; nothing when it is a file or none."""
     if name not in arms:
         return {}
     return _starts(arms, arms[name]["start"]) | {name: arms[name]}

@@ -336,6 +336,19 @@ def test_own_settings_are_those_of_the_rows_that_add_them(tiny: Path) -> None:
     assert before.masked_weight == 0
 
 
+def test_only_an_arm_that_sees_no_target_labels_is_a_recipe(tiny: Path) -> None:
+    rows = rows_of(
+        tiny,
+        "arms={oracle: target, self_trained: translated, a: {train: source, self_training: {}}, "
+        "b: {train: translated, start: oracle, self_training: {}}, "
+        "c: {train: {translated: 1, target: 1}, self_training: {}}}",
+    )
+    arms = rows["masked_consistency"].arms
+    assert list(arms) == ["source_only", "self_trained"]
+    assert arms["self_trained"].self_training is not None
+    assert arms["self_trained"].train == {"translated": 1}
+
+
 def test_given_weights_are_the_translator(tiny: Path, tmp_path: Path) -> None:
     weights = tmp_path / "G.pth"
     found = ladder(load_config(tiny, [f"translation.weights={weights}"]))
