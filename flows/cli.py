@@ -197,7 +197,8 @@ def _show_result(folder: Path) -> None:
     metrics = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
     for arm, values in report["arms"].items():
         table.add_row(arm, *[_percent(values[metric]["mean"]) for metric in metrics])
-    table.add_row("gap closed", *[_percent(report["gap_closed"][metric]) for metric in metrics])
+    for arm, closed in report["gap_closed_by_arm"].items():
+        table.add_row(f"gap closed by {arm}", *[_percent(closed[metric]) for metric in metrics])
     console = Console()
     console.print(table)
     console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)

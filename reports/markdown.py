@@ -22,6 +22,11 @@ from reports.tables import (
     spread,
 )
 
+HOW_COMPARED = (
+    "Differences in percentage points, 95% intervals over test frames, and the share of "
+    "{resamplings} resamplings in which the arm is better."
+)
+
 
 def markdown(report: Summary, table: pd.DataFrame) -> str:
     """The report as GitHub markdown."""
@@ -108,15 +113,18 @@ def _pairs(report: Summary) -> list[str]:
     return [
         "## Arms compared on the same frames",
         "",
-        f"Differences in percentage points, 95% intervals over test frames, and the share of "
-        f"{report['resamplings']} resamplings in which the arm is better.",
+        HOW_COMPARED.format(resamplings=report["resamplings"]),
         "",
         *_grid(["arm", "against", *METRICS.values()], rows),
         "",
     ]
 
 
-def comparison_markdown(reports: dict[str, Summary], changed: dict[str, dict[str, str]]) -> str:
+def comparison_markdown(
+    reports: dict[str, Summary],
+    compared: dict[str, dict[str, Any]],
+    changed: dict[str, dict[str, str]],
+) -> str:
     """Several runs as GitHub markdown."""
     first = next(iter(reports.values()))
     rows = [
@@ -139,6 +147,19 @@ def comparison_markdown(reports: dict[str, Summary], changed: dict[str, dict[str
         for run, report in reports.items()
         for arm, closed in report["gap_closed_by_arm"].items()
     ]
+    pairs = [
+        [run, arm, *(_compared(found[metric]) for metric in METRICS)]
+        for run, arms in compared.items()
+        for arm, found in arms.items()
+    ]
+    against = [
+        f"## Against {_cell(next(iter(reports)))}",
+        "",
+        HOW_COMPARED.format(resamplings=first["resamplings"]),
+        "",
+        *_grid(["run", "arm", *METRICS.values()], pairs),
+        "",
+    ]
     settings = [[key, *(values[run] for run in reports)] for key, values in changed.items()]
     return "\n".join(
         [
@@ -153,6 +174,7 @@ def comparison_markdown(reports: dict[str, Summary], changed: dict[str, dict[str
             "",
             *_grid(["run", "arm", *METRICS.values()], gaps),
             "",
+            *(against if pairs else []),
             "## Settings that differ",
             "",
             *(_grid(["setting", *reports], settings) if settings else ["None."]),

@@ -95,13 +95,14 @@ def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None
     _comparable({name: tables.first_evaluation(found) for name, found in evaluations.items()})
     reports = {name: tables.summary(runs[name][0], found) for name, found in evaluations.items()}
     changed = tables.settings_that_differ({name: config for name, (config, _) in runs.items()})
-    first = next(iter(reports.values()))
+    base, first = next(iter(reports.items()))
+    compared = tables.between_runs(runs[base][0], evaluations)
     write_json(
         folder / "report.json",
         {key: first[key] for key in ("label_space", "dataset", "split", "images")}
-        | {"runs": reports},
+        | {"runs": reports, "comparisons": compared},
     )
-    write_text(folder / "report.md", comparison_markdown(reports, changed))
+    write_text(folder / "report.md", comparison_markdown(reports, compared, changed))
     arms = list(dict.fromkeys(arm for report in reports.values() for arm in report["arms"]))
     template = environment().get_template("comparison.html.j2")
     write_text(
@@ -117,6 +118,7 @@ def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None
                 name: sentences.result_sentences(report) for name, report in reports.items()
             },
             classes=list(next(iter(first["class_iou"].values()))),
+            compared=compared,
             changed=changed,
         ),
     )
@@ -133,6 +135,9 @@ def _comparable(evaluations: dict[str, Evaluation]) -> None:
                 for s, e in zip(spaces, (first, evaluation), strict=True)
             ]
             what = "the label spaces"
+        elif len({e["protocol"].get("classes_averaged") for e in (first, evaluation)}) > 1:
+            differ = [e["protocol"].get("classes_averaged") for e in (first, evaluation)]
+            what = "the classes that count in means"
         elif any(first[key] != evaluation[key] for key in ("dataset", "split", "images")):
             differ = [
                 f"{tables.scored_on(e)} with {e['images']} frames" for e in (first, evaluation)

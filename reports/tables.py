@@ -138,6 +138,35 @@ def summary(
     }
 
 
+def between_runs(
+    config: Config, evaluations: dict[str, dict[str, list[Evaluation]]]
+) -> dict[str, dict[str, Any]]:
+    """Run -> arm -> how far it is above the arm of that name in the first run, on the same frames.
+
+    Without the runs and arms that kept no counts of these frames.
+    """
+    (_, base), *others = evaluations.items()
+    found: dict[str, dict[str, Any]] = {}
+    for run, arms in others:
+        pairs = {
+            arm: {"here": scores, "there": base[arm]}
+            for arm, scores in arms.items()
+            if arm in base and _frames(scores) == _frames(base[arm]) != [None]
+        }
+        # The two runs' arms are the arms of a summary: what it says of arms holds for them.
+        both = {f"{arm} {run}": pair[run] for arm, pair in pairs.items() for run in pair}
+        against = {f"{arm} here": [f"{arm} there"] for arm in pairs}
+        compared = summary(config, both, against)["comparisons"] if pairs else {}
+        found[run] = {arm: compared[f"{arm} here"][f"{arm} there"] for arm in pairs}
+    return {run: arms for run, arms in found.items() if arms}
+
+
+def _frames(scores: list[Evaluation]) -> list[list[str] | None]:
+    """The distinct lists of frames that the seeds of an arm were scored on; None: not kept."""
+    lists = [evaluation.get("frames") for evaluation in scores]
+    return [names for i, names in enumerate(lists) if names not in lists[:i]]
+
+
 def _categories(evaluations: dict[str, list[Evaluation]]) -> dict[str, Any]:
     """Arm -> category -> IoU, and arm -> its mean, where the label space has categories."""
     if "category_iou" not in first_evaluation(evaluations):
@@ -338,7 +367,8 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def points(value: float) -> str:
     """A difference of fractions in percentage points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def spread(score: dict[str, Any]) -> str:

@@ -555,6 +555,13 @@ def test_comparison(world: Path, tmp_path: Path, finished: tuple[Config, Path]) 
     report = read_report(tmp_path / "out")
     assert report["runs"]["first"] == read_report(finished[1] / "report")
     assert set(report["runs"]["few <b>"]["gap_closed"].values()) == {None}
+    # The same counts in both runs.
+    assert list(report["comparisons"]) == ["few <b>"]
+    assert report["comparisons"]["few <b>"]["adapted"]["mean_iou"] == {
+        "difference": 0,
+        "interval": [0, 0],
+        "better": 0,
+    }
     text = (tmp_path / "out" / "index.html").read_text()
     assert_self_contained(text)
     assert "few &lt;b&gt;" in text
@@ -569,6 +576,10 @@ def test_comparison(world: Path, tmp_path: Path, finished: tuple[Config, Path]) 
         ({"dataset": "mine"}, ["cityscapes (val)", "mine (val)"]),
         ({"images": 3}, ["4 frames", "3 frames"]),
         ({"protocol": {"label_space": "other"}}, ["three", "other"]),
+        (
+            {"protocol": {"label_space": "three", "classes_averaged": "these, without road"}},
+            ["None", "these, without road"],
+        ),
         ({"classes": ["road", "car"]}, ["3 classes", "2 classes"]),
     ],
 )
