@@ -8,6 +8,7 @@ import pandas as pd
 
 from reports.sentences import left_out, result_sentences, trained_on
 from reports.tables import (
+    FURTHER,
     METRICS,
     Summary,
     bounds,
@@ -75,12 +76,25 @@ def markdown(report: Summary, table: pd.DataFrame) -> str:
             *_grid(["class", *titles], classes),
             "",
             *([_cell(note), ""] if (note := left_out(report)) else []),
+            *_further(report),
             "## Protocol",
             "",
             *_protocol(report["protocol"]),
             "",
         ]
     )
+
+
+def _further(report: Summary) -> list[str]:
+    """Scores that not every label space and data set has."""
+    lines: list[str] = []
+    for key, title in FURTHER.items():
+        if report[key]:
+            names = next(iter(report[key].values()))
+            rows = [[name, *(class_value(v[name]) for v in report[key].values())] for name in names]
+            rows.append(["mean", *map(spread, report[f"mean_{key}"].values())])
+            lines += [f"## {title}", "", *_grid(["", *report["arms"]], rows), ""]
+    return lines
 
 
 def _training(report: Summary) -> list[str]:

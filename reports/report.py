@@ -172,6 +172,7 @@ def environment() -> Environment:
     }
     made.globals |= {
         "METRICS": METRICS,
+        "FURTHER": tables.FURTHER,
         "trained_on": sentences.trained_on,
         "METHODS": {"histogram_matching": "histogram matching", "fda": "Fourier domain adaptation"},
         "BEFORE": tables.BEFORE,

@@ -30,6 +30,12 @@ METRICS = {
     "frequency_weighted_iou": "frequency-weighted IoU",
 }
 """Key in `evaluation.json` -> what it is called in a text."""
+FURTHER = {
+    "category_iou": "IoU of the categories: confusion among the classes of one is no error",
+    "class_iiou": "iIoU of the classes: small instances count as much as large ones",
+    "category_iiou": "iIoU of the categories",
+}
+"""Scores that some label spaces and data sets have -> what they are called in a text."""
 BEFORE, AFTER, IDEAL = "source_only", "adapted", "oracle"
 """The arms between which the gap is measured."""
 
@@ -130,7 +136,7 @@ def summary(
         # Accuracy is undefined where the ground truth has no pixel, whatever is predicted.
         "absent_classes": [name for name, v in first["class_accuracy"].items() if v is None],
         **by_class,
-        **_categories(evaluations),
+        **_further(evaluations),
         "void_predictions": {
             arm: sum(sum(s.get("void_predictions", [])) for s in scores)
             for arm, scores in evaluations.items()
@@ -167,22 +173,20 @@ def _frames(scores: list[Evaluation]) -> list[list[str] | None]:
     return [names for i, names in enumerate(lists) if names not in lists[:i]]
 
 
-def _categories(evaluations: dict[str, list[Evaluation]]) -> dict[str, Any]:
-    """Arm -> category -> IoU, and arm -> its mean, where the label space has categories."""
-    if "category_iou" not in first_evaluation(evaluations):
-        return {"category_iou": None, "mean_category_iou": None}
-    return {
-        "category_iou": {
-            arm: {
-                name: _mean(s["category_iou"][name] for s in scores)
-                for name in scores[0]["category_iou"]
+def _further(evaluations: dict[str, list[Evaluation]]) -> dict[str, Any]:
+    """The scores of `FURTHER`, arm -> name -> value, and their means; None where there are none."""
+    found: dict[str, Any] = {}
+    for key in FURTHER:
+        mean = f"mean_{key}"
+        known = all(s.get(mean) is not None for scores in evaluations.values() for s in scores)
+        found[key] = found[mean] = None
+        if known:
+            found[key] = {
+                arm: {name: _mean(s[key][name] for s in scores) for name in scores[0][key]}
+                for arm, scores in evaluations.items()
             }
-            for arm, scores in evaluations.items()
-        },
-        "mean_category_iou": {
-            arm: _over_seeds(scores, "mean_category_iou") for arm, scores in evaluations.items()
-        },
-    }
+            found[mean] = {arm: _over_seeds(scores, mean) for arm, scores in evaluations.items()}
+    return found
 
 
 def _drawn(evaluations: dict[str, list[Evaluation]], space: LabelSpace) -> dict[str, Drawn]:
