@@ -11,11 +11,12 @@ from pydantic import Field, model_validator
 from pipeline.datasets import PATHS, DatasetSpec, spec_fields
 from pipeline.errors import UserError
 from pipeline.files import parse_yaml, read_yaml
-from pipeline.schema import Schema, parse
+from pipeline.schema import Schema, near, parse
 
 Size = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
 """Width and height in pixels."""
 
+_RECIPES = Path(__file__).parent / "recipes"
 _DATASETS = ("source", "target", "test")
 _FILES = (".yaml", ".yml", ".pth", ".pt")
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
@@ -488,10 +489,7 @@ class Config(Schema):
         own = self.arms[arm].segmentation
         if not own:
             return self.segmentation
-        fields = self.segmentation.model_dump()
-        for key, value in own.items():
-            nested = isinstance(value, dict) and isinstance(fields.get(key), dict)
-            fields[key] = fields[key] | value if nested and key != "options" else value
+        fields = _over(self.segmentation.model_dump(), own)
         return parse(SegmentationConfig, fields, "settings")
 
     @property
@@ -513,8 +511,9 @@ class Config(Schema):
 def load_config(path: Path, settings: list[str] | None = None) -> Config:
     """Read a configuration.
 
-    Each data set is written as `dataset: NAME_OR_FILE` plus the fields that differ. `${NAME}` in
-    any text is the environment variable. A relative `root` starts at the file that says it.
+    Each data set is written as `dataset: NAME_OR_FILE` plus the fields that differ, and settings of
+    segmentation may be, as `recipe: NAME_OR_FILE`. `${NAME}` in any text is the environment
+    variable. A relative `root` starts at the file that says it.
 
     Args:
         settings: `a.b=value` texts that win over the file; values are read as YAML.
@@ -537,11 +536,19 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
                 problems.append(f"  {key}: {error}")
     arms = data.get("arms")
     arms = [a for a in arms.values() if isinstance(a, dict)] if isinstance(arms, dict) else []
-    recipes = [data.get("segmentation"), *(arm.get("segmentation") for arm in arms)]
+    sections = []
+    for holder in (data, *arms):
+        if isinstance(given := holder.get("segmentation"), dict):
+            try:
+                holder["segmentation"] = _resolve_recipe(given, path.parent)
+            except UserError as error:
+                problems.append(f"  segmentation.recipe: {error}")
+                given.pop("recipe", None)
+            sections.append(holder["segmentation"])
     for holder, key in (
         (data, "label_space"),
         *((arm, "start") for arm in arms),
-        *((recipe, "encoder_weights") for recipe in recipes),
+        *((section, "encoder_weights") for section in sections),
     ):
         if isinstance(holder, dict) and isinstance(value := holder.get(key), str):
             holder[key] = _absolute_file(value, path.parent)
@@ -606,6 +613,42 @@ def _resolve_dataset(fields: dict[str, Any], base: Path) -> dict[str, Any]:
         if given.get(key):
             given[key] = str(base.absolute() / str(given[key]))
     return merged | given
+
+
+def recipes() -> dict[str, Path]:
+    """Name -> file of every recipe of segmentation that is known without being told."""
+    return {path.stem: path for path in sorted(_RECIPES.glob("*.yaml"))}
+
+
+def _resolve_recipe(given: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Merge the settings of `recipe` under those given beside it."""
+    given = dict(given)
+    if (name := given.pop("recipe", None)) is None:
+        return given
+    known = recipes()
+    named = str(name)
+    path = base / named if named.endswith((".yaml", ".yml")) else known.get(named)
+    if path is None:
+        raise UserError(
+            f"no recipe {named!r}.{near(named, known)} Known: {', '.join(known)}; or give the path "
+            "of a .yaml file."
+        )
+    fields = read_yaml(path)
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: expected settings of segmentation, found {fields!r}")
+    if isinstance(weights := fields.get("encoder_weights"), str):
+        fields["encoder_weights"] = _absolute_file(weights, path.parent)
+    return _over(fields, given)
+
+
+def _over(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Settings of segmentation with those of `own` in their place; `options` are replaced whole."""
+    merged = dict(fields)
+    for key, value in own.items():
+        below = merged.get(key)
+        nested = isinstance(value, dict) and isinstance(below, dict) and key != "options"
+        merged[key] = {**below, **value} if nested else value  # type: ignore[dict-item]
+    return merged
 
 
 def _is_file(start: str) -> bool:
