@@ -587,19 +587,13 @@ def check(
 
 def _show_estimate(config: "Config", console: "Console") -> None:
     from flows.estimate import estimate
+    from pipeline.progress import duration
 
     console.print("A run takes about, on this machine:")
     for part in estimate(config):
         disk = f", {part.bytes / 1e9:.2f} GB on disk" if part.bytes else ""
-        console.print(f"  {part.command}: {_duration(part.seconds)}{disk}")
-
-
-def _duration(seconds: float) -> str:
-    """A time with two digits of the unit that suits it."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} seconds"
+        memory = f", {part.memory / 1e9:.2g} GB of memory" if part.memory else ""
+        console.print(f"  {part.command}: {duration(part.seconds)}{disk}{memory}")
 
 
 @app.command("new-dataset")

@@ -1,4 +1,4 @@
-"""What a run will take on this machine: time and disk by stage, from one measured pass each."""
+"""What a run will take on this machine, by stage, from one measured pass each."""
 
 import tempfile
 import time
@@ -20,10 +20,13 @@ class Estimate:
     command: str
     seconds: float
     bytes: int
+    """On disk."""
+    memory: int = 0
+    """Bytes of a device, where they are known."""
 
 
 def estimate(config: Config) -> list[Estimate]:
-    """Time and disk of the stages that compute, from passes of random pixels timed here and now.
+    """Time, disk and memory of the stages that compute, from passes of random pixels made here.
 
     Good to a factor of about two: reading and writing files, logs, a judge and the resampling of
     evaluation are not counted, and a busy machine times long.
@@ -44,15 +47,15 @@ def estimate(config: Config) -> list[Estimate]:
 
 def _cyclegan(config: Config) -> Estimate:
     from cyclegan.networks import build_discriminator, build_generator
-    from pipeline.training import time_pass
+    from pipeline.training import measure_pass
 
     recipe = config.cyclegan
     generator, critic = build_generator(recipe), build_discriminator(recipe)
     width, height = recipe.crop
     crops = recipe.batch_size // config.compute.devices, 3, height, width
-    generating = time_pass(generator, crops, config.compute, training=True)
+    generating = measure_pass(generator, crops, config.compute, training=True).seconds
     judged = (crops[0], 6, *crops[2:]) if recipe.paired else crops
-    judging = time_pass(critic, judged, config.compute, training=True)
+    judging = measure_pass(critic, judged, config.compute, training=True).seconds
     sets = [list_samples(spec, labelled=False) for spec in (config.source, config.target)]
     names = [{sample.name for sample in samples} for samples in sets]
     frames = len(names[0] & names[1]) if recipe.paired else max(map(len, names))
@@ -72,7 +75,7 @@ def _translation(config: Config) -> Estimate:
     from cyclegan.checkpoints import load_generator
     from cyclegan.networks import build_generator
     from cyclegan.statistics import statistics_method
-    from pipeline.training import time_pass
+    from pipeline.training import measure_pass
 
     samples = list_samples(config.source, labelled=False)
     frame = read_frame(config.source, samples[0])
@@ -80,7 +83,8 @@ def _translation(config: Config) -> Estimate:
         weights = config.translation.weights
         generator = load_generator(weights) if weights else build_generator(config.cyclegan)
         height, width = (side + -side % generator.multiple for side in frame.shape[:2])
-        seconds = time_pass(generator, (1, 3, height, width), config.compute, training=False)
+        shape = 1, 3, height, width
+        seconds = measure_pass(generator, shape, config.compute, training=False).seconds
         seconds *= config.translation.shifts
     else:
         start = time.perf_counter()
@@ -95,22 +99,34 @@ def _translation(config: Config) -> Estimate:
 
 
 def _segmentation(config: Config) -> list[Estimate]:
-    from pipeline.training import time_pass
+    from pipeline.training import measure_pass
+    from segmentation.cost import step_cost
     from segmentation.models import build_model
 
-    recipe = config.segmentation
     classes = len(load_label_space(config.label_space).classes)
-    model = build_model(recipe, classes, pretrained=False)
-    crops = recipe.batch_size, recipe.crop[1], recipe.crop[0], 3
-    step = time_pass(model, crops, config.compute, training=True)
     samples = list_samples(config.test, labelled=False)
     frame = read_frame(config.test, samples[0]).shape
-    predicting = time_pass(model, (1, *frame), config.compute, training=False)
-    networks = len(config.seeds) * len(config.arms)
-    weights = sum(p.numel() for p in model.parameters())
-    return [
-        Estimate(
-            "train-segmentation", networks * recipe.steps * step, networks * 3 * weights * _FLOAT
-        ),
-        Estimate("evaluate", networks * len(samples) * predicting, 0),
-    ]
+    training, evaluation = Estimate("train-segmentation", 0, 0), Estimate("evaluate", 0, 0)
+    known: dict[str, tuple[Estimate, Estimate]] = {}
+    for name, arm in config.arms.items():
+        recipe, teaching = config.recipe(name), arm.self_training
+        key = recipe.model_dump_json() + (teaching.model_dump_json() if teaching else "")
+        if key not in known:
+            model = build_model(recipe, classes, pretrained=False)
+            cost = step_cost(model, recipe, teaching, config.compute)
+            shape = 1, *frame
+            predicting = measure_pass(model, shape, config.compute, training=False).seconds
+            known[key] = (
+                Estimate("", recipe.steps * cost.seconds, cost.stored, cost.memory),
+                Estimate("", len(samples) * predicting, 0),
+            )
+        training, evaluation = (
+            Estimate(
+                whole.command,
+                whole.seconds + len(config.seeds) * part.seconds,
+                whole.bytes + len(config.seeds) * part.bytes,
+                max(whole.memory, part.memory),
+            )
+            for whole, part in zip((training, evaluation), known[key], strict=True)
+        )
+    return [training, evaluation]

@@ -23,6 +23,14 @@ _FILE_SECONDS = 2.0
 _LINE_SECONDS = 30.0
 
 
+def duration(seconds: float) -> str:
+    """A time with two digits of the unit that suits it."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
 @contextmanager
 def progress(
     folder: Path,

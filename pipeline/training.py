@@ -10,6 +10,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -243,30 +244,67 @@ def check_finite(networks: Iterable[torch.nn.Module], step: int, names: list[str
                 raise UserError(_not_finite(f"Weight {key!r}", step, names))
 
 
-def time_pass(
-    network: torch.nn.Module, shape: tuple[int, ...], compute: ComputeConfig, *, training: bool
-) -> float:
-    """Seconds of a forward pass, in training with its backward pass, after one to warm up.
+@dataclass(frozen=True)
+class Pass:
+    """What a pass through a network takes."""
+
+    seconds: float
+    memory: int
+    """Bytes beside the weights: on a GPU all at the height of the pass, on a CPU what the way back
+    needs."""
+
+
+def measure_pass(
+    network: torch.nn.Module,
+    shape: tuple[int, ...],
+    compute: ComputeConfig,
+    *,
+    training: bool,
+    device: int = 0,
+) -> Pass:
+    """A forward pass, in training with its backward pass, after one to warm up.
 
     Args:
         network: puts out a tensor, or a list of them.
         shape: of the random batch that goes in: (N, H, W, 3) pixels, or (N, C, H, W) floats.
+        device: which GPU, where there are several.
     """
-    fabric = make_fabric(compute, training=training)
+    fabric = make_fabric(compute, training=training, device=device)
     pixels = shape[-1] == 3
     batch = torch.randint(0, 256, shape, dtype=torch.uint8) if pixels else torch.randn(shape)
     network, batch = network.to(fabric.device).train(training), batch.to(fabric.device)
-    seconds = 0.0
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    cuda = fabric.device.type == "cuda"
+    seconds, before = 0.0, 0
     for _ in range(2):
+        kept.clear()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(fabric.device)
+            before = torch.cuda.memory_allocated(fabric.device)
         start = time.perf_counter()
-        with fabric.autocast(), torch.inference_mode(not training):
+        with (
+            fabric.autocast(),
+            torch.inference_mode(not training),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
             out: torch.Tensor | list[torch.Tensor] = network(batch)
+            # Like most losses it needs as many numbers again for its way back.
+            loss = (out[0] if isinstance(out, list) else out).float().exp().mean()
         if training:
-            torch.autograd.backward((out[0] if isinstance(out, list) else out).float().mean())
-        if fabric.device.type == "cuda":
+            torch.autograd.backward(loss)
+        if cuda:
             torch.cuda.synchronize(fabric.device)
         seconds = time.perf_counter() - start
-    return seconds
+    peak = torch.cuda.max_memory_allocated(fabric.device) - before if cuda else sum(kept.values())
+    return Pass(seconds, peak)
 
 
 @contextmanager

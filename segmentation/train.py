@@ -1,6 +1,7 @@
 """Segmentation training: one loop, the same for every arm."""
 
 import copy
+import sys
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from pipeline.training import (
     save_checkpoint,
     seed_step,
 )
+from segmentation.cost import step_cost
 from segmentation.data import Mixture, labelled_draws, unlabelled_draws
 from segmentation.losses import class_weights, cross_entropy, dice
 from segmentation.models import Segmenter, build_model, share_batch_norms
@@ -51,7 +53,8 @@ def train(
     """Train a network on the labelled frames of `mixture` for a fixed number of steps.
 
     Writes `checkpoints/last.pt` (the result: never a checkpoint chosen on labels), `log.jsonl`
-    and TensorBoard events below `folder`, and continues from a checkpoint that is there.
+    and TensorBoard events below `folder`, and continues from a checkpoint that is there. Says
+    beforehand what it will take.
 
     Args:
         team: the processes that train this network together. Each works on its part of every
@@ -88,6 +91,11 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         if teacher:
             teacher.load_state_dict(state["teacher"])
+
+    if team.leads and first < config.steps:
+        with explain_memory("segmentation"):
+            cost = step_cost(model, config, self_training, compute)
+        print(f"{title}: {cost.about(config.steps - first)}", file=sys.stderr, flush=True)
 
     shared = share_batch_norms(model, team)
     network = fabric.setup_module(fused(shared) if compute.compile else shared)

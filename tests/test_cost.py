@@ -1,0 +1,93 @@
+"""What a training is said to take, before its first step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flows.estimate import estimate
+from pipeline.config import ComputeConfig, SegmentationConfig, SelfTrainingConfig, load_config
+from pipeline.labels import load_label_space
+from pipeline.training import Pass, measure_pass
+from segmentation.cost import Cost, step_cost
+from segmentation.models import build_model
+from segmentation.train import train
+from tests.test_cyclegan import equal
+
+CPU = ComputeConfig(accelerator="cpu")
+SPACE = load_label_space("cityscapes19")
+
+
+def test_memory_is_what_the_way_back_needs() -> None:
+    # A convolution keeps its input, the loss a number for each that comes out.
+    network = torch.nn.Conv2d(2, 5, 3, padding=1)
+    measured = measure_pass(network, (4, 2, 8, 16), CPU, training=True)
+    assert measured.memory == 4 * (2 + 5) * 8 * 16 * 4
+    assert measured.seconds > 0
+    assert measure_pass(network, (4, 2, 8, 16), CPU, training=False).memory == 0
+
+
+def test_parts_of_a_step_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def measured(network: Any, shape: tuple[int, ...], *a: Any, **k: Any) -> Pass:
+        shapes.append(shape)
+        return Pass(seconds=3.0, memory=100 * shape[0])
+
+    def cost(teaching: SelfTrainingConfig | None, batch: int = 4, devices: int = 1) -> Cost:
+        recipe = SegmentationConfig(encoder="resnet18", crop=(64, 48), batch_size=batch)
+        compute = ComputeConfig(accelerator="cpu", devices=devices)
+        return step_cost(model, recipe, teaching, compute)
+
+    monkeypatch.setattr("segmentation.cost.measure_pass", measured)
+    model = build_model(SegmentationConfig(encoder="resnet18"), 19, pretrained=False)
+    weights = sum(p.numel() for p in model.parameters())
+    assert cost(None) == Cost(weights, 3, 16 * weights + 400, 12 * weights)
+    taught = cost(SelfTrainingConfig())
+    assert (taught.memory, taught.stored) == (20 * weights + 400, 16 * weights)
+    assert taught.seconds == pytest.approx(7)
+    assert cost(SelfTrainingConfig(masked_weight=1)).seconds == pytest.approx(10)
+    assert cost(None, devices=2).memory == 16 * weights + 200
+    # A part of a single frame is measured on two, as batch norms need.
+    assert cost(None, devices=4) == Cost(weights, 1.5, 16 * weights + 100, 12 * weights)
+    assert shapes == [(n, 48, 64, 3) for n in (4, 4, 4, 2, 2)]
+
+
+def test_measuring_leaves_no_trace() -> None:
+    recipe = SegmentationConfig(encoder="resnet18", crop=(32, 32), batch_size=2)
+    model = build_model(recipe, 19, pretrained=False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    step_cost(model, recipe, None, CPU)
+    assert equal(model.state_dict(), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_said_once_before_the_first_step(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(tiny, ["compute.accelerator=cpu", "segmentation.steps=3"])
+    frames = [(config.source, 1.0)]
+    for said in (1, 0):  # a training that is done says nothing
+        train(config.segmentation, SPACE, frames, 0, tmp_path / "t", config.compute, title="net")
+        message = capsys.readouterr().err
+        assert message.count("million weights") == said
+    cost = Cost(weights=24_400_000, seconds=0.5, memory=3_210_000_000, stored=1)
+    assert cost.about(40_000) == (
+        "24.4 million weights, about 3.2 GB of memory and 0.5 seconds a step, 5.6 hours for 40000"
+    )
+
+
+def test_each_arm_is_estimated_with_its_own_recipe(tiny: Path) -> None:
+    def training(arms: str) -> Any:
+        parts = {part.command: part for part in estimate(load_config(tiny, [f"arms={arms}"]))}
+        return parts["train-segmentation"]
+
+    one = training("{a: source}")
+    both = training("{a: source, b: {train: source, segmentation: {steps: 8000}}}")
+    taught = training("{a: source, b: {train: source, self_training: {}}}")
+    assert both.seconds > 50 * one.seconds
+    assert both.bytes == 2 * one.bytes
+    assert both.memory == pytest.approx(one.memory, rel=0.01)
+    assert taught.memory > 1.1 * one.memory
+    assert taught.bytes > both.bytes
