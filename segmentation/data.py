@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from pipeline.cache import Reader, class_reader, frame_reader
 from pipeline.config import (
@@ -164,7 +166,11 @@ def _count_classes(labels: Reader, frames: int, classes: int) -> npt.NDArray[np.
         return np.bincount(labels(index).ravel(), minlength=256)[:classes]
 
     with ThreadPoolExecutor() as threads:
-        return np.stack(list(threads.map(count, range(frames))))
+        counted = threads.map(count, range(frames))
+        console = Console(stderr=True)
+        return np.stack(
+            list(track(counted, "classes counted", frames, console=console, transient=True))
+        )
 
 
 def unlabelled_draws(
