@@ -37,3 +37,4 @@ bench: install
 	$(BIN)/python benchmarks/cyclegan_step.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/doctor.py
+	$(BIN)/python benchmarks/evaluate.py

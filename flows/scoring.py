@@ -87,7 +87,8 @@ def show_scores(result: dict[str, Any], console: Console) -> None:
         f"{escape(result['protocol']['label_space'])}",
         soft_wrap=True,
     )
-    classes = Table("class", "share of truth", "accuracy", "IoU", "iIoU")
+    weighed = result.get("mean_class_iiou") is not None
+    classes = Table("class", "share of truth", "accuracy", "IoU", *(["iIoU"] if weighed else []))
     pixels = [
         sum(row) + void
         for row, void in zip(result["confusion"], result["void_predictions"], strict=True)
@@ -98,13 +99,13 @@ def show_scores(result: dict[str, Any], console: Console) -> None:
             percent(count / sum(pixels) if sum(pixels) else None),
             percent(result["class_accuracy"][name]),
             percent(result["class_iou"][name]),
-            percent(result.get("class_iiou", {}).get(name)),
+            *([percent(result["class_iiou"][name])] if weighed else []),
         )
     if categories := result.get("category_iou"):
         classes.add_section()
         for name, iou in categories.items():
-            iiou = result.get("category_iiou", {}).get(name)
-            classes.add_row(f"category {escape(name)}", "", "", percent(iou), percent(iiou))
+            iiou = [percent(result["category_iiou"][name])] if weighed else []
+            classes.add_row(f"category {escape(name)}", "", "", percent(iou), *iiou)
     console.print(classes)
     scores = Table("metric", "score", "95% interval over frames")
     for key, title in _METRICS.items():

@@ -13,7 +13,8 @@ from pipeline.labels import IGNORE, LabelSpace
 Float = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-_BLOCK = 1 << 23  # OpenCV counts in 32-bit floats, which are exact below 2^24
+# Pixels at a time: they stay in the processor's cache, and OpenCV's 32-bit floats are exact.
+_BLOCK = 1 << 19
 
 
 class ConfusionMatrix:
@@ -69,12 +70,13 @@ class ConfusionMatrix:
             )
         classes = len(self.counts)
         pairs = count_pairs(truth, prediction)
-        rows, columns = np.nonzero(pairs[:IGNORE])
-        largest = max(rows.max(initial=0), columns[columns != IGNORE].max(initial=0))
-        if largest >= classes:
+        known = pairs[:classes]
+        if known[:, :classes].sum() + known[:, IGNORE].sum() != pairs[:IGNORE].sum():
+            rows, columns = np.nonzero(pairs[:IGNORE])
+            largest = max(rows.max(), columns[columns != IGNORE].max(initial=0))
             raise ValueError(f"class index {largest} of {classes} classes")
-        self.counts += pairs[:classes, :classes]
-        self.void += pairs[:classes, IGNORE]
+        self.counts += known[:, :classes]
+        self.void += known[:, IGNORE]
 
     @property
     def _truth(self) -> Counts:
@@ -147,26 +149,26 @@ def count_pairs(truth: UInt8, prediction: UInt8) -> Counts:
         raise ValueError(f"uint8 is expected, not {truth.dtype} and {prediction.dtype}")
     truth, prediction = truth.ravel(), prediction.ravel()
     pairs = np.zeros(1 << 16, np.int64)
+    keys, lengths = [], []
+    buffers = np.empty((2, min(_BLOCK, truth.size)), np.bool_)
     for start in range(0, truth.size, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        pairs += _count_block(truth[block], prediction[block])
+        t, p = (values[start : start + _BLOCK] for values in (truth, prediction))
+        last, other = buffers[:, : t.size]  # whether a pixel is the last of its run
+        np.not_equal(t[1:], t[:-1], out=last[:-1])
+        np.not_equal(p[1:], p[:-1], out=other[:-1])
+        last |= other
+        last[-1] = True
+        if np.count_nonzero(last) * 16 > t.size:
+            both = cv2.merge([p, t]).view("<u2").reshape(1, -1)
+            pairs += cv2.calcHist([both], [0], None, [1 << 16], [0, 1 << 16]).ravel().astype(int)
+        else:
+            ends = np.flatnonzero(last)
+            keys.append(t[ends].astype(np.uint16) << 8 | p[ends])
+            lengths.append(np.diff(ends, prepend=-1))
+    if keys:
+        runs = np.bincount(np.concatenate(keys), np.concatenate(lengths), minlength=1 << 16)
+        pairs += runs.astype(np.int64)
     return pairs.reshape(256, 256)
-
-
-def _count_block(truth: UInt8, prediction: UInt8) -> Counts:
-    """(65536,) int64: how often each truth * 256 + prediction occurs, in at least one pixel."""
-    last = np.empty(truth.size, np.bool_)  # whether a pixel is the last of its run
-    np.not_equal(truth[1:], truth[:-1], out=last[:-1])
-    last[:-1] |= prediction[1:] != prediction[:-1]
-    last[-1] = True
-    if np.count_nonzero(last) * 16 > truth.size:
-        keys = cv2.merge([prediction, truth]).view("<u2").reshape(1, -1)
-        found = cv2.calcHist([keys], [0], None, [1 << 16], [0, 1 << 16]).ravel()
-    else:
-        ends = np.flatnonzero(last)
-        keys = truth[ends].astype(np.uint16) << 8 | prediction[ends]
-        found = np.bincount(keys, np.diff(ends, prepend=-1), minlength=1 << 16)
-    return np.asarray(found, np.int64)
 
 
 def _ratio(part: Any, whole: Any) -> float:

@@ -26,7 +26,7 @@ Encoding = Literal["label_ids", "train_ids"]
 
 _CALLED: dict[Encoding, str] = {"label_ids": "label ids", "train_ids": "trainIds"}
 _LABEL_IDS = range(34)
-_LOOKED_AT = 20  # files that the encoding is guessed from
+_LOOKED_AT = 5  # files that the encoding is guessed from
 _SHOWN = 5
 
 
@@ -61,12 +61,12 @@ def score_files(
     instances, instance_scores = instance_files(dataset, samples, space)
 
     def compare(number: int) -> tuple[Counts, UInt8]:
-        """(K, 256) pairs of truth and value of one frame, and its values."""
+        """(256, 256) pairs of truth and value of one frame, and its values."""
         truth = labels.read(samples[number], native=True)
         values = read_values(files[number])
         if values.shape != truth.shape:
             raise UserError(_sizes(files[number], values.shape[::-1], truth.shape[::-1]))
-        return count_pairs(truth, values)[:classes], values
+        return count_pairs(truth, values), values
 
     kind = encoding
     if kind == "auto":
@@ -78,9 +78,9 @@ def score_files(
 
     def count(number: int) -> tuple[FrameCounts, int]:
         pairs, values = compare(number)
-        _check_values(values, space, kind, files[number])
+        _check_values(pairs, space, kind, files[number])
         hits = None if instances is None else read_instances(instances[number], meaning[values])
-        return FrameCounts(pairs @ columns, hits), _agreement(pairs, other)
+        return FrameCounts(pairs[:classes] @ columns, hits), _agreement(pairs, other)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         frames, agreements = zip(*pool.map(count, range(len(samples))), strict=True)
@@ -234,13 +234,13 @@ def _legal(kind: Encoding, space: LabelSpace) -> int:
 
 
 def _agreement(pairs: Counts, meaning: UInt8) -> int:
-    """How many pixels agree with the truth, of (K, 256) pairs of truth and value."""
+    """How many pixels agree with the truth, of (256, 256) pairs of truth and value."""
     values = np.flatnonzero(meaning != IGNORE)
     return int(pairs[meaning[values], values].sum())
 
 
 def _guess(pairs: Counts, space: LabelSpace) -> Encoding:
-    """What values must be, from how they agree with the truth, (K, 256) pairs.
+    """What values must be, from how they agree with the truth, (256, 256) pairs.
 
     Raises:
         UserError: they could be either.
@@ -259,12 +259,11 @@ def _guess(pairs: Counts, space: LabelSpace) -> Encoding:
     return max(kinds, key=agree.__getitem__)
 
 
-def _check_values(values: UInt8, space: LabelSpace, kind: Encoding, file: Path) -> None:
+def _check_values(pairs: Counts, space: LabelSpace, kind: Encoding, file: Path) -> None:
     legal = _legal(kind, space)
-    # 255 comes round to 0.
-    if not values.size or int((values + np.uint8(1)).max()) <= legal:
+    wrong = legal + np.flatnonzero(pairs[:, legal:IGNORE].any(axis=0))
+    if not wrong.size:
         return
-    wrong = np.setdiff1d(values, [*range(legal), IGNORE])
     hint = ""
     if kind == "train_ids" and wrong.max() < len(_LABEL_IDS):
         hint = " These look like label ids: give --encoding label_ids."
