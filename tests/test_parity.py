@@ -14,7 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from pipeline import cityscapes
 from pipeline.confusion import ConfusionMatrix
@@ -275,6 +274,8 @@ def test_equal_to_scikit_learn(seed: int) -> None:
 def test_equal_to_torchmetrics(seed: int) -> None:
     # torchmetrics knows no void predictions, and gives an absent class 0 where we give none.
     metrics = pytest.importorskip("torchmetrics.classification")
+    import torch
+
     rng = np.random.default_rng(seed)
     truth = areas(rng, [*range(7), IGNORE], (40, 50))
     prediction = areas(rng, range(7), (40, 50))
