@@ -16,16 +16,12 @@ reaches, and how much the process grows over our steps.
 import argparse
 import itertools
 import resource
-import statistics
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from steps import DEVICE, TrainingStep, compare, device_name
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,40 +36,6 @@ from cyclegan.networks import (
 from pipeline.config import ComputeConfig, CycleGANConfig
 from pipeline.datasets import DatasetSpec, spec_fields
 from pipeline.toyworld import write_toy_world
-
-WARM_UP = 3
-CUDA = torch.cuda.is_available()
-
-
-class OurStep:
-    """`cyclegan.train.train` in a thread of its own, held at the end of each step."""
-
-    def __init__(
-        self, config: CycleGANConfig, world: Path, folder: Path, compute: ComputeConfig
-    ) -> None:
-        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
-        cyclegan.train.progress = self.held  # type: ignore[assignment]
-        source = {"root": world / "toy-sim"} | spec_fields("gta5", Path())
-        target = {"root": world / "toy-real", "split": "train"} | spec_fields("cityscapes", Path())
-        specs = map(DatasetSpec.model_validate, (source, target))
-        arguments = (config, *specs, folder, compute)
-        threading.Thread(target=cyclegan.train.train, args=arguments, daemon=True).start()
-        self.done.acquire()
-
-    @contextmanager
-    def held(self, *arguments: Any, **named: Any) -> Iterator[Callable[[int], None]]:
-        """In place of the progress bar."""
-
-        def advance(count: int) -> None:
-            self.done.release()
-            self.go.acquire()
-
-        advance(0)
-        yield advance
-
-    def __call__(self) -> None:
-        self.go.release()
-        self.done.acquire()
 
 
 class PlainStep:
@@ -137,46 +99,6 @@ def with_torch_norm(network: nn.Module) -> nn.Module:
     return network
 
 
-def seconds(step: Callable[[], None], *, tuned: bool = False) -> float:
-    """Time of one step, to its end on the device; on the CPU, of the process, others' left out.
-
-    Args:
-        tuned: with the two switches that are often recommended.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tuned
-    torch.backends.cudnn.benchmark = tuned
-    clock = time.perf_counter if CUDA else time.process_time
-    start = clock()
-    step()
-    if CUDA:
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-def peak_memory(step: Callable[[], None]) -> float:
-    """Peak GiB on the GPU during one step, both trainings' weights included."""
-    torch.cuda.reset_peak_memory_stats()
-    seconds(step)
-    return torch.cuda.max_memory_allocated() / 2**30
-
-
-def show(name: str, ratios: list[float]) -> None:
-    """The median of paired ratios, and how far they spread."""
-    print(
-        f"{name}: {statistics.median(ratios):.2f}x "
-        f"(min {min(ratios):.2f}, max {max(ratios):.2f}, {len(ratios)} pairs)"
-    )
-
-
-def arithmetic(plain: PlainStep) -> int:
-    """Floating-point operations of a step, a multiplication and an addition counted as two."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        plain()
-    return counter.get_total_flops()
-
-
 def main(options: argparse.Namespace) -> None:
     """Measure, and say on what."""
     width, height = map(int, options.size.split("x"))
@@ -190,33 +112,22 @@ def main(options: argparse.Namespace) -> None:
         sample_every=10**9,
         steps_per_epoch=10**6,
     )
-    device = torch.device("cuda" if CUDA else "cpu")
-    name = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU thread(s)"
     print(
-        f"torch {torch.__version__}, {name}; resnet_{options.blocks}, width {options.width}, "
-        f"{width}x{height}, batch {options.batch}"
+        f"torch {torch.__version__}, {device_name()}; resnet_{options.blocks}, width "
+        f"{options.width}, {width}x{height}, batch {options.batch}"
     )
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / "world"
         size = (max(width, 128), max(height, 64))
         write_toy_world(world, sim_frames=4, real_train_frames=4, real_val_frames=1, size=size)
         compute = ComputeConfig(compile=options.compile, precision=options.precision)
-        ours = OurStep(config, world, Path(folder) / "run", compute)
-        plain = PlainStep(config, device)
-        for _ in range(WARM_UP):
-            seconds(ours)
-            seconds(plain)
-        pairs = [(seconds(plain), seconds(ours)) for _ in range(options.pairs)]
-        show("reference, torch's defaults", [a / b for a, b in pairs])
-        if CUDA:
-            for _ in range(WARM_UP):
-                seconds(plain, tuned=True)
-            tuned = [(seconds(plain, tuned=True), seconds(ours)) for _ in range(options.pairs)]
-            show("reference, TF32 and cudnn.benchmark", [a / b for a, b in tuned])
-            print(f"peak memory: plain {peak_memory(plain):.2f}, ours {peak_memory(ours):.2f} GiB")
-            own = statistics.median(b for _, b in pairs)
-            share = arithmetic(plain) / own / (options.peak * 1e12)
-            print(f"our step: {own * 1e3:.1f} ms, {share:.0%} of {options.peak:.0f} TFLOP/s")
+        source = {"root": world / "toy-sim"} | spec_fields("gta5", Path())
+        target = {"root": world / "toy-real", "split": "train"} | spec_fields("cityscapes", Path())
+        specs = map(DatasetSpec.model_validate, (source, target))
+        training = partial(cyclegan.train.train, config, *specs, Path(folder) / "run", compute)
+        ours = TrainingStep(cyclegan.train, training)
+        plain = PlainStep(config, DEVICE)
+        compare(plain, ours, name="reference", pairs=options.pairs, peak=options.peak)
         if options.steps:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             for _ in range(options.steps):

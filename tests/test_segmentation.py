@@ -99,6 +99,9 @@ def test_encoder_from_a_local_file(tmp_path: Path) -> None:
     other = build_model(small(encoder="resnet34"), 5).network.encoder
     with pytest.raises(UserError, match=r"does not fit the encoder: \d+ keys missing"):
         load_encoder(other, path)
+    torch.save({**donor.state_dict(), "conv1.weight": torch.zeros(64, 1, 7, 7)}, path)
+    with pytest.raises(UserError, match=r"conv1.weight \(64, 1, 7, 7\) not \(64, 3, 7, 7\)"):
+        build_model(small(encoder_weights=str(path)), 5)
 
 
 def test_imagenet_weights_of_the_package(tmp_path: Path) -> None:
