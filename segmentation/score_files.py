@@ -72,23 +72,24 @@ def score_files(
     if kind == "auto":
         pairs = [compare(i)[0] for i in evenly(range(len(samples)), _LOOKED_AT)]
         kind = _guess(sum(pairs[1:], pairs[0]), space)
-    meaning, other = _meaning(space, kind), _meaning(space, _other(kind))
+    meaning = _meaning(space, kind)
     # (256, K + 1): in which column a value is counted, the last one for void.
     columns = np.minimum(meaning, classes)[:, None] == np.arange(classes + 1)
 
-    def count(number: int) -> tuple[FrameCounts, int]:
+    def count(number: int) -> tuple[FrameCounts, tuple[int, int]]:
         pairs, values = compare(number)
         _check_values(pairs, space, kind, files[number])
         hits = None if instances is None else read_instances(instances[number], meaning[values])
-        return FrameCounts(pairs[:classes] @ columns, hits), _agreement(pairs, other)
+        agreement = _agreement(pairs, space, kind), _agreement(pairs, space, _other(kind))
+        return FrameCounts(pairs[:classes] @ columns, hits), agreement
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         frames, agreements = zip(*pool.map(count, range(len(samples))), strict=True)
-    hits = sum(int(np.trace(frame.table)) for frame in frames)
-    if sum(agreements) > hits:
+    agree, would_agree = map(sum, zip(*agreements, strict=True))
+    if would_agree > agree:
         raise UserError(
-            f"{predictions}: read as {_CALLED[kind]}, {hits:,} pixels agree with the ground truth; "
-            f"read as {_CALLED[_other(kind)]}, {sum(agreements):,}. Give --encoding {_other(kind)}."
+            f"{predictions}: read as {_CALLED[kind]}, {agree:,} pixels agree with the truth; read "
+            f"as {_CALLED[_other(kind)]}, {would_agree:,}. Give --encoding {_other(kind)}."
         )
     result = write_scores(
         folder,
@@ -233,10 +234,13 @@ def _legal(kind: Encoding, space: LabelSpace) -> int:
     return len(_LABEL_IDS if kind == "label_ids" else space.classes)
 
 
-def _agreement(pairs: Counts, meaning: UInt8) -> int:
-    """How many pixels agree with the truth, of (256, 256) pairs of truth and value."""
-    values = np.flatnonzero(meaning != IGNORE)
-    return int(pairs[meaning[values], values].sum())
+def _agreement(pairs: Counts, space: LabelSpace, kind: Encoding) -> int:
+    """How many scored pixels agree with the truth, of (256, 256) pairs of truth and value."""
+    meaning = _meaning(space, kind)
+    scored = [space.index_of(c.names[0]) != IGNORE for c in counted_in(space).classes]
+    return sum(
+        int(pairs[meaning[v], v]) for v in np.flatnonzero(meaning != IGNORE) if scored[meaning[v]]
+    )
 
 
 def _guess(pairs: Counts, space: LabelSpace) -> Encoding:
@@ -250,7 +254,7 @@ def _guess(pairs: Counts, space: LabelSpace) -> Encoding:
     legal = [kind for kind in kinds if (found < _legal(kind, space)).all()]
     if len(legal) != 2 or not found.size:
         return next(iter(legal), "label_ids")  # what is illegal is said where a file is at hand
-    agree = {kind: _agreement(pairs, _meaning(space, kind)) for kind in kinds}
+    agree = {kind: _agreement(pairs, space, kind) for kind in kinds}
     if agree["label_ids"] == agree["train_ids"]:
         raise UserError(
             f"The predictions hold the values {_listed(found.tolist())}, which could be label ids "

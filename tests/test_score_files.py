@@ -215,6 +215,17 @@ def test_the_wrong_encoding_is_detected(test_set: DatasetSpec, tmp_path: Path) -
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("value", "kind"), [(0, "trainIds"), (7, "label ids")])
+def test_what_agrees_with_void_says_nothing(
+    test_set: DatasetSpec, tmp_path: Path, value: int, kind: str
+) -> None:
+    # Road everywhere; as a label id, 0 is what much of the void is labelled with.
+    write_predictions(test_set, tmp_path / "p", lambda p: np.full_like(p, value))
+    result, notes = score_files(test_set, SPACE, tmp_path / "p", tmp_path / "out")
+    assert notes[0] == f"The values are read as {kind}."
+    assert result["class_accuracy"]["road"] == 1
+
+
 def test_an_encoding_that_cannot_be_told(test_set: DatasetSpec, tmp_path: Path) -> None:
     shown = {
         int(value)
