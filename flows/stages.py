@@ -227,7 +227,8 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
             config.compute,
             start=start or None,
             self_training=arm.self_training,
-            target=config.target if arm.self_training else None,
+            # Without labels that it could read.
+            target=config.target.model_copy(update={"labels": None}) if arm.self_training else None,
             title=f"segmentation {name} seed {seed}",
         )
         run_team(config.compute, training)
