@@ -47,6 +47,7 @@ def preflight(config: Config) -> None:
         collect(lambda: _translator(config))
     collect(lambda: _devices(config))
     collect(lambda: _networks(config))
+    collect(lambda: _scoring(config))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
 

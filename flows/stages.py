@@ -115,17 +115,18 @@ def _judge_on(config: Config, space: LabelSpace, training: Path, device: Any) ->
     from segmentation.models import build_model
     from segmentation.train import CHECKPOINT, load_segmenter
 
+    recipe = config.recipe(_judge_arm(config)[0])
     segmenter = load_segmenter(training / CHECKPOINT).requires_grad_(False).to(device)
     eyes, weights = segmenter, f"trained in {training.parent.name}"
-    if config.segmentation.encoder_weights != "none":
-        eyes = build_model(config.segmentation, len(space.classes))
+    if recipe.encoder_weights != "none":
+        eyes = build_model(recipe, len(space.classes))
         eyes.eval().requires_grad_(False).to(device)
-        weights = Path(config.segmentation.encoder_weights).stem
+        weights = Path(recipe.encoder_weights).stem
     # Generators work in [-1, 1], segmentation networks in [0, 1].
     return Judge(
         lambda x: segmenter.logits((x + 1) / 2),
         lambda x: eyes.features((x + 1) / 2),
-        f"{config.segmentation.encoder}, {weights}",
+        f"{recipe.encoder}, {weights}",
         space,
     )
 

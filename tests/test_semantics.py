@@ -28,6 +28,7 @@ from pipeline.files import read_json
 from pipeline.images import read_rgb
 from pipeline.labels import IGNORE, LabelClass, LabelSpace, load_label_space
 from pipeline.training import load_checkpoint, save_checkpoint
+from segmentation.models import build_model
 from tests.conftest import TINY, Cli
 
 SPACE = LabelSpace(
@@ -182,6 +183,21 @@ def test_the_judge_is_trained_first(tiny: Path) -> None:
     assert stages[1].reads == ("segmentation/source_only/seed-0",)
 
 
+def test_the_judge_has_the_recipe_of_its_arm(tiny: Path, tmp_path: Path) -> None:
+    arms = "{source_only: {train: source, segmentation: {encoder: resnet34}}, adapted: translated}"
+    config = load_config(tiny, [SETTINGS[0], f"arms={arms}"])
+    space = load_label_space(config.label_space)
+    recipe = config.recipe("source_only")
+    state = {
+        "config": recipe.model_dump(mode="json"),
+        "classes": space.class_names,
+        "model": build_model(recipe, len(space.classes)).state_dict(),
+    }
+    save_checkpoint(tmp_path / "source_only/seed-0/checkpoints/last.pt", state)
+    judge = _judge(config, space, tmp_path / "source_only/seed-0")(torch.device("cpu"))
+    assert judge.features_name == "resnet34, trained in source_only"
+
+
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
     """A run with a judge, as far as its translated frames."""
@@ -261,6 +277,7 @@ def test_a_judged_training_continues_exactly(judged: Path, world: Path) -> None:
         ([SETTINGS[0], "cyclegan.paired=true"], "semantics is for unpaired training"),
         (["cyclegan.semantics={probe_frames: 1}"], "probe_frames"),
         (["translation.weights=nothing.pth"], "translation.weights: no file"),
+        (["evaluation.classes=[caar]"], "label space cityscapes19 has no class 'caar'"),
         (["cyclegan.crop=[16,16]"], "cyclegan.crop [16, 16] is smaller than the"),
         (["cyclegan.paired=true"], "needs frames of equal name in source and target"),
     ],
