@@ -43,6 +43,10 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     page = template.render(
         title=config.name,
         config=config,
+        networks=dict.fromkeys(
+            f"{recipe.architecture} ({recipe.encoder})"
+            for recipe in map(config.recipe, config.arms)
+        ),
         report=report,
         arms=tables.ordered_arms(config),
         colors=figures.arm_colors(tables.ordered_arms(config)),

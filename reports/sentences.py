@@ -27,12 +27,18 @@ def trained_on(recipe: dict[str, Any]) -> str:
 
 
 def ours(report: Summary) -> list[str]:
-    """The arms that try to close the gap: neither its ends nor given labels of the target."""
-    return [
-        arm
-        for arm in report["arms"]
-        if arm not in (BEFORE, IDEAL) and "target" not in report["recipes"][arm]["train"]
-    ]
+    """The arms that try to close the gap: neither its ends nor given labels of the target.
+
+    One that starts from a network that was given them has them, too.
+    """
+    recipes = report["recipes"]
+
+    def given(arm: str | None) -> bool:
+        return arm in recipes and (
+            "target" in recipes[arm]["train"] or given(recipes[arm]["start"])
+        )
+
+    return [arm for arm in report["arms"] if arm not in (BEFORE, IDEAL) and not given(arm)]
 
 
 def result_sentences(report: Summary) -> list[str]:

@@ -25,7 +25,7 @@ from pipeline.runs import write_run
 from pipeline.toyworld import write_toy_world
 from reports.figures import POINTS, read_log
 from reports.report import write_comparison, write_report
-from reports.sentences import result_sentences
+from reports.sentences import ours, result_sentences
 from reports.tables import gap_closed
 
 Counts = list[list[int]]
@@ -348,12 +348,23 @@ def test_result_is_told_honestly(values: dict[str, float], expected: str) -> Non
     }
     report = {
         "arms": arms,
-        "recipes": {arm: {"train": {}} for arm in arms},
+        "recipes": {arm: {"train": {}, "start": None} for arm in arms},
         "gap_closed_by_arm": {"adapted": {m: gap_closed(arms, "adapted", m) for m in metrics}},
         "comparisons": {},
     }
 
     assert expected in " ".join(result_sentences(report))
+
+
+def test_who_starts_from_the_target_s_labels_has_them() -> None:
+    recipes = {
+        "source_only": {"train": {"source": 1}, "start": None},
+        "adapted": {"train": {"translated": 1}, "start": "elsewhere.pt"},
+        "oracle": {"train": {"target": 1}, "start": None},
+        "tuned": {"train": {"translated": 1}, "start": "oracle"},
+        "longer": {"train": {"translated": 1}, "start": "tuned"},
+    }
+    assert ours({"arms": recipes, "recipes": recipes}) == ["adapted"]
 
 
 def test_difference_within_the_spread_is_called_none(world: Path, tmp_path: Path) -> None:
@@ -388,7 +399,10 @@ def test_more_arms_and_one_seed(world: Path, tmp_path: Path) -> None:
             "self_training": {},
             "segmentation": {"steps": 7, "augmentation": {"blur": 0}},
         },
-        "cheater": {"train": {"translated": 1, "target": 1}},
+        "cheater": {
+            "train": {"translated": 1, "target": 1},
+            "segmentation": {"encoder": "resnet34"},
+        },
     }
     config = make_config(world, tmp_path, arms=arms, seeds=[0])
     counts = COUNTS | {"harder": COUNTS["oracle"], "cheater": COUNTS["oracle"]}
@@ -405,9 +419,15 @@ def test_more_arms_and_one_seed(world: Path, tmp_path: Path) -> None:
         "train": {"translated": 0.75, "source": 0.25},
         "start": "adapted",
         "self_training": True,
-        "settings": {"steps": "7", "augmentation.blur": "0.0"},
+        "settings": {"encoder": "resnet50", "steps": "7", "augmentation.blur": "0.0"},
     }
-    assert report["recipes"]["oracle"]["settings"] == {"steps": "40000", "augmentation.blur": "0.3"}
+    assert report["recipes"]["oracle"]["settings"] == {
+        "encoder": "resnet50",
+        "steps": "40000",
+        "augmentation.blur": "0.3",
+    }
+    page = (run / "report" / "index.html").read_text()
+    assert "5 arms of deeplabv3plus (resnet50), deeplabv3plus (resnet34)" in page
     text = (run / "report" / "report.md").read_text()
     assert (
         "75% translated synthetic frames, 25% synthetic frames as they are, real frames without "
