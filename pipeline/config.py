@@ -399,7 +399,8 @@ class Config(Schema):
     source: DatasetSpec
     """Labelled synthetic frames."""
     target: DatasetSpec
-    """Real frames to adapt to. Their labels are used by arms that train on `target` alone."""
+    """Real frames to adapt to. Their labels are read for arms that train on `target`, and
+    for nothing else."""
     test: DatasetSpec
     """Labelled real frames that every arm is scored on; no stage trains on them."""
     cyclegan: CycleGANConfig = CycleGANConfig()

@@ -225,12 +225,12 @@ def check_start(path: Path, config: SegmentationConfig, space: LabelSpace) -> No
             f"{path} knows the classes {', '.join(state['classes'])}; label space {space.name} has "
             f"{', '.join(space.class_names)}. Start from a network of the same classes."
         )
-    theirs = SegmentationConfig.model_validate(state["config"])
     for field in ("architecture", "encoder", "options"):
-        if getattr(theirs, field) != getattr(config, field):
+        theirs, ours = state["config"].get(field), getattr(config, field)
+        if theirs != ours:
             raise UserError(
-                f"{path} has segmentation.{field} {getattr(theirs, field)!r}, the arm that starts "
-                f"from it {getattr(config, field)!r}. Make them equal."
+                f"{path} has segmentation.{field} {theirs!r}, the arm that starts from it "
+                f"{ours!r}. Make them equal."
             )
 
 

@@ -27,7 +27,7 @@ from segmentation.self_training import (
     unnoticed,
     weighted_cross_entropy,
 )
-from segmentation.train import CHECKPOINT, train
+from segmentation.train import CHECKPOINT, check_start, train
 from tests.test_cyclegan import equal
 
 SPACE = load_label_space("cityscapes19")
@@ -350,16 +350,24 @@ def test_a_start_that_does_not_fit_is_found_before_work(
     tiny: Path, tmp_path: Path, config: Config
 ) -> None:
     torch.save({"weights": 1}, tmp_path / "other.pt")
+    (tmp_path / "empty.pt").touch()
     recipe = config.segmentation.model_copy(update={"steps": 1})
     train(recipe, load_label_space("camvid11"), [(config.source, 1)], 0, tmp_path, config.compute)
     for file, message in (
         ("missing.pt", "No checkpoint"),
+        ("empty.pt", "cannot be read as a checkpoint"),
         ("other.pt", "no checkpoint of a segmentation training"),
         (str(CHECKPOINT), "knows the classes"),
     ):
         arms = f"arms={{a: {{train: source, start: {tmp_path / file}}}}}"
         with pytest.raises(UserError, match=message):
             preflight(load_config(tiny, [arms]))
+
+
+def test_a_start_may_know_settings_that_are_gone(config: Config, tmp_path: Path) -> None:
+    settings = config.segmentation.model_dump(mode="json") | {"gone": 1}
+    torch.save({"config": settings, "classes": SPACE.class_names, "model": {}}, tmp_path / "old.pt")
+    check_start(tmp_path / "old.pt", config.segmentation, SPACE)
 
 
 def test_what_an_arm_depends_on(tiny: Path, tmp_path: Path) -> None:
