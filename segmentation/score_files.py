@@ -69,15 +69,16 @@ def score_files(
         return count_pairs(truth, values), values
 
     kind = encoding
+    known: dict[int, tuple[Counts, UInt8]] = {}
     if kind == "auto":
-        pairs = [compare(i)[0] for i in evenly(range(len(samples)), _LOOKED_AT)]
-        kind = _guess(sum(pairs[1:], pairs[0]), space)
+        known = {number: compare(number) for number in evenly(range(len(samples)), _LOOKED_AT)}
+        kind = _guess(np.sum([pairs for pairs, _ in known.values()], axis=0), space)
     meaning = _meaning(space, kind)
     # (256, K + 1): in which column a value is counted, the last one for void.
     columns = np.minimum(meaning, classes)[:, None] == np.arange(classes + 1)
 
     def count(number: int) -> tuple[FrameCounts, tuple[int, int]]:
-        pairs, values = compare(number)
+        pairs, values = known.pop(number) if number in known else compare(number)
         _check_values(pairs, space, kind, files[number])
         hits = None if instances is None else read_instances(instances[number], meaning[values])
         agreement = _agreement(pairs, space, kind), _agreement(pairs, space, _other(kind))
