@@ -127,12 +127,16 @@ def write_scores(
     with replacing(folder / "per_image.csv") as part:
         pd.DataFrame(rows).to_csv(part, index=False)
     matrix = ConfusionMatrix.from_counts(counts.sum(axis=0))
-    left_out = [c.name for c in space.classes if not c.averaged]
+    averaged, left_out = ([c.name for c in space.classes if c.averaged is a] for a in (True, False))
+    which = f"of {', '.join(averaged)}"
+    if len(left_out) < len(averaged):
+        which = f"without {', '.join(left_out)}" if left_out else ""
     result = {
         "protocol": {
             "label_space": space.name,
-            "classes_averaged": "those in the ground truth or predicted"
-            + (f", without {', '.join(left_out)}" if left_out else ""),
+            "classes_averaged": ", ".join(
+                filter(None, ["those in the ground truth or predicted", which])
+            ),
             "resolution": "ground truth",
             **protocol,
             "ignore": IGNORE,
