@@ -19,7 +19,7 @@ from pipeline.labels import load_label_space
 from pipeline.team import Team, run_team
 from pipeline.training import load_checkpoint, save_checkpoint
 from segmentation.models import build_model, share_batch_norms
-from segmentation.train import CHECKPOINT, train
+from segmentation.train import CHECKPOINT, load_segmenter, train
 from tests.test_cyclegan import equal
 from tests.test_team import assert_close, read_log
 
@@ -145,4 +145,39 @@ def normed(folder: Path, team: Team) -> None:
 
 def test_batch_norms_see_the_whole_batch(config: Config, tmp_path: Path, exact: None) -> None:
     run_team(ComputeConfig(accelerator="cpu", devices=2), normed, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_alike(config: Config, tmp_path: Path) -> None:
+    plain = fit(config, tmp_path / "plain", 1)
+    compute = config.compute.model_copy(update={"compile": True})
+    compiled = fit(config.model_copy(update={"compute": compute}), tmp_path / "compiled", 1)
+    assert compiled["model"].keys() == plain["model"].keys()
+    logs = zip(read_log(tmp_path / "compiled"), read_log(tmp_path / "plain"), strict=True)
+    for step, (entry, other) in enumerate(logs):
+        # Adam makes whole steps of gradients near 0, whose signs are rounding.
+        assert entry == pytest.approx(other, rel=1e-4 if step == 0 else 2e-2)
+    load_segmenter(tmp_path / "compiled" / CHECKPOINT)
+
+
+def traced(folder: Path, team: Team) -> None:
+    torch.manual_seed(0)
+    plain: nn.Module = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.BatchNorm2d(4))
+    inside = share_batch_norms(copy.deepcopy(plain), team)
+    share_batch_norms(plain, team)
+    # As `fused` compiles, but for the code: that takes minutes.
+    compiled = torch.compile(inside, dynamic=False, backend="aot_eager")
+    part = team.share(torch.randn(4, 3, 8, 8))
+    for network in (plain, compiled):
+        network(part).square().sum().backward()
+    for one, other in zip(inside.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert equal(inside.state_dict(), plain.state_dict())
+    (folder / str(team.rank)).touch()
+
+
+@pytest.mark.slow
+def test_shared_batch_norms_can_be_compiled(config: Config, tmp_path: Path) -> None:
+    run_team(ComputeConfig(accelerator="cpu", devices=2), traced, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}
