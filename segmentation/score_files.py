@@ -77,17 +77,19 @@ def score_files(
     # (256, K + 1): in which column a value is counted, the last one for void.
     columns = np.minimum(meaning, classes)[:, None] == np.arange(classes + 1)
 
-    def count(number: int) -> tuple[FrameCounts, tuple[int, int]]:
+    def count(number: int) -> tuple[FrameCounts, tuple[int, int, bool]]:
         pairs, values = known.pop(number) if number in known else compare(number)
         _check_values(pairs, space, kind, files[number])
         hits = None if instances is None else read_instances(instances[number], meaning[values])
-        agreement = _agreement(pairs, space, kind), _agreement(pairs, space, _other(kind))
-        return FrameCounts(pairs[:classes] @ columns, hits), agreement
+        other = _other(kind)
+        could_be = not len(_illegal(pairs, space, other))
+        agree = _agreement(pairs, space, kind), _agreement(pairs, space, other), could_be
+        return FrameCounts(pairs[:classes] @ columns, hits), agree
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         frames, agreements = zip(*pool.map(count, range(len(samples))), strict=True)
-    agree, would_agree = map(sum, zip(*agreements, strict=True))
-    if would_agree > agree:
+    agree, would_agree = (sum(found[i] for found in agreements) for i in (0, 1))
+    if would_agree > agree and all(could_be for *_, could_be in agreements):
         raise UserError(
             f"{predictions}: read as {_CALLED[kind]}, {agree:,} pixels agree with the truth; read "
             f"as {_CALLED[_other(kind)]}, {would_agree:,}. Give --encoding {_other(kind)}."
@@ -235,6 +237,12 @@ def _legal(kind: Encoding, space: LabelSpace) -> int:
     return len(_LABEL_IDS if kind == "label_ids" else space.classes)
 
 
+def _illegal(pairs: Counts, space: LabelSpace, kind: Encoding) -> Counts:
+    """The values that occur and are not legal."""
+    legal = _legal(kind, space)
+    return legal + np.flatnonzero(pairs[:, legal:IGNORE].any(axis=0))
+
+
 def _agreement(pairs: Counts, space: LabelSpace, kind: Encoding) -> int:
     """How many scored pixels agree with the truth, of (256, 256) pairs of truth and value."""
     meaning = _meaning(space, kind)
@@ -252,7 +260,7 @@ def _guess(pairs: Counts, space: LabelSpace) -> Encoding:
     """
     kinds: tuple[Encoding, ...] = ("label_ids", "train_ids")
     found = np.flatnonzero(pairs[:, :IGNORE].any(axis=0))
-    legal = [kind for kind in kinds if (found < _legal(kind, space)).all()]
+    legal = [kind for kind in kinds if not len(_illegal(pairs, space, kind))]
     if len(legal) != 2 or not found.size:
         return next(iter(legal), "label_ids")  # what is illegal is said where a file is at hand
     agree = {kind: _agreement(pairs, space, kind) for kind in kinds}
@@ -265,8 +273,7 @@ def _guess(pairs: Counts, space: LabelSpace) -> Encoding:
 
 
 def _check_values(pairs: Counts, space: LabelSpace, kind: Encoding, file: Path) -> None:
-    legal = _legal(kind, space)
-    wrong = legal + np.flatnonzero(pairs[:, legal:IGNORE].any(axis=0))
+    wrong = _illegal(pairs, space, kind)
     if not wrong.size:
         return
     hint = ""
@@ -274,7 +281,7 @@ def _check_values(pairs: Counts, space: LabelSpace, kind: Encoding, file: Path) 
         hint = " These look like label ids: give --encoding label_ids."
     raise UserError(
         f"{file} holds the value(s) {_listed(wrong.tolist())}; {_CALLED[kind]} of label space "
-        f"{space.name} are 0..{legal - 1}, and 255 is void.{hint}"
+        f"{space.name} are 0..{_legal(kind, space) - 1}, and 255 is void.{hint}"
     )
 
 
