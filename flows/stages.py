@@ -12,8 +12,17 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cityscapes import has_official_scores
 from pipeline.config import Config, SegmentationConfig
-from pipeline.datasets import DatasetSpec, decoder_code, digest, list_samples, translated_spec
+from pipeline.datasets import (
+    DatasetSpec,
+    Sample,
+    decoder_code,
+    digest,
+    instance_file,
+    list_samples,
+    translated_spec,
+)
 from pipeline.errors import UserError
 from pipeline.files import PART_PREFIX, read_json, remove_tree
 from pipeline.labels import LabelSpace, load_label_space
@@ -258,7 +267,9 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
             "not_averaged": [c.name for c in space.classes if not c.averaged],
             "categories": space.categories,
             "test": _frames(config.test, labelled=True),
-            "instances": config.test.instances,
+            "instances": _instances(config.test.model_dump_json())
+            if has_official_scores(space)
+            else None,
         }
 
     def work(folder: Path) -> None:
@@ -315,6 +326,16 @@ def _content(path: Path) -> str:
 def _listing(spec_json: str, labelled: bool) -> str:
     spec = DatasetSpec.model_validate_json(spec_json)
     return digest(list_samples(spec, labelled=labelled))
+
+
+@cache
+def _instances(spec_json: str) -> str | None:
+    """A hash of the listing of a data set's instance files; their pattern where there are none."""
+    spec = DatasetSpec.model_validate_json(spec_json)
+    names = [sample.name for sample in list_samples(spec, labelled=False)]
+    files = [(name, instance_file(spec, name)) for name in names]
+    found = [Sample(name, file) for name, file in files if file is not None]
+    return digest(found) if found else spec.instances
 
 
 def _frames(spec: DatasetSpec, *, labelled: bool = False) -> Inputs:

@@ -9,6 +9,7 @@ import pytest
 
 from flows.stages import (
     Stage,
+    _instances,
     _listing,
     all_inputs,
     check,
@@ -251,6 +252,30 @@ def test_progress_is_recorded_and_continues(tmp_path: Path) -> None:
     last = json.loads((tmp_path / "progress.json").read_text())
     assert last["done"] == 10
     assert last["seconds"] >= 100
+
+
+def test_instance_files_are_a_part_of_what_is_scored(
+    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "world"
+    shutil.copytree(world, copy)
+    monkeypatch.setenv("WORLD", str(copy))
+
+    def changed(space: str) -> list[str]:
+        config = load_config(tiny, [f"label_space={space}"])
+        before = all_inputs(plan(config, tmp_path))
+        label = next(copy.rglob("val/*/*_labelIds.png"))
+        file = label.with_name(label.name.replace("labelIds", "instanceIds"))
+        file.write_bytes(b"instances")
+        _instances.cache_clear()
+        after = all_inputs(plan(config, tmp_path))
+        file.unlink()
+        _instances.cache_clear()
+        return [name for name in before if before[name] != after[name]]
+
+    arms = ("source_only", "adapted", "oracle")
+    assert changed("cityscapes19") == [*(f"evaluation/{arm}/seed-0" for arm in arms), "report"]
+    assert changed("synthia16") == []
 
 
 @pytest.mark.parametrize(
