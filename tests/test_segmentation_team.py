@@ -79,6 +79,7 @@ def test_two_devices_learn_what_one_learns(
     assert len(list((tmp_path / "two/tensorboard").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_continues_bit_for_bit_after_a_kill_and_with_another_number(
     config: Config, tmp_path: Path, exact: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
