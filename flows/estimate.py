@@ -106,6 +106,8 @@ def _segmentation(config: Config) -> list[Estimate]:
     classes = len(load_label_space(config.label_space).classes)
     samples = list_samples(config.test, labelled=False)
     frame = read_frame(config.test, samples[0]).shape
+    # Views of a frame in multiples of its pixels; what windows overlap is left out.
+    views = (1 + config.evaluation.flip) * sum(scale**2 for scale in config.evaluation.scales)
     training, evaluation = Estimate("train-segmentation", 0, 0), Estimate("evaluate", 0, 0)
     known: dict[str, tuple[Estimate, Estimate]] = {}
     for name, arm in config.arms.items():
@@ -116,6 +118,7 @@ def _segmentation(config: Config) -> list[Estimate]:
             cost = step_cost(model, recipe, teaching, config.compute)
             shape = 1, *frame
             predicting = measure_pass(model, shape, config.compute, training=False).seconds
+            predicting *= views
             known[key] = (
                 Estimate("", recipe.steps * cost.seconds, cost.stored, cost.memory),
                 Estimate("", len(samples) * predicting, 0),

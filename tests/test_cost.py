@@ -91,3 +91,16 @@ def test_each_arm_is_estimated_with_its_own_recipe(tiny: Path) -> None:
     assert both.memory == pytest.approx(one.memory, rel=0.01)
     assert taught.memory > 1.1 * one.memory
     assert taught.bytes > both.bytes
+
+
+def test_every_view_of_a_test_frame_is_estimated(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.training.measure_pass", lambda *_, **__: Pass(1.0, 1))
+
+    def evaluation(*settings: str) -> float:
+        config = load_config(tiny, ["arms={a: source}", *settings])
+        return next(part.seconds for part in estimate(config) if part.command == "evaluate")
+
+    assert evaluation() == 4  # frames
+    assert evaluation("evaluation={flip: true, scales: [1, 0.5]}") == 4 * 2 * 1.25
