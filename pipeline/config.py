@@ -238,7 +238,8 @@ class RareClassConfig(Schema):
     temperature: float = Field(0.01, gt=0)
     """Lower prefers rare classes more; the published value is for 19 classes of full frames."""
     crop_share: float = Field(0.01, ge=0, le=1)
-    """Share of the crop that the class is to have; the best of ten crops is taken if none has."""
+    """Share of the crop that the class is to have; the best of ten crops is taken if none has. A
+    class that fills no frame so far is left to chance."""
 
 
 class SelfTrainingConfig(Schema):
@@ -536,19 +537,20 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
             except UserError as error:
                 problems.append(f"  {key}: {error}")
     arms = data.get("arms")
-    arms = [a for a in arms.values() if isinstance(a, dict)] if isinstance(arms, dict) else []
+    arms = arms.items() if isinstance(arms, dict) else ()
+    arms = {name: arm for name, arm in arms if isinstance(arm, dict)}
     sections = []
-    for holder in (data, *arms):
+    for place, holder in (("", data), *((f"arms.{name}.", arm) for name, arm in arms.items())):
         if isinstance(given := holder.get("segmentation"), dict):
             try:
                 holder["segmentation"] = _resolve_recipe(given, path.parent)
             except UserError as error:
-                problems.append(f"  segmentation.recipe: {error}")
+                problems.append(f"  {place}segmentation.recipe: {error}")
                 given.pop("recipe", None)
             sections.append(holder["segmentation"])
     for holder, key in (
         (data, "label_space"),
-        *((arm, "start") for arm in arms),
+        *((arm, "start") for arm in arms.values()),
         *((section, "encoder_weights") for section in sections),
     ):
         if isinstance(holder, dict) and isinstance(value := holder.get(key), str):

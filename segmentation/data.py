@@ -21,7 +21,6 @@ from pipeline.config import (
     SelfTrainingConfig,
 )
 from pipeline.datasets import DatasetSpec, list_samples
-from pipeline.images import UInt8
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.training import Draws, Item
 
@@ -31,14 +30,13 @@ RECROPS = 10
 """Crops to try for one that shows enough of a rare class."""
 
 
-def augmentation(config: AugmentationConfig, crop: tuple[int, int]) -> A.Compose:
-    """The pipeline that every arm's frames go through: (H, W, 3) and (H, W) to the crop's size.
+def geometry(config: AugmentationConfig, crop: tuple[int, int]) -> A.Compose:
+    """What moves the pixels of frames and labels: (H, W, 3) and (H, W) to the crop's size.
 
     Args:
         crop: width and height in pixels; smaller frames are padded, and the padding ignored.
     """
     width, height = crop
-    color = config.color
     return A.Compose(
         [
             A.RandomScale(
@@ -50,6 +48,15 @@ def augmentation(config: AugmentationConfig, crop: tuple[int, int]) -> A.Compose
             A.PadIfNeeded(height, width, fill=0, fill_mask=IGNORE),
             A.RandomCrop(height, width),
             A.HorizontalFlip(p=0.5 if config.flip else 0),
+        ]
+    )
+
+
+def appearance(config: AugmentationConfig) -> A.Compose:
+    """What changes the look of a crop (H, W, 3)."""
+    color = config.color
+    return A.Compose(
+        [
             A.ColorJitter(
                 brightness=color,
                 contrast=color,
@@ -82,26 +89,26 @@ def labelled_draws(
         frames.append(frame_reader(spec, samples, cache))
         labels.append(class_reader(spec, samples, space, cache))
         names.append([str(sample.image) for sample in samples])
-    augment = augmentation(config.augmentation, config.crop)
+    place, look = geometry(config.augmentation, config.crop), appearance(config.augmentation)
     rare = config.rare_class_sampling
     width, height = config.crop
     enough = rare.crop_share * width * height if rare else 0
 
     def read(choice: tuple[int, int, int | None], rng: np.random.Generator) -> Item:
         part, index, wanted = choice
-        rgb, label = frames[part](index), labels[part](index)
-        best: tuple[int, UInt8, UInt8] | None = None
+        _share_stream(rng, place, look)
+        most, best = -1, {}
         for _ in range(RECROPS if wanted is not None else 1):
-            crop, classes = _apply(augment, rgb, label, rng)
-            found = int((classes == wanted).sum()) if wanted is not None else 0
-            if best is None or found > best[0]:
-                best = (found, crop, classes)
+            crop = place(image=frames[part](index), mask=labels[part](index))
+            found = int((crop["mask"] == wanted).sum()) if wanted is not None else 0
+            if found > most:
+                most, best = found, crop
             if found >= enough:
                 break
-        assert best is not None
         return {
-            "rgb": torch.from_numpy(best[1]),
-            "label": torch.from_numpy(best[2].astype(np.int64)),
+            # Copies: a cache is not to be written to. Forced: no draw decides whether to look.
+            "rgb": torch.from_numpy(np.array(look(force_apply=True, image=best["image"])["image"])),
+            "label": torch.from_numpy(best["mask"].astype(np.int64)),
             "name": names[part][index],
         }
 
@@ -137,24 +144,22 @@ def rare_class_chooser(
 
     Args:
         pixels: (frames, classes) of each class in each frame.
-        enough: pixels that a class is to have in a frame; where no frame has them, any will do.
+        enough: pixels that a class is to have in a frame; one that no frame has so many of is not
+            drawn, for it would take all draws.
     """
-    seen = pixels.sum(axis=0)
-    present = np.flatnonzero(seen)
-    if not len(present):
+    shown = pixels >= max(1, enough)
+    drawn = np.flatnonzero(shown.any(axis=0))
+    if not len(drawn):
         return _even_chooser(len(pixels))
-    frequency = seen[present] / seen.sum()
+    frequency = pixels.sum(axis=0)[drawn] / pixels.sum()
     exponent = (1 - frequency) / config.temperature
     weight = np.exp(exponent - exponent.max())
-    members = []
-    for index in present:
-        shown = np.flatnonzero(pixels[:, index] >= max(1, enough))
-        members.append(shown if len(shown) else np.flatnonzero(pixels[:, index]))
     weight /= weight.sum()
+    members = [np.flatnonzero(shown[:, index]) for index in drawn]
 
     def choose(rng: np.random.Generator) -> tuple[int, int | None]:
-        position = int(rng.choice(len(present), p=weight))
-        return int(rng.choice(members[position])), int(present[position])
+        position = int(rng.choice(len(drawn), p=weight))
+        return int(rng.choice(members[position])), int(drawn[position])
 
     return choose
 
@@ -187,8 +192,7 @@ def unlabelled_draws(
     """
     samples = list_samples(spec, labelled=False)
     frames = frame_reader(spec, samples, cache)
-    plain = {"color": 0.0, "hue": 0.0, "blur": 0.0, "noise": 0.0}
-    augment = augmentation(config.augmentation.model_copy(update=plain), config.crop)
+    place = geometry(config.augmentation, config.crop)
 
     def read(index: int, rng: np.random.Generator) -> Item:
         rgb = frames(index)
@@ -196,22 +200,19 @@ def unlabelled_draws(
         rim = np.zeros(rgb.shape[:2], np.uint8)
         rim[: round(teaching.ignore_top * height)] = IGNORE
         rim[height - round(teaching.ignore_bottom * height) :] = IGNORE
-        crop, rim = _apply(augment, rgb, rim, rng)
+        _share_stream(rng, place)
+        crop = place(image=rgb, mask=rim)
         return {
-            "rgb": torch.from_numpy(crop),
-            "believed": torch.from_numpy(rim != IGNORE),
+            "rgb": torch.from_numpy(np.array(crop["image"])),
+            "believed": torch.from_numpy(crop["mask"] != IGNORE),
             "name": str(samples[index].image),
         }
 
     return Draws(read, len(samples), seed=seed, stream=1)
 
 
-def _apply(
-    augment: A.Compose, rgb: UInt8, mask: UInt8, rng: np.random.Generator
-) -> tuple[UInt8, UInt8]:
-    """A frame and what belongs to its pixels through one draw of the augmentation."""
-    # One stream for all transforms: `set_random_seed` would give each the same numbers.
-    augment.set_random_state(rng, random.Random(int(rng.integers(2**31))))
-    result = augment(image=rgb, mask=mask)
-    # Copies: a cache is not to be written to.
-    return np.array(result["image"]), np.array(result["mask"])
+def _share_stream(rng: np.random.Generator, *pipelines: A.Compose) -> None:
+    """Let all transforms draw from one stream; `set_random_seed` would give each equal numbers."""
+    other = random.Random(int(rng.integers(2**31)))
+    for pipeline in pipelines:
+        pipeline.set_random_state(rng, other)

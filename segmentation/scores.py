@@ -107,6 +107,7 @@ def write_scores(
     """
     counts = np.stack([frame.table for frame in frames])
     instances: dict[str, Any] = {}
+    (folder / OFFICIAL).unlink(missing_ok=True)  # of other classes, scored here before
     if cityscapes.has_official_scores(space):
         hits = [frame.hits for frame in frames if frame.hits is not None]
         official = cityscapes.official(names, counts, hits if len(hits) == len(frames) else None)

@@ -102,7 +102,7 @@ def weighted_cross_entropy(
 
 @torch.no_grad()
 def lesson(
-    teacher: nn.Module,
+    seen: Tensor,
     batch: dict[str, Tensor],
     frames: dict[str, Tensor],
     config: SelfTrainingConfig,
@@ -111,7 +111,7 @@ def lesson(
     """What there is to learn from target frames in one step.
 
     Args:
-        teacher: (N, H, W, 3) uint8 -> (N, classes, H, W) logits.
+        seen: (N, classes, H, W) float32, the teacher's logits of the target frames.
         batch: labelled `rgb` (N, H, W, 3) uint8 and `label` (N, H, W) int64.
         frames: of the target, as many: `rgb` and `believed` (N, H, W) bool.
 
@@ -119,9 +119,7 @@ def lesson(
         `rgb`, `label` and `weight` of the mixed frames; `taught` and `belief`: the teacher's labels
         of the target frames and their weights; `sure`, a scalar.
     """
-    taught, belief, sure = pseudo_labels(
-        teacher(frames["rgb"]), frames["believed"], config.confidence, team
-    )
+    taught, belief, sure = pseudo_labels(seen, frames["believed"], config.confidence, team)
     rgb, label, weight = frames["rgb"], taught, belief
     if config.class_mix:
         pasted = class_masks(batch["label"])

@@ -75,7 +75,13 @@ def train(
         model = build_model(config, len(space.classes), pretrained=fresh)
     if start is not None and not resuming:
         check_start(start, config, space)
-        model.load_state_dict(load_checkpoint(start)["model"])
+        try:
+            model.load_state_dict(load_checkpoint(start)["model"])
+        except RuntimeError as error:
+            raise UserError(
+                f"The weights in {start} do not fit the network that they are said to be of "
+                f"({str(error).splitlines()[-1].strip()}). Start from another checkpoint."
+            ) from error
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _adamw(model, config)
     teacher = copy.deepcopy(model).requires_grad_(False).eval() if self_training else None
@@ -144,8 +150,9 @@ def train(
                 losses["loss"] = loss + config.dice_weight * losses["dice"]
             fabric.backward(losses["loss"])
             if self_training and teacher:
-                with fabric.autocast():
-                    taught = lesson(teacher, batch, frames[0], self_training, team)
+                with torch.no_grad(), fabric.autocast():
+                    seen = teacher(frames[0]["rgb"])
+                taught = lesson(seen, batch, frames[0], self_training, team)
                 mixed = weighted_cross_entropy(
                     network(taught["rgb"]), taught["label"], taught["weight"], team
                 )

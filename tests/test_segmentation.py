@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.images import read_raw, read_rgb
 from pipeline.labels import IGNORE, LabelClass, load_label_space
 from pipeline.training import load_checkpoint
-from segmentation.data import augmentation, labelled_draws
+from segmentation.data import geometry, labelled_draws
 from segmentation.evaluate import count_on_device, count_tensors, evaluate
 from segmentation.losses import cross_entropy
 from segmentation.models import Segmenter, build_model, check_names, load_encoder, try_model
@@ -159,7 +159,7 @@ def test_augmentation_moves_labels_with_pixels() -> None:
     label = np.kron(np.arange(16).reshape(4, 4), np.ones((16, 16))).astype(np.uint8)
     rgb = np.repeat((label * 10)[..., None], 3, axis=2)
     plain = AugmentationConfig(scale=(0.5, 2.0), color=0, hue=0, blur=0, noise=0)
-    augment = augmentation(plain, (48, 40))
+    augment = geometry(plain, (48, 40))
     for seed in range(20):
         augment.set_random_seed(seed)
         out = augment(image=rgb, mask=label)
