@@ -12,7 +12,7 @@ from pipeline.labels import IGNORE, load_label_space
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(
-    "SIM2REAL_DATA" not in os.environ,
+    not os.environ.get("SIM2REAL_DATA"),
     reason="SIM2REAL_DATA does not name a folder with toonsim, streetsim and camvid",
 )
 

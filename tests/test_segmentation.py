@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +226,23 @@ class Killed(BaseException):
     """Stands in for a signal."""
 
 
+@contextmanager
+def killed_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The training in the block does not survive its step `number`."""
+    original, steps = torch.optim.AdamW.step, 0
+
+    def step(self: torch.optim.AdamW) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == number:
+            raise Killed
+        original(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(torch.optim.AdamW, "step", step)
+        yield
+
+
 def test_resume_is_bit_for_bit(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,17 +257,7 @@ def test_resume_is_bit_for_bit(
         return load_checkpoint(tmp_path / name / CHECKPOINT)
 
     whole = fit("whole")
-    original, steps = torch.optim.AdamW.step, 0
-
-    def step(self: torch.optim.AdamW) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == 5:
-            raise Killed
-        original(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(torch.optim.AdamW, "step", step)
+    with killed_in_step(5, monkeypatch):
         fit("parts")
     assert load_checkpoint(tmp_path / "parts" / CHECKPOINT)["step"] == 3
     parts = fit("parts")

@@ -29,6 +29,7 @@ from segmentation.self_training import (
 )
 from segmentation.train import CHECKPOINT, check_start, train
 from tests.test_cyclegan import equal
+from tests.test_segmentation import killed_in_step
 
 SPACE = load_label_space("cityscapes19")
 TAUGHT = (
@@ -211,10 +212,6 @@ def test_unlabelled_frames_are_not_recoloured_and_rims_not_believed(config: Conf
     assert any(np.array_equal(item["rgb"][top : top + 64], frame) for frame in frames)
 
 
-class Killed(BaseException):
-    """Stands in for a signal."""
-
-
 def test_self_training_continues_bit_for_bit(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,17 +233,7 @@ def test_self_training_continues_bit_for_bit(
         return load_checkpoint(tmp_path / name / CHECKPOINT)
 
     whole = fit("whole")
-    original, steps = torch.optim.AdamW.step, 0
-
-    def step(self: torch.optim.AdamW) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == 5:
-            raise Killed
-        original(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(torch.optim.AdamW, "step", step)
+    with killed_in_step(5, monkeypatch):
         fit("parts")
     assert load_checkpoint(tmp_path / "parts" / CHECKPOINT)["step"] == 3
     assert equal(whole, fit("parts"))
