@@ -1,5 +1,6 @@
 """What a run will take on this machine, by stage, from one measured pass each."""
 
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -102,12 +103,14 @@ def _segmentation(config: Config) -> list[Estimate]:
     from pipeline.training import measure_pass
     from segmentation.cost import step_cost
     from segmentation.models import build_model
+    from segmentation.predict import passes
 
     classes = len(load_label_space(config.label_space).classes)
     samples = list_samples(config.test, labelled=False)
-    frame = read_frame(config.test, samples[0]).shape
-    # Views of a frame in multiples of its pixels; what windows overlap is left out.
-    views = (1 + config.evaluation.flip) * sum(scale**2 for scale in config.evaluation.scales)
+    height, width = read_frame(config.test, samples[0]).shape[:2]
+    seen = passes(height, width, config.evaluation)
+    largest = max(seen, key=math.prod)
+    pixels = sum(map(math.prod, seen))
     training, evaluation = Estimate("train-segmentation", 0, 0), Estimate("evaluate", 0, 0)
     known: dict[str, tuple[Estimate, Estimate]] = {}
     for name, arm in config.arms.items():
@@ -116,9 +119,9 @@ def _segmentation(config: Config) -> list[Estimate]:
         if key not in known:
             model = build_model(recipe, classes, pretrained=False)
             cost = step_cost(model, recipe, teaching, config.compute)
-            shape = 1, *frame
+            shape = 1, *largest, 3
             predicting = measure_pass(model, shape, config.compute, training=False).seconds
-            predicting *= views
+            predicting *= pixels / math.prod(largest)
             known[key] = (
                 Estimate("", recipe.steps * cost.seconds, cost.stored, cost.memory),
                 Estimate("", len(samples) * predicting, 0),

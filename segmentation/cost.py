@@ -2,6 +2,9 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
+
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config import ComputeConfig, SegmentationConfig, SelfTrainingConfig
 from pipeline.progress import duration
@@ -39,10 +42,12 @@ def step_cost(
     compute: ComputeConfig,
 ) -> Cost:
     """Measure a copy of `model` on the first device's part of a batch."""
-    part = config.batch_size // compute.devices
-    frames = max(2, part)  # batch norms refuse a single value
-    shape = frames, config.crop[1], config.crop[0], 3
-    once = measure_pass(copy.deepcopy(model), shape, compute, training=True)
+    shape = config.batch_size // compute.devices, config.crop[1], config.crop[0], 3
+    measured = copy.deepcopy(model)
+    for norm in measured.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.register_forward_pre_hook(_bear_one_value)
+    once = measure_pass(measured, shape, compute, training=True)
     # Mixed and masked frames are learned from like labelled ones, one after the other; the teacher
     # looks once, which is about a third of that.
     passes, copies = 1.0, 4  # weights, gradients and AdamW's two means
@@ -52,7 +57,15 @@ def step_cost(
     weights = sum(p.numel() for p in model.parameters())
     return Cost(
         weights=weights,
-        seconds=passes * once.seconds * part / frames,
-        memory=copies * weights * _FLOAT + once.memory * part // frames,
+        seconds=passes * once.seconds,
+        memory=copies * weights * _FLOAT + once.memory,
         stored=(copies - 1) * weights * _FLOAT,
     )
+
+
+def _bear_one_value(norm: _BatchNorm, inputs: tuple[Any, ...]) -> None:
+    """Use the running statistics for one value a channel, which has none of its own.
+
+    A training on several devices meets it where each has one frame, and takes those of all.
+    """
+    norm.train(inputs[0].numel() > inputs[0].shape[1])

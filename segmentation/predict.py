@@ -54,11 +54,10 @@ def scores(network: nn.Module, rgb: UInt8, config: EvaluationConfig) -> Tensor:
     These are the logits; with `scales` or `flip`, the mean of the views' class probabilities.
     """
     height, width = rgb.shape[:2]
-    flips = (False, True) if config.flip else (False,)
-    views = list(itertools.product(config.scales, flips))
+    views = list(itertools.product(config.scales, _flips(config)))
     total: Tensor | None = None
     for scale, flip in views:
-        view = resize_rgb(rgb, (max(1, round(width * scale)), max(1, round(height * scale))))
+        view = resize_rgb(rgb, _scaled(height, width, scale)[::-1])
         logits = _logits(network, np.ascontiguousarray(view[:, ::-1]) if flip else view, config)
         logits = logits.flip(3) if flip else logits
         if views == [(1.0, False)]:
@@ -75,22 +74,48 @@ def _logits(network: nn.Module, rgb: UInt8, config: EvaluationConfig) -> Tensor:
     """(1, K, h, w) logits of one view, the mean over the windows that see a pixel."""
     image = torch.tensor(rgb[None], device=next(network.parameters()).device)
     height, width = rgb.shape[:2]
-    if config.window is None or (config.window[0] >= width and config.window[1] >= height):
+    windows = _windows(height, width, config)
+    if len(windows) == 1:
         whole: Tensor = network(image)
         return whole
-    columns = window_starts(width, config.window[0], config.overlap)
-    rows = window_starts(height, config.window[1], config.overlap)
     total: Tensor | None = None
     times = torch.zeros(height, width, device=image.device)
-    for top, left in itertools.product(rows, columns):
-        area = (..., slice(top, top + config.window[1]), slice(left, left + config.window[0]))
-        part: Tensor = network(image[(slice(None), *area[1:])])
+    for rows, columns in windows:
+        area = (..., rows, columns)
+        part: Tensor = network(image[:, rows, columns])
         if total is None:
             total = part.new_zeros(1, part.shape[1], height, width)
         total[area] += part
         times[area] += 1
     assert total is not None
     return total.div_(times)
+
+
+def passes(height: int, width: int, config: EvaluationConfig) -> list[tuple[int, int]]:
+    """Heights and widths of all that the network is shown of one frame, one after the other."""
+    return [
+        (rows.stop - rows.start, columns.stop - columns.start)
+        for scale, _ in itertools.product(config.scales, _flips(config))
+        for rows, columns in _windows(*_scaled(height, width, scale), config)
+    ]
+
+
+def _flips(config: EvaluationConfig) -> tuple[bool, ...]:
+    return (False, True) if config.flip else (False,)
+
+
+def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _windows(height: int, width: int, config: EvaluationConfig) -> list[tuple[slice, slice]]:
+    """Rows and columns of each window on a view; without `window`, the whole view is one."""
+    across, down = config.window or (width, height)
+    return [
+        (slice(top, min(top + down, height)), slice(left, min(left + across, width)))
+        for top in window_starts(height, down, config.overlap)
+        for left in window_starts(width, across, config.overlap)
+    ]
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:

@@ -49,9 +49,22 @@ def test_parts_of_a_step_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taught.seconds == pytest.approx(7)
     assert cost(SelfTrainingConfig(masked_weight=1)).seconds == pytest.approx(10)
     assert cost(None, devices=2).memory == 16 * weights + 200
-    # A part of a single frame is measured on two, as batch norms need.
-    assert cost(None, devices=4) == Cost(weights, 1.5, 16 * weights + 100, 12 * weights)
-    assert shapes == [(n, 48, 64, 3) for n in (4, 4, 4, 2, 2)]
+    assert cost(None, devices=4).memory == 16 * weights + 100
+    assert shapes == [(n, 48, 64, 3) for n in (4, 4, 4, 2, 1)]
+
+
+def test_a_single_frame_is_measured_as_one() -> None:
+    # A pyramid ends in one value a channel, of which a batch norm makes no statistics.
+    recipe = SegmentationConfig(architecture="deeplabv3plus", encoder="resnet18", crop=(64, 64))
+    model = build_model(recipe, 19, pretrained=False)
+    weights = sum(p.numel() for p in model.parameters())
+
+    def memory(batch: int, devices: int = 1) -> int:
+        compute = ComputeConfig(accelerator="cpu", devices=devices)
+        own = recipe.model_copy(update={"batch_size": batch})
+        return step_cost(model, own, None, compute).memory - 16 * weights
+
+    assert memory(1) == memory(2, devices=2) < 0.6 * memory(2)
 
 
 def test_measuring_leaves_no_trace() -> None:
@@ -104,3 +117,21 @@ def test_every_view_of_a_test_frame_is_estimated(
 
     assert evaluation() == 4  # frames
     assert evaluation("evaluation={flip: true, scales: [1, 0.5]}") == 4 * 2 * 1.25
+    # Frames of 128x64: five windows of 64 pixels, of which neighbours share 48.
+    assert evaluation("evaluation={window: [64, 64], overlap: 0.75}") == 4 * 5
+    assert evaluation("evaluation={window: [64, 64], overlap: 0.75, scales: [0.5]}") == 4
+
+
+def test_no_more_than_a_window_is_predicted_to_know_its_time(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def measured(network: Any, shape: tuple[int, ...], *a: Any, training: bool, **k: Any) -> Pass:
+        shapes.extend([] if training else [shape])
+        return Pass(1.0, 1)
+
+    monkeypatch.setattr("pipeline.training.measure_pass", measured)
+    settings = ["arms={a: source}", "evaluation={window: [64, 48], scales: [0.5, 1]}"]
+    estimate(load_config(tiny, settings))
+    assert shapes == [(1, 48, 64, 3)]
