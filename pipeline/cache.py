@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from pipeline.datasets import DatasetSpec, LabelReader, Sample, decoder_code, read_frame
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing, write_json
 from pipeline.images import UInt8
 from pipeline.labels import LabelSpace
+from pipeline.progress import each
 
 Reader = Callable[[int], UInt8]
 _VERSION = 1
@@ -109,8 +108,13 @@ def _fill(read: Reader, count: int, data: Path, title: str) -> list[tuple[int, .
         part.open("wb") as file,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
-        for start in track(groups, f"cache: {title}", console=Console(stderr=True), transient=True):
-            for array in pool.map(read, range(start, min(start + _GROUP, count))):
-                file.write(np.ascontiguousarray(array).data)
-                shapes.append(array.shape)
+        # Few at a time: decoded frames that wait for the disk take memory.
+        decoded = (
+            array
+            for start in groups
+            for array in pool.map(read, range(start, min(start + _GROUP, count)))
+        )
+        for array in each(decoded, f"cache: {title}", count):
+            file.write(np.ascontiguousarray(array).data)
+            shapes.append(array.shape)
     return shapes

@@ -2,9 +2,10 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +18,8 @@ from rich.progress import (
 )
 
 from pipeline.files import read_json, write_json
+
+T = TypeVar("T")
 
 FILE = "progress.json"
 _FILE_SECONDS = 2.0
@@ -54,15 +57,54 @@ def progress(
     """
     path = folder / FILE
     before = float(read_json(path)["seconds"]) if done and path.is_file() else 0.0
-    start = time.monotonic()
-    last_file = last_line = start
+    start = last_file = time.monotonic()
     now_done = done
-    console = Console(stderr=True)
 
     def record() -> None:
         seconds = round(before + time.monotonic() - start, 1)
         write_json(path, {"done": now_done, "total": total, "unit": unit, "seconds": seconds})
 
+    with _shown(title, total, done, unit, images_per_unit) as show:
+
+        def advance(count: int) -> None:
+            nonlocal now_done, last_file
+            now_done += count
+            show(count)
+            if time.monotonic() - last_file > _FILE_SECONDS:
+                last_file = time.monotonic()
+                record()
+
+        record()
+        yield advance
+        record()
+
+
+def each(items: Iterable[T], title: str, total: int, *, unit: str = "images") -> Iterator[T]:
+    """`items`, showing how many have been worked on; no stage's progress, so nothing is recorded.
+
+    Args:
+        total: how many there are.
+    """
+    with _shown(title, total, 0, unit, None, transient=True) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+@contextmanager
+def _shown(
+    title: str,
+    total: int,
+    done: int,
+    unit: str,
+    images_per_unit: int | None,
+    *,
+    transient: bool = False,
+) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, which vanishes at the end if `transient`; else a line now and then."""
+    start = last_line = time.monotonic()
+    now_done = done
+    console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description:<34}"),
         BarColumn(),
@@ -73,19 +115,17 @@ def progress(
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
+        transient=transient,
     ) as bar:
         task = bar.add_task(title, total=total, completed=done, rate="")
 
         def advance(count: int) -> None:
-            nonlocal now_done, last_file, last_line
+            nonlocal now_done, last_line
             now_done += count
             now = time.monotonic()
             rate = (now_done - done) / max(now - start, 1e-9)
             speed = f"{rate * (images_per_unit or 1):.1f} {'images' if images_per_unit else unit}/s"
             bar.update(task, completed=now_done, rate=speed)
-            if now - last_file > _FILE_SECONDS:
-                last_file = now
-                record()
             if not console.is_terminal and now - last_line > _LINE_SECONDS:
                 last_line = now
                 left = (total - now_done) / rate
@@ -95,6 +135,4 @@ def progress(
                     flush=True,
                 )
 
-        record()
         yield advance
-        record()

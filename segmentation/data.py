@@ -10,8 +10,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from pipeline.cache import Reader, class_reader, frame_reader
 from pipeline.config import (
@@ -21,11 +19,15 @@ from pipeline.config import (
     SelfTrainingConfig,
 )
 from pipeline.datasets import DatasetSpec, list_samples
+from pipeline.files import replacing
 from pipeline.labels import IGNORE, LabelSpace
+from pipeline.progress import each
 from pipeline.training import Draws, Item
 
 Mixture = Sequence[tuple[DatasetSpec, float]]
 """Data sets and their shares of the draws, in any unit."""
+Counts = npt.NDArray[np.int64]
+"""(frames, classes) pixels of each class in each frame of a data set."""
 RECROPS = 10
 """Crops to try for one that shows enough of a rare class."""
 
@@ -70,16 +72,61 @@ def appearance(config: AugmentationConfig) -> A.Compose:
     )
 
 
+def class_counts(
+    mixture: Mixture, space: LabelSpace, cache: Path | None, folder: Path
+) -> list[Counts]:
+    """The classes of each data set, from all its labels, or from an earlier call of this training.
+
+    Args:
+        folder: that of the training; `class_counts.npz` there holds `names` (N,) of all frames and
+            `counts` (N, classes).
+
+    Raises:
+        UserError: a label is missing or cannot be read.
+    """
+    path = folder / "class_counts.npz"
+    sets = [(spec, list_samples(spec, labelled=True)) for spec, _ in mixture]
+    names = [f"{spec.name}/{sample.name}" for spec, samples in sets for sample in samples]
+    ends = np.cumsum([len(samples) for _, samples in sets])[:-1]
+    if path.is_file():
+        with np.load(path) as kept:
+            if kept["names"].tolist() == names:
+                return np.split(kept["counts"], ends)
+    found = [
+        _count_classes(class_reader(spec, samples, space, cache), len(samples), len(space.classes))
+        for spec, samples in sets
+    ]
+    with replacing(path) as part:
+        np.savez_compressed(part, names=np.array(names), counts=np.concatenate(found))
+    return found
+
+
+def _count_classes(labels: Reader, frames: int, classes: int) -> Counts:
+    def count(index: int) -> Counts:
+        return np.bincount(labels(index).ravel(), minlength=256)[:classes]
+
+    with ThreadPoolExecutor() as threads:
+        return np.stack(list(each(threads.map(count, range(frames)), "classes counted", frames)))
+
+
 def labelled_draws(
-    mixture: Mixture, space: LabelSpace, config: SegmentationConfig, seed: int, cache: Path | None
+    mixture: Mixture,
+    space: LabelSpace,
+    config: SegmentationConfig,
+    seed: int,
+    cache: Path | None,
+    counts: Sequence[Counts] = (),
 ) -> Draws:
     """Draws of `rgb` (h, w, 3) uint8, `label` (h, w) int64 and `name`, in the crop's size.
 
     One data set is gone through epoch by epoch. With several, or with rare class sampling, each
     draw chooses a data set by its share and then a frame of it.
 
+    Args:
+        counts: for rare class sampling, the classes of each data set.
+
     Raises:
-        UserError: a data set is not there, or, where classes are counted, a label is damaged.
+        UserError: a data set is not there.
     """
     frames: list[Reader] = []
     labels: list[Reader] = []
@@ -115,12 +162,9 @@ def labelled_draws(
     if len(mixture) == 1 and rare is None:
         return Draws(lambda index, rng: read((0, index, None), rng), len(names[0]), seed=seed)
     shares = np.array([share for _, share in mixture]) / sum(share for _, share in mixture)
-    choosers = [
-        rare_class_chooser(_count_classes(reader, len(part), len(space.classes)), rare, enough)
-        if rare
-        else _even_chooser(len(part))
-        for reader, part in zip(labels, names, strict=True)
-    ]
+    choosers = [_even_chooser(len(part)) for part in names]
+    if rare:
+        choosers = [rare_class_chooser(pixels, rare, enough) for pixels in counts]
 
     def pick(rng: np.random.Generator) -> tuple[int, int, int | None]:
         part = int(rng.choice(len(shares), p=shares))
@@ -137,13 +181,10 @@ def _even_chooser(frames: int) -> Chooser:
     return lambda rng: (int(rng.integers(frames)), None)
 
 
-def rare_class_chooser(
-    pixels: npt.NDArray[np.int64], config: RareClassConfig, enough: float
-) -> Chooser:
+def rare_class_chooser(pixels: Counts, config: RareClassConfig, enough: float) -> Chooser:
     """Chooses classes, rare ones more often, and then frames that show them (`RareClassConfig`).
 
     Args:
-        pixels: (frames, classes) of each class in each frame.
         enough: pixels that a class is to have in a frame; one that no frame has so many of is not
             drawn, for it would take all draws.
     """
@@ -162,20 +203,6 @@ def rare_class_chooser(
         return int(rng.choice(members[position])), int(drawn[position])
 
     return choose
-
-
-def _count_classes(labels: Reader, frames: int, classes: int) -> npt.NDArray[np.int64]:
-    """(frames, classes) pixels of each class in each frame."""
-
-    def count(index: int) -> npt.NDArray[np.int64]:
-        return np.bincount(labels(index).ravel(), minlength=256)[:classes]
-
-    with ThreadPoolExecutor() as threads:
-        counted = threads.map(count, range(frames))
-        console = Console(stderr=True)
-        return np.stack(
-            list(track(counted, "classes counted", frames, console=console, transient=True))
-        )
 
 
 def unlabelled_draws(

@@ -28,7 +28,7 @@ from pipeline.training import (
     seed_step,
 )
 from segmentation.cost import step_cost
-from segmentation.data import Mixture, labelled_draws, unlabelled_draws
+from segmentation.data import Mixture, class_counts, labelled_draws, unlabelled_draws
 from segmentation.losses import class_weights, cross_entropy, dice
 from segmentation.models import Segmenter, build_model, share_batch_norms
 from segmentation.self_training import lesson, mask_out, unnoticed, weighted_cross_entropy
@@ -106,8 +106,11 @@ def train(
     shared = share_batch_norms(model, team)
     network = fabric.setup_module(fused(shared) if compute.compile else shared)
     network.train()
-    with team.leader_first():  # fills the cache
-        draws = [labelled_draws(mixture, space, config, seed, compute.cache)]
+    with team.leader_first():  # fills the cache, and counts
+        counts = []
+        if config.rare_class_sampling:
+            counts = class_counts(mixture, space, compute.cache, folder)
+        draws = [labelled_draws(mixture, space, config, seed, compute.cache, counts)]
         if self_training and target:
             draws += [unlabelled_draws(target, config, self_training, seed, compute.cache)]
     loaders = [

@@ -22,7 +22,7 @@ from flows.stages import (
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_json
-from pipeline.progress import progress
+from pipeline.progress import each, progress
 from pipeline.runs import differences, fingerprint, locked, stage_state
 
 
@@ -239,6 +239,20 @@ def test_progress_may_count_in_images(
     line = capsys.readouterr().err.splitlines()[-1]
     assert "images/s" in line
     assert line.endswith("min left")
+
+
+def test_logs_have_lines_and_no_blank_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seconds, lines in ((30.0, 0), (0.0, 3)):
+        monkeypatch.setattr("pipeline.progress._LINE_SECONDS", seconds)
+        assert list(each(range(3), "labels read", 3)) == [0, 1, 2]
+        with progress(tmp_path, "work", 3):
+            pass
+        said = capsys.readouterr().err.splitlines()
+        assert [line.split(",")[0] for line in said] == [
+            f"labels read: {n + 1}/3 images" for n in range(lines)
+        ]
 
 
 def test_progress_is_recorded_and_continues(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from flows.prepare import preflight
 from flows.stages import all_inputs, plan, run_stage
 from pipeline.config import Config, RareClassConfig, SelfTrainingConfig, load_config
-from pipeline.datasets import list_samples
+from pipeline.datasets import LabelReader, list_samples
 from pipeline.errors import UserError
 from pipeline.images import read_rgb
 from pipeline.labels import IGNORE, load_label_space
 from pipeline.training import load_checkpoint
-from segmentation.data import labelled_draws, rare_class_chooser, unlabelled_draws
+from segmentation.data import class_counts, labelled_draws, rare_class_chooser, unlabelled_draws
 from segmentation.self_training import (
     class_masks,
     lesson,
@@ -170,10 +170,11 @@ def test_rare_classes_are_drawn_by_the_published_rule() -> None:
     assert nothing(np.random.default_rng(0))[1] is None
 
 
-def test_crops_are_drawn_again_until_they_show_the_class(config: Config) -> None:
+def test_crops_are_drawn_again_until_they_show_the_class(config: Config, tmp_path: Path) -> None:
     rare = RareClassConfig(temperature=0.01, crop_share=0.02)
     recipe = config.segmentation.model_copy(update={"rare_class_sampling": rare})
-    draws = labelled_draws([(config.source, 1)], SPACE, recipe, 0, None)
+    counts = class_counts([(config.source, 1)], SPACE, None, tmp_path)
+    draws = labelled_draws([(config.source, 1)], SPACE, recipe, 0, None, counts)
     plain = labelled_draws([(config.source, 1)], SPACE, config.segmentation, 0, None)
     assert draws.pick is not None
     hits = []
@@ -185,6 +186,32 @@ def test_crops_are_drawn_again_until_they_show_the_class(config: Config) -> None
         hits.append((crop, (once["label"] == choice[2]).float().mean().item() >= 0.02))
     found, before = np.mean(hits, axis=0)
     assert found > before + 0.1
+
+
+def test_classes_are_counted_once_in_a_training(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixture = [(config.source, 1.0), (config.target, 2.0)]
+    counts = class_counts(mixture, SPACE, None, tmp_path)
+    for (spec, _), found in zip(mixture, counts, strict=True):
+        samples = list_samples(spec, labelled=True)
+        labels = [LabelReader(spec, SPACE).read(sample) for sample in samples]
+        assert found.tolist() == [[(label == k).sum() for k in range(19)] for label in labels]
+    reads: list[str] = []
+
+    def read(reader: LabelReader, sample: Any) -> Any:
+        reads.append(sample.name)
+        return plain(reader, sample)
+
+    plain = LabelReader.read
+    monkeypatch.setattr(LabelReader, "read", read)
+    again = class_counts(mixture, SPACE, None, tmp_path)
+    assert reads == []
+    assert [found.tolist() for found in again] == [found.tolist() for found in counts]
+    # The parts of a mixture are named in any order.
+    turned = class_counts(mixture[::-1], SPACE, None, tmp_path)
+    assert [found.tolist() for found in turned[::-1]] == [found.tolist() for found in counts]
+    assert len(reads) == 20
 
 
 def test_mixtures_have_their_shares_and_continue_anywhere(config: Config) -> None:

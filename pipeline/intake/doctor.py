@@ -16,8 +16,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from pipeline.datasets import DatasetSpec, label_files, list_samples, pattern_fields
 from pipeline.images import SUFFIXES
@@ -37,6 +35,7 @@ from pipeline.intake.findings import (
     ordered,
 )
 from pipeline.labels import IGNORE, LabelSpace
+from pipeline.progress import each
 
 SHOWN = 6
 """Evenly spaced frames shown of a data set."""
@@ -141,14 +140,13 @@ def examine(
     files, orphans = list_files(spec)
     examiner = Examiner(spec, space)
     gathered = _Gathered(examiner, len(files))
-    each = _each(examiner, files, workers or os.cpu_count() or 1)
-    title, console = f"check: {spec.name}", Console(stderr=True)
-    for facts in track(each, title, len(files), console=console, transient=True):
+    found = _facts(examiner, files, workers or os.cpu_count() or 1)
+    for facts in each(found, f"check: {spec.name}", len(files)):
         gathered.add(facts)
     return gathered.report(files, orphans)
 
 
-def _each(examiner: Examiner, files: list[Files], workers: int) -> Iterator[FrameFacts]:
+def _facts(examiner: Examiner, files: list[Files], workers: int) -> Iterator[FrameFacts]:
     """The facts of all frames, in order, with few of them waiting."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
