@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cyclegan.checkpoints import load_start
 from cyclegan.data import crop_reader
 from cyclegan.losses import critic_loss, gan_loss
 from cyclegan.networks import build_discriminator, build_generator, initialise, to_network
 from cyclegan.pool import ImagePool
+from cyclegan.reference import GENERATORS
 from cyclegan.samples import cycle_grid, spread
 from cyclegan.semantics import Judge, Leaderboard, make_probe, pseudo_classes, semantic_loss
 from cyclegan.steps import (
@@ -48,8 +50,6 @@ from pipeline.training import (
     seed_step,
 )
 
-GENERATORS = ("source_to_target", "target_to_source")
-
 
 def train(
     config: CycleGANConfig,
@@ -74,7 +74,7 @@ def train(
 
     Raises:
         UserError: a frame cannot be read or is smaller than the crop, or the crop too small for
-            the discriminators; losses stay not finite.
+            the discriminators; training cannot start from `config.start`; losses stay not finite.
     """
     check_crop(config)
     semantics = config.semantics
@@ -97,6 +97,9 @@ def train(
     for network in networks.values():
         initialise(network)
         network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.start is not None and not (folder / CHECKPOINT).is_file():
+        for name, given in load_start(config, say=team.leads).items():
+            networks[name].load_state_dict(given)
     generators = [networks["source_to_target"], networks["target_to_source"]]
     critics = [networks["source_critic"], networks["target_critic"]]
     optimizers = {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cyclegan.checkpoints import load_start
 from cyclegan.data import pair_reader, pairs
 from cyclegan.losses import critic_loss, gan_loss
 from cyclegan.networks import build_discriminator, build_generator, initialise, to_network
@@ -55,8 +56,8 @@ def train_paired(
 
     Raises:
         UserError: no frames of equal name, a frame cannot be read, is smaller than the crop or of
-            another size than its pair, or the crop is too small for the discriminator; losses stay
-            not finite.
+            another size than its pair, or the crop is too small for the discriminator; training
+            cannot start from `config.start`; losses stay not finite.
     """
     check_crop(config)
     source_samples, target_samples = pairs(source, target)
@@ -71,6 +72,9 @@ def train_paired(
     for network in networks.values():
         initialise(network)
         network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.start is not None and not (folder / CHECKPOINT).is_file():
+        for name, given in load_start(config, say=True).items():
+            networks[name].load_state_dict(given)
     optimizers = {
         "generators": adam([generator], config.learning_rate),
         "critics": adam([networks["critic"]], config.learning_rate),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.stages import Stage, check, is_done, named, plan, remove
-from pipeline.config import Config, SegmentationConfig
+from pipeline.config import Config, CycleGANConfig, SegmentationConfig
 from pipeline.datasets import (
     DatasetSpec,
     LabelReader,
@@ -45,6 +45,8 @@ def preflight(config: Config) -> None:
         for spec in (config.source, config.target):
             collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
         collect(lambda: _translator(config))
+        if config.cyclegan.start is not None:
+            collect(lambda: _start(config.cyclegan))
     collect(lambda: _devices(config))
     collect(lambda: _networks(config))
     collect(lambda: _scoring(config))
@@ -83,6 +85,12 @@ def _translator(config: Config) -> None:
     check_crop(config.cyclegan)
     if config.cyclegan.paired:
         pairs(config.source, config.target)
+
+
+def _start(config: CycleGANConfig) -> None:
+    from cyclegan.checkpoints import load_start
+
+    load_start(config)
 
 
 def _generator(weights: Path) -> None:

@@ -91,11 +91,13 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
     judge = _path("segmentation", *_judge_arm(config)) if semantics else None
 
     def inputs() -> Inputs:
+        start = config.cyclegan.start
         return {
             "version": 2,
-            "config": config.cyclegan.model_dump(mode="json"),
+            "config": config.cyclegan.model_dump(mode="json", exclude={"start"}),
             "source": _frames(config.source, labelled=semantics is not None),
             "target": _frames(config.target),
+            **({"start": _start(start, config.cyclegan.paired)} if start else {}),
         }
 
     def work(folder: Path) -> None:
@@ -111,6 +113,15 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
             run_team(compute, train, config.cyclegan, source, target, folder, compute, judge_on)
 
     return Stage("cyclegan", "train-cyclegan", (judge,) if judge else (), inputs, work)
+
+
+def _start(start: Path, paired: bool) -> Inputs | str:
+    """The content of what CycleGAN starts from."""
+    from cyclegan.reference import reference_files
+
+    if not start.is_dir():
+        return _content(start)
+    return {name: _content(path) for name, path in reference_files(start, paired=paired).items()}
 
 
 def _judge(config: Config, space: LabelSpace, training: Path) -> "Callable[[Any], Judge]":

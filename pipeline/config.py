@@ -19,6 +19,7 @@ Size = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
 _RECIPES = Path(__file__).parent / "recipes"
 _DATASETS = ("source", "target", "test")
 _FILES = (".yaml", ".yml", ".pth", ".pt")
+_PATHS = ("compute.cache", "translation.weights", "cyclegan.start")
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
@@ -68,6 +69,11 @@ class CycleGANConfig(Schema):
 
     seed: int = Field(0, ge=0)
     """Seed of weights, crops and image pool."""
+    start: Path | None = None
+    """Start from these networks: a checkpoint of another run, or a folder of the reference
+    implementation with `latest_net_G_A.pth` (source -> target) and what else it has of `G_B`, `D_A`
+    and `D_B`, of the highest epoch if none is `latest`; for `paired`, `G` and `D`. What is missing
+    starts anew, as do optimisers and learning rate. None: random weights."""
     paired: bool = False
     """For a simulator that re-renders real scenes: frames of equal name in `source` and `target`
     are pairs of one size, and one translator learns from them (pix2pix: Isola et al., CVPR 2017).
@@ -555,7 +561,7 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
     ):
         if isinstance(holder, dict) and isinstance(value := holder.get(key), str):
             holder[key] = _absolute_file(value, path.parent)
-    for section, key in (("compute", "cache"), ("translation", "weights")):
+    for section, key in (place.split(".") for place in _PATHS):
         holder = data.get(section)
         if isinstance(holder, dict) and isinstance(value := holder.get(key), str):
             holder[key] = str(path.parent.absolute() / value)
@@ -585,7 +591,7 @@ def _apply(data: dict[str, Any], setting: str) -> None:
         if not isinstance(data, dict):
             raise UserError(f"--set {setting!r}: {parent!r} is a value and has no keys below it")
     # On the command line a relative path starts where the user stands.
-    if isinstance(value, str) and (last in {*PATHS, "cache", "weights"} or value.endswith(_FILES)):
+    if isinstance(value, str) and (last in PATHS or keys in _PATHS or value.endswith(_FILES)):
         value = str(Path(value).absolute())
     data[last] = value
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from cyclegan.checkpoints import (
     export,
     export_generator,
-    export_onnx,
     export_reference,
     load_generator,
 )
@@ -23,6 +22,7 @@ from cyclegan.networks import (
     ResnetGenerator,
     UnetGenerator,
 )
+from cyclegan.onnx_files import export_onnx
 from cyclegan.steps import CHECKPOINT
 from cyclegan.train import train
 from cyclegan.train_paired import train_paired

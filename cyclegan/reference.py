@@ -1,0 +1,64 @@
+"""The reference implementation's names of networks, and which files of its folders are taken.
+
+Needs no torch: what a stage is made from is told without it.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+REFERENCE_NAMES = {
+    "source_to_target": "G_A",
+    "target_to_source": "G_B",
+    # The reference names a critic after the generator that it judges.
+    "target_critic": "D_A",
+    "source_critic": "D_B",
+}
+"""Network of a training checkpoint -> its name in the reference implementation."""
+PAIRED_NAMES = {"source_to_target": "G", "critic": "D"}
+"""The same for paired training, which is pix2pix there."""
+GENERATORS = ("source_to_target", "target_to_source")
+
+
+def reference_files(folder: Path, *, paired: bool) -> dict[str, Path]:
+    """Network -> its file, of those that a training can start from in a folder of the reference.
+
+    All are of one epoch: `latest`, else the highest that has a generator. A `G` alone, as
+    generators are published, is taken for `G_A`; paired training takes a `G_A` for its `G`.
+
+    Raises:
+        UserError: no generator is there.
+    """
+    names, others = REFERENCE_NAMES, PAIRED_NAMES
+    if paired:
+        names, others = others, names
+    shorts = [("source_to_target", others["source_to_target"]), *names.items()]
+    epochs = {
+        match[1]
+        for path in folder.iterdir()
+        if (match := re.fullmatch(r"(latest|[0-9]+)_net_G(_A|_B)?\.pth", path.name))
+    }
+    for epoch in sorted(epochs, key=lambda e: float("inf" if e == "latest" else e), reverse=True):
+        files = {
+            name: path
+            for name, short in shorts
+            if (path := folder / f"{epoch}_net_{short}.pth").is_file()
+        }
+        if not files.keys().isdisjoint(GENERATORS):
+            return files
+    found = sorted(path.name for path in folder.iterdir())
+    raise UserError(
+        f"cyclegan.start: {folder} holds no generator for this training. Expected "
+        f"latest_net_{names['source_to_target']}.pth or 20_net_{names['source_to_target']}.pth "
+        f"beside the others of the reference implementation; found {some(found) or 'nothing'}. "
+        "Give the folder that holds them, or a `checkpoints/last.pt` of ours."
+    )
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of many names, and how many there are."""
+    listed = list(names)
+    more = f" ... ({len(listed)} in all)" if len(listed) > 3 else ""
+    return ", ".join(listed[:3]) + more
