@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.datasets import UNNAMED
 from pipeline.files import write_json, write_text
@@ -13,8 +12,8 @@ from pipeline.images import open_image
 from pipeline.intake.common import percent, printable
 from pipeline.intake.facts import Examiner
 from pipeline.intake.findings import SEVERITIES, DatasetReport, Example
-from reports import tables
 from reports.figures import label_picture, photo
+from reports.pages import environment
 
 WIDTH = 320
 """Pixels in a row of a picture in the page."""
@@ -36,15 +35,9 @@ def write_check(reports: Mapping[str, DatasetReport], out: Path) -> None:
         out / "check.json",
         {"sets": {part: report.as_json() for part, report in reports.items()}},
     )
-    environment = Environment(
-        loader=PackageLoader("reports", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "size": _size, "spread": tables.spread}
-    page = environment.get_template("check.html.j2").render(
+    pages = environment()
+    pages.filters |= {"percent": percent, "size": _size}
+    page = pages.get_template("check.html.j2").render(
         title="Data check",
         reports=reports,
         colors={part: COLORS[i % len(COLORS)] for i, part in enumerate(reports)},

@@ -270,9 +270,12 @@ def confusion_figure(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Any
     """A square heatmap of row-normalised pixel counts: rows are truth, columns predictions.
 
     Args:
-        counts: (K, K) int64.
+        counts: (K, K) int64; or (K, K + 1), void predictions in the last column, which is shown
+            where there are any.
     """
     rows = counts.sum(axis=1, keepdims=True)
+    void = counts[:, len(names) :].any()
+    counts = counts[:, : len(names) + void]
     share = np.divide(counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
     # Plotly reads markup in labels; names are to be shown as they are.
     labels = [html.escape(name) for name in names]
@@ -280,7 +283,7 @@ def confusion_figure(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Any
     figure = go.Figure(
         go.Heatmap(
             z=np.round(100 * share, 2),
-            x=labels,
+            x=[*labels, *(["void"] if void else [])],
             y=labels,
             customdata=counts,
             text=[[f"{100 * s:.0f}" if s >= 0.005 else "" for s in row] for row in share],

@@ -13,7 +13,8 @@ from pipeline.runs import RUN_FILE
 from reports import tables
 from reports.figures import arm_colors
 from reports.markdown import ladder_markdown
-from reports.report import HEADLINE, environment
+from reports.pages import environment
+from reports.report import HEADLINE
 from reports.tables import IDEAL, METRICS
 
 FILE = "ladder.json"
@@ -67,8 +68,9 @@ def write_ladder(
     with replacing(folder / "ladder.csv") as part:
         _flat(lines).to_csv(part, index=False)
     title = f"{name}: what each step brings"
-    about, notes = _about(found, len(done)), _notes(found)
-    write_text(folder / "report.md", ladder_markdown(title, lines, [" ".join(about), *notes]))
+    about, sentences, notes = _about(found, len(done)), _sentences(lines), _notes(found)
+    text = [" ".join(about), *sentences, *notes]
+    write_text(folder / "report.md", ladder_markdown(title, lines, text))
     colors = arm_colors(list(dict.fromkeys(row.arm for row in rows)))
     page = environment().get_template("ladder.html.j2")
     write_text(
@@ -80,7 +82,7 @@ def write_ladder(
             cards=[{"metric": metric, "title": METRICS[metric]} for metric in HEADLINE],
             about=about,
             notes=notes,
-            sentences=_sentences(lines),
+            sentences=sentences,
             changed=tables.settings_that_differ({row.title: row.config for row in rows}),
         ),
     )
@@ -198,5 +200,10 @@ def _sentences(lines: list[dict[str, Any]]) -> list[str]:
         score = tables.spread(best["scores"][metric])
         sentences.append(
             f"Highest {METRICS[metric]} without target labels: {best['title']}, {score}{share}."
+        )
+    if sentences:
+        sentences.append(
+            "The labels of the test set chose these rows, so their scores are a little too good: "
+            "keep frames apart to score the one you choose."
         )
     return sentences

@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -17,6 +16,7 @@ from pipeline.files import read_json, replacing, write_json, write_text
 from pipeline.labels import load_label_space
 from reports import figures, sentences, tables
 from reports.markdown import comparison_markdown, markdown
+from reports.pages import environment
 from reports.tables import METRICS, Evaluation, Summary
 
 LEADERS = 5
@@ -155,38 +155,6 @@ def _comparable(evaluations: dict[str, Evaluation]) -> None:
         )
 
 
-def environment() -> Environment:
-    """Templates of this folder, with the filters and names that they use."""
-    made = Environment(
-        loader=PackageLoader("reports", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {
-        "percent": tables.percent,
-        "points": tables.points,
-        "spread": tables.spread,
-        "bounds": tables.bounds,
-        "margins": tables.margins,
-        "hours": tables.hours,
-        "class_value": tables.class_value,
-        "share": tables.share,
-    }
-    made.globals |= {
-        "METRICS": METRICS,
-        "FURTHER": tables.FURTHER,
-        "trained_on": sentences.trained_on,
-        "METHODS": {"histogram_matching": "histogram matching", "fda": "Fourier domain adaptation"},
-        "BEFORE": tables.BEFORE,
-        "AFTER": tables.AFTER,
-        "FEW": figures.FEW,
-        "scored_on": tables.scored_on,
-    }
-    return made
-
-
 def _card(report: Summary, metric: str) -> dict[str, Any]:
     """One headline metric: the share of the gap that each of our arms closes, or why none does."""
     arms, tried = report["arms"], sentences.ours(report)
@@ -211,7 +179,7 @@ def _confusions(evaluations: dict[str, list[Evaluation]]) -> dict[str, Markup]:
     names = tables.first_evaluation(evaluations)["classes"]
     return {
         arm: figures.plot_div(
-            figures.confusion_figure(tables.summed_confusion(scores).counts, names),
+            figures.confusion_figure(tables.summed_confusion(scores), names),
             f"confusion-{arm}",
         )
         for arm, scores in evaluations.items()

@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipeline import bootstrap
 from pipeline.config import Config
-from pipeline.confusion import ConfusionMatrix
+from pipeline.confusion import ConfusionMatrix, Counts
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.labels import LabelSpace, load_label_space
@@ -271,18 +271,20 @@ def first_evaluation(evaluations: dict[str, list[Evaluation]]) -> Evaluation:
     return next(iter(evaluations.values()))[0]
 
 
-def summed_confusion(evaluations: list[Evaluation]) -> ConfusionMatrix:
-    """The pixel counts of all seeds together."""
-    total = ConfusionMatrix(len(evaluations[0]["classes"]))
-    for evaluation in evaluations:
-        total.counts += ConfusionMatrix.from_counts(evaluation["confusion"]).counts
-    return total
+def summed_confusion(evaluations: list[Evaluation]) -> Counts:
+    """(K, K + 1) pixel counts of all seeds together, void predictions in the last column."""
+    return np.asarray(sum(_counts(evaluation) for evaluation in evaluations))
+
+
+def _counts(evaluation: Evaluation) -> Counts:
+    void = evaluation.get("void_predictions")  # runs of an older version lack it
+    return ConfusionMatrix.from_counts(evaluation["confusion"], void).table
 
 
 def per_class(report: Summary, evaluations: dict[str, list[Evaluation]]) -> pd.DataFrame:
     """One row a class: its share of the scored pixels, accuracy and IoU of each arm."""
     first = first_evaluation(evaluations)
-    counts = ConfusionMatrix.from_counts(first["confusion"], first.get("void_predictions")).table
+    counts = _counts(first)
     table = pd.DataFrame({"class": first["classes"]})
     for arm in evaluations:
         for column, key in (("accuracy", "class_accuracy"), ("iou", "class_iou")):
@@ -328,13 +330,30 @@ def settings_by_arm(report: Summary) -> dict[str, dict[str, str]]:
 
 
 def settings_that_differ(configs: dict[str, Config]) -> dict[str, dict[str, str]]:
-    """Setting -> run -> value, for the settings in which the runs are not alike."""
+    """Setting -> run -> value, for the settings in which the runs are not alike.
+
+    An arm that some runs lack is one entry, the frames that it trains on; its settings follow where
+    the runs that have it are not alike.
+    """
     flat = {run: _flat(config.model_dump(mode="json")) for run, config in configs.items()}
-    return {
+    changed = {
         key: values
         for key, values in _differing(flat).items()
-        if key != "name" and not key.startswith("compute.")
+        if key != "name" and not key.startswith(("compute.", "arms."))
     }
+    for arm in dict.fromkeys(arm for config in configs.values() for arm in config.arms):
+        place = f"arms.{arm}"
+        having = {run: config.arms[arm] for run, config in configs.items() if arm in config.arms}
+        if len(having) < len(configs):
+            changed[place] = {
+                run: " + ".join(having[run].train) if run in having else "–" for run in configs
+            }
+        settings = {
+            run: _flat({"arms": {arm: own.model_dump(mode="json")}}) for run, own in having.items()
+        }
+        for key, values in _differing(settings).items():
+            changed[key] = {run: values.get(run, "–") for run in configs}
+    return changed
 
 
 def _differing(flat: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:

@@ -23,10 +23,10 @@ from pipeline.images import write_image, write_indices
 from pipeline.labels import load_label_space
 from pipeline.runs import write_run
 from pipeline.toyworld import write_toy_world
-from reports.figures import POINTS, read_log
+from reports.figures import POINTS, confusion_figure, read_log
 from reports.report import write_comparison, write_report
 from reports.sentences import ours, result_sentences
-from reports.tables import gap_closed
+from reports.tables import gap_closed, settings_that_differ, summed_confusion
 
 Counts = list[list[int]]
 FRAMES = 4
@@ -281,6 +281,19 @@ def test_categories_and_void_predictions(world: Path, tmp_path: Path) -> None:
     assert '<tr><th>flat</th><td class="">50.0%</td><td class="">60.0%</td>' in page
     said = "Pixels predicted void, which count as misses: adapted 1,003, oracle 2,006."
     assert said in page
+    # Three pixels of the first class: in the heat map of this arm, and a part of its truth.
+    scores = {
+        arm: json.loads((run / "evaluation" / arm / "seed-0/evaluation.json").read_text())
+        for arm in config.arms
+    }
+    counts = summed_confusion([scores["adapted"], scores["adapted"]])
+    assert counts[:, -1].tolist() == [6, 2000, 0]
+    names = ["road", "building", "bicyclist"]
+    shown = confusion_figure(counts, names).data[0]
+    assert list(shown.x) == [*names, "void"]
+    assert shown.z[1, -1] == pytest.approx(100 * 2000 / counts[1].sum(), abs=0.01)
+    without = confusion_figure(summed_confusion([scores["source_only"]]), names).data[0]
+    assert list(without.x) == list(without.y) == names
     text = (run / "report/report.md").read_text()
     assert said in text
     assert "| flat | 50.0% | 60.0% | 70.0% |" in text
@@ -591,7 +604,25 @@ def test_comparison(world: Path, tmp_path: Path, finished: tuple[Config, Path]) 
     assert_self_contained(text)
     assert "few &lt;b&gt;" in text
     assert "cyclegan.blocks" in text
-    assert "| cyclegan.blocks | 9 | 3 |" in (tmp_path / "out" / "report.md").read_text()
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "| cyclegan.blocks | 9 | 3 |" in markdown
+    # Arms that one run lacks are named once.
+    assert "| arms.oracle | target | – |" in markdown
+    assert "arms.oracle." not in markdown
+    assert "arms.adapted" not in markdown
+
+
+def test_arms_that_some_runs_lack_are_named_once(world: Path, tmp_path: Path) -> None:
+    def config(**arms: Any) -> Config:
+        return make_config(world, tmp_path, arms={"source_only": "source", **arms})
+
+    taught = {"train": {"translated": 1, "source": 1}, "self_training": {"masked_weight": 1}}
+    bare = {**taught, "self_training": {"masked_weight": 0}}
+    runs = {"a": config(), "b": config(taught=taught), "c": config(taught=bare)}
+    assert settings_that_differ(runs) == {
+        "arms.taught": {"a": "–", "b": "translated + source", "c": "translated + source"},
+        "arms.taught.self_training.masked_weight": {"a": "–", "b": "1.0", "c": "0.0"},
+    }
 
 
 @pytest.mark.parametrize(
