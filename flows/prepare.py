@@ -116,7 +116,8 @@ def _networks(config: Config) -> None:
     tried: list[SegmentationConfig] = []
     for name, arm in config.arms.items():
         if (recipe := config.recipe(name)) not in tried:
-            class_weights(recipe, space)
+            if isinstance(recipe.class_weights, dict):
+                class_weights(recipe.class_weights, space)
             try_model(recipe, len(space.classes))
             tried.append(recipe)
         if arm.start and arm.start not in config.arms:

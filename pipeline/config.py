@@ -318,8 +318,11 @@ class SegmentationConfig(Schema):
     """Steps in which the learning rate rises linearly from 0."""
     poly_power: float = Field(0.9, ge=0)
     """The learning rate falls as (1 - step / steps) ** poly_power: 1 is linear, 0 not at all."""
-    class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """Weight of a class's pixels in the cross-entropy, by its name; 1 where none is given."""
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict
+    )
+    """Weight of a class's pixels in the cross-entropy, by its name; 1 where none is given.
+    `balanced`: inverse to the class's share of the labelled pixels that the arm trains on."""
     hard_pixels: float = Field(1.0, gt=0, le=1)
     """Learn from this share of each frame's labelled pixels, those of the greatest cross-entropy
     (online hard example mining)."""

@@ -1,6 +1,7 @@
 """What all our YAML models share: frozen, no unknown keys, every error shown at once."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ class Schema(BaseModel):
 
 
 S = TypeVar("S", bound=Schema)
+_FORM = re.compile(r"(dict|literal)\[")
+"""What pydantic adds to the place of an error to say which of several legal forms it means."""
 
 
 def parse(model: type[S], data: Any, origin: str) -> S:
@@ -49,7 +52,7 @@ def near(name: str, legal: Iterable[str]) -> str:
 
 
 def _explain(model: type[BaseModel], detail: Any) -> str:
-    place = ".".join(str(part) for part in detail["loc"])
+    place = ".".join(str(part) for part in detail["loc"] if not _FORM.match(str(part)))
     if detail["type"] == "extra_forbidden":
         legal = _fields_at(model, detail["loc"][:-1])
         hint = near(str(detail["loc"][-1]), legal)

@@ -8,7 +8,6 @@ from pathlib import Path
 import albumentations as A
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from pipeline.cache import Reader, class_reader, frame_reader
@@ -18,6 +17,7 @@ from pipeline.config import (
     SegmentationConfig,
     SelfTrainingConfig,
 )
+from pipeline.confusion import Counts
 from pipeline.datasets import DatasetSpec, list_samples
 from pipeline.files import replacing
 from pipeline.labels import IGNORE, LabelSpace
@@ -26,8 +26,6 @@ from pipeline.training import Draws, Item
 
 Mixture = Sequence[tuple[DatasetSpec, float]]
 """Data sets and their shares of the draws, in any unit."""
-Counts = npt.NDArray[np.int64]
-"""(frames, classes) pixels of each class in each frame of a data set."""
 RECROPS = 10
 """Crops to try for one that shows enough of a rare class."""
 
@@ -75,7 +73,7 @@ def appearance(config: AugmentationConfig) -> A.Compose:
 def class_counts(
     mixture: Mixture, space: LabelSpace, cache: Path | None, folder: Path
 ) -> list[Counts]:
-    """The classes of each data set, from all its labels, or from an earlier call of this training.
+    """(frames, classes) pixels of each data set, from all its labels, or as counted before.
 
     Args:
         folder: that of the training; `class_counts.npz` there holds `names` (N,) of all frames and
@@ -123,7 +121,7 @@ def labelled_draws(
     draw chooses a data set by its share and then a frame of it.
 
     Args:
-        counts: for rare class sampling, the classes of each data set.
+        counts: `class_counts`, for rare class sampling.
 
     Raises:
         UserError: a data set is not there.
@@ -185,6 +183,7 @@ def rare_class_chooser(pixels: Counts, config: RareClassConfig, enough: float) -
     """Chooses classes, rare ones more often, and then frames that show them (`RareClassConfig`).
 
     Args:
+        pixels: (frames, classes) of each class in each frame.
         enough: pixels that a class is to have in a frame; one that no frame has so many of is not
             drawn, for it would take all draws.
     """

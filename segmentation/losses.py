@@ -4,33 +4,55 @@ Each is that of a whole batch, whose parts may lie in several processes: a proce
 whose mean over all of them is the loss, and so it is with the gradients.
 """
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import SegmentationConfig
+from pipeline.confusion import Counts
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.schema import near
 from pipeline.team import ALONE, Team
 
 
-def class_weights(config: SegmentationConfig, space: LabelSpace) -> Tensor | None:
-    """(classes,) float32 weights of the classes; None when all weigh the same.
+def class_weights(given: Mapping[str, float], space: LabelSpace) -> Tensor | None:
+    """(classes,) float32 weights of the classes by name; None when all weigh the same.
 
     Raises:
         UserError: a class that the label space does not have.
     """
-    if not config.class_weights:
+    if not given:
         return None
     names = space.class_names
-    for name in config.class_weights:
+    for name in given:
         if name not in names:
             raise UserError(
                 f"segmentation.class_weights: label space {space.name} has no class {name!r}."
                 f"{near(name, names)} Known: {', '.join(names)}."
             )
-    return torch.tensor([config.class_weights.get(name, 1.0) for name in names])
+    return torch.tensor([given.get(name, 1.0) for name in names])
+
+
+def balanced_weights(counts: Sequence[Counts], shares: Sequence[float]) -> Tensor:
+    """(classes,) float32 weights under which all classes matter equally: 1 / (K f).
+
+    f is a class's share of the labelled pixels and K the number of classes that have any: what
+    scikit-learn calls "balanced" (after King and Zeng, Political Analysis, 2001). In a mixture f is
+    the mean of the data sets' shares of the class. A class without a pixel weighs 1.
+
+    Args:
+        counts: for each data set (frames, classes) pixels.
+        shares: of the data sets in the draws, in any unit.
+    """
+    pixels = np.stack([frames.sum(axis=0) for frames in counts])
+    frequency = np.average(pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1), 0, shares)
+    present = frequency > 0
+    weights = np.ones(len(frequency))
+    weights[present] = 1 / (present.sum() * frequency[present])
+    return torch.tensor(weights.tolist())
 
 
 def cross_entropy(

@@ -29,7 +29,7 @@ from pipeline.training import (
 )
 from segmentation.cost import step_cost
 from segmentation.data import Mixture, class_counts, labelled_draws, unlabelled_draws
-from segmentation.losses import class_weights, cross_entropy, dice
+from segmentation.losses import balanced_weights, class_weights, cross_entropy, dice
 from segmentation.models import Segmenter, build_model, share_batch_norms
 from segmentation.self_training import lesson, mask_out, unnoticed, weighted_cross_entropy
 
@@ -85,8 +85,6 @@ def train(
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _adamw(model, config)
     teacher = copy.deepcopy(model).requires_grad_(False).eval() if self_training else None
-    weights = class_weights(config, space)
-    weights = weights if weights is None else weights.to(fabric.device)
 
     # Continue where an earlier run stopped.
     first = 0
@@ -108,11 +106,16 @@ def train(
     network.train()
     with team.leader_first():  # fills the cache, and counts
         counts = []
-        if config.rare_class_sampling:
+        if config.rare_class_sampling or config.class_weights == "balanced":
             counts = class_counts(mixture, space, compute.cache, folder)
         draws = [labelled_draws(mixture, space, config, seed, compute.cache, counts)]
         if self_training and target:
             draws += [unlabelled_draws(target, config, self_training, seed, compute.cache)]
+    if isinstance(config.class_weights, dict):
+        weights = class_weights(config.class_weights, space)
+    else:
+        weights = balanced_weights(counts, [share for _, share in mixture])
+    weights = weights if weights is None else weights.to(fabric.device)
     loaders = [
         batches(
             source,

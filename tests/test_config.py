@@ -50,6 +50,7 @@ def test_all_errors_at_once(tiny: Path) -> None:
     text["cyclegan"]["bloks"] = 3
     text["cyclegan"]["epochs"] = "many"
     text["segmentation"]["batch_size"] = -1
+    text["segmentation"]["class_weights"] = {"car": -2}
     text["source"]["dataset"] = "gta"
     tiny.write_text(yaml.safe_dump(text))
     with pytest.raises(UserError) as error:
@@ -59,6 +60,7 @@ def test_all_errors_at_once(tiny: Path) -> None:
     assert "cyclegan.epochs: Input should be a valid integer" in message
     assert "'many'" in message
     assert "segmentation.batch_size: Input should be greater than or equal to 1 (got -1)" in message
+    assert "segmentation.class_weights.car: Input should be greater than or equal to 0" in message
     assert "No data set 'gta'. Did you mean 'gta5'" in message
 
 

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor
 
-from pipeline.config import ComputeConfig, SegmentationConfig
+from pipeline.config import ComputeConfig
 from pipeline.errors import UserError
 from pipeline.labels import IGNORE, load_label_space
 from pipeline.team import Team, run_team
-from segmentation.losses import class_weights, cross_entropy, dice
+from segmentation.losses import balanced_weights, class_weights, cross_entropy, dice
 
 WEIGHTS = torch.tensor([1.0, 0.2, 3.0, 0.0])
 
@@ -90,7 +91,7 @@ def test_class_weights_by_name() -> None:
     space = load_label_space("camvid11")
 
     def weigh(weights: dict[str, float]) -> Tensor | None:
-        return class_weights(SegmentationConfig(class_weights=weights), space)
+        return class_weights(weights, space)
 
     assert weigh({}) is None
     found = weigh({"pole": 2.5, space.class_names[0]: 0})
@@ -99,6 +100,19 @@ def test_class_weights_by_name() -> None:
     assert dict(zip(space.class_names, found.tolist(), strict=True)) == expected
     with pytest.raises(UserError, match=r"camvid11 has no class 'poles'. Did you mean 'pole'"):
         weigh({"poles": 2})
+
+
+def test_balanced_weights_are_inverse_to_the_share_of_a_class() -> None:
+    one = np.array([[600, 100, 0, 0], [200, 100, 0, 0]])  # 80%, 20%
+    assert balanced_weights([one], [7]).tolist() == pytest.approx([0.625, 2.5, 1, 1])
+    # As scikit-learn has it: pixels / (classes that are there * pixels of the class).
+    assert balanced_weights([one], [7])[0] == 1000 / (2 * 800)
+    # A small data set that makes half of the draws: 40% + 5%, 10%, 45%.
+    other = np.array([[1, 0, 9, 0]])
+    expected = [1 / (3 * 0.45), 1 / (3 * 0.1), 1 / (3 * 0.45), 1]
+    assert balanced_weights([one, other], [2, 2]).tolist() == pytest.approx(expected)
+    nothing = np.zeros((1, 4), np.int64)
+    assert balanced_weights([nothing], [1]).tolist() == [1, 1, 1, 1]
 
 
 def in_parts(folder: Path, team: Team) -> None:

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.labels import load_label_space
 from pipeline.team import Team, run_team
 from pipeline.training import load_checkpoint, save_checkpoint
+from segmentation.losses import balanced_weights
 from segmentation.models import build_model, share_batch_norms
 from segmentation.train import CHECKPOINT, load_segmenter, train
 from tests.test_cyclegan import equal
@@ -40,6 +41,9 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "segmentation.train.build_model", lambda *a, **k: build_model(*a, **k).double()
     )
+    monkeypatch.setattr(
+        "segmentation.train.balanced_weights", lambda *a: balanced_weights(*a).double()
+    )
 
 
 def fit(
@@ -59,7 +63,7 @@ def fit(
     "settings",
     [
         pytest.param({}, marks=pytest.mark.slow),
-        {"batch_size": 4, "class_weights": {"car": 3}, "hard_pixels": 0.5, "dice_weight": 0.5},
+        {"batch_size": 4, "class_weights": "balanced", "hard_pixels": 0.5, "dice_weight": 0.5},
     ],
     ids=["plain", "all losses"],
 )
