@@ -59,9 +59,8 @@ def load_generator(path: Path, direction: Direction = "source_to_target") -> Gen
     if isinstance(content.get("networks"), dict):
         networks = _networks(content)
         if direction not in networks:
-            raise UserError(
-                f"{path} holds no {direction} network, only: {some(networks)}. {EXPECTED}."
-            )
+            found = some(map(str, networks))
+            raise UserError(f"{path} holds no {direction} network, only: {found}. {EXPECTED}.")
         content = networks[direction]
     return _generator(content, path)
 
@@ -145,7 +144,9 @@ def _start_contents(start: Path, *, paired: bool) -> dict[str, tuple[Path, Any]]
         )
     networks = _networks(content)
     if networks.keys().isdisjoint(GENERATORS):
-        raise UserError(f"cyclegan.start: {start} holds no generator, only: {some(networks)}.")
+        raise UserError(
+            f"cyclegan.start: {start} holds no generator, only: {some(map(str, networks))}."
+        )
     names = PAIRED_NAMES if paired else REFERENCE_NAMES
     return {name: (start, networks[name]) for name in names if name in networks}
 

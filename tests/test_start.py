@@ -362,8 +362,8 @@ def test_files_that_are_no_networks(recipe: Recipe, tmp_path: Path) -> None:
     assert not hasattr(sys, "mark_of_the_checkpoint")
     with pytest.raises(UserError, match=r"G_A.pth is no training checkpoint .*give the folder"):
         load_start(recipe(start=folder / "latest_net_G_A.pth"))
-    torch.save({"networks": {"source_critic": CRITIC}}, tmp_path / "last.pt")
-    with pytest.raises(UserError, match="holds no generator, only: source_critic"):
+    torch.save({"networks": {"source_critic": CRITIC, 1: 2}}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match="holds no generator, only: source_critic, 1"):
         load_start(recipe(start=tmp_path / "last.pt"))
     torch.save({"networks": {"source_to_target": 3}}, tmp_path / "last.pt")
     with pytest.raises(UserError, match=r"last.pt \(source_to_target\) holds no weights by name"):
