@@ -19,9 +19,10 @@ from PIL import Image
 
 from cyclegan.data import crop_reader
 from pipeline.cache import class_reader, frame_reader
-from pipeline.datasets import DatasetSpec, LabelReader, list_samples
+from pipeline.datasets import DatasetSpec, list_samples
 from pipeline.images import UInt8, resize_indices, resize_rgb, write_image, write_indices
 from pipeline.labels import CITYSCAPES_IDS, IGNORE, load_label_space
+from pipeline.reading import LabelReader
 from pipeline.schema import parse
 from pipeline.toyworld import render_scene
 

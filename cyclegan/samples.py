@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from torch import nn
 
 from cyclegan.translate import translate_frame
-from pipeline.datasets import DatasetSpec, Sample, evenly, read_frame
+from pipeline.datasets import DatasetSpec, Sample, evenly
 from pipeline.images import UInt8, grid
+from pipeline.reading import read_frame
 
 SAMPLE_FRAMES = 3
 

@@ -21,11 +21,12 @@ from cyclegan.networks import to_network
 from cyclegan.translate import translate_frame
 from pipeline.config import SemanticsConfig
 from pipeline.confusion import ConfusionMatrix
-from pipeline.datasets import DatasetSpec, LabelReader, Sample, evenly, read_frame
+from pipeline.datasets import DatasetSpec, Sample, evenly
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_json
 from pipeline.images import UInt8
 from pipeline.labels import IGNORE, LabelSpace
+from pipeline.reading import LabelReader, read_frame
 from pipeline.team import ALONE, Team
 
 

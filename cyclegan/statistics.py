@@ -7,8 +7,9 @@ import numpy as np
 
 from cyclegan.translate import translate_frames
 from pipeline.config import ComputeConfig, TranslationConfig
-from pipeline.datasets import DatasetSpec, list_samples, read_frame
+from pipeline.datasets import DatasetSpec, list_samples
 from pipeline.images import UInt8, resize_rgb
+from pipeline.reading import read_frame
 
 
 def translate_statistics(

@@ -13,18 +13,12 @@ from torch.nn import functional as F
 from cyclegan.checkpoints import load_generator
 from cyclegan.networks import to_network, to_rgb
 from pipeline.config import ComputeConfig, TranslationConfig
-from pipeline.datasets import (
-    DatasetSpec,
-    list_samples,
-    read_frame,
-    save_spec,
-    translated_path,
-    translated_spec,
-)
+from pipeline.datasets import DatasetSpec, list_samples, save_spec, translated_path, translated_spec
 from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.images import UInt8, write_image
 from pipeline.progress import progress
+from pipeline.reading import read_frame
 from pipeline.training import make_fabric
 
 GROUP = 4

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.datasets import list_samples, read_frame
+from pipeline.datasets import list_samples
 from pipeline.images import write_image
 from pipeline.labels import load_label_space
+from pipeline.reading import read_frame
 
 _FLOAT = 4  # bytes
 

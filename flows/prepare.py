@@ -5,16 +5,10 @@ from pathlib import Path
 
 from flows.stages import Stage, check, is_done, named, plan, remove
 from pipeline.config import Config, CycleGANConfig, SegmentationConfig
-from pipeline.datasets import (
-    DatasetSpec,
-    LabelReader,
-    check_sizes,
-    list_samples,
-    missing_classes,
-    read_frame,
-)
+from pipeline.datasets import DatasetSpec, list_samples, missing_classes
 from pipeline.errors import UserError
 from pipeline.labels import load_label_space
+from pipeline.reading import LabelReader, check_sizes, read_frame
 from pipeline.runs import write_run
 
 

@@ -17,7 +17,6 @@ from pipeline.config import Config, SegmentationConfig
 from pipeline.datasets import (
     DatasetSpec,
     Sample,
-    decoder_code,
     digest,
     instance_file,
     list_samples,
@@ -27,6 +26,7 @@ from pipeline.errors import UserError
 from pipeline.files import PART_PREFIX, read_json, remove_tree
 from pipeline.labels import LabelSpace, load_label_space
 from pipeline.progress import FILE as PROGRESS_FILE
+from pipeline.reading import decoder_code
 from pipeline.runs import (
     STAGE_FILE,
     Inputs,

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets import DatasetSpec, LabelReader, Sample, decoder_code, read_frame
+from pipeline.datasets import DatasetSpec, Sample
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing, write_json
 from pipeline.images import UInt8
 from pipeline.labels import LabelSpace
 from pipeline.progress import each
+from pipeline.reading import LabelReader, decoder_code, read_frame
 
 Reader = Callable[[int], UInt8]
 _VERSION = 1

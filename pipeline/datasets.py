@@ -12,34 +12,24 @@ A pattern without a file name ending matches any common image format.
 import csv
 import fnmatch
 import hashlib
-import inspect
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.errors import UserError
 from pipeline.files import read_yaml, write_yaml
 from pipeline.images import (
     SUFFIXES,
-    UInt8,
-    image_size,
-    read_raw,
-    read_rgb,
-    resize_indices,
-    resize_rgb,
 )
-from pipeline.labels import IGNORE, TABLES, LabelSpace, check_name
-from pipeline.schema import Schema, near, parse
+from pipeline.labels import TABLES, LabelSpace, check_name
+from pipeline.schema import Schema, near
 
 Item = TypeVar("Item")
 
@@ -50,9 +40,6 @@ returns a `DatasetSpec`."""
 PATHS = ("root", "label_root", "quarantine")
 """The fields that hold paths, relative to the file that says them."""
 _FIELD = re.compile(r"\{(\w+)\}")
-UNNAMED = 254
-"""Class index of values without a name, where they are told from those that are ignored."""
-_ROWS = 32  # so many rows of colours at a time stay in the processor's cache
 
 
 def _table(values: Any) -> Any:
@@ -281,9 +268,11 @@ def spec_fields(name_or_path: str, base: Path) -> dict[str, Any]:
         return _from_plug_in(name_or_path)
     else:
         names = [*known, *offered]
+        folder = base / name_or_path
+        hint = f" `sim2real new-dataset {folder}` writes one." if folder.is_dir() else ""
         raise UserError(
             f"No data set {name_or_path!r}.{near(name_or_path, names)} Known: "
-            f"{', '.join(names)}; or give the path of a .yaml file."
+            f"{', '.join(names)}; or give the path of a .yaml file.{hint}"
         )
     fields = read_yaml(path)
     if not isinstance(fields, dict):
@@ -292,41 +281,6 @@ def spec_fields(name_or_path: str, base: Path) -> dict[str, Any]:
         if fields.get(key) is not None:
             fields[key] = str(path.parent.absolute() / os.path.expandvars(str(fields[key])))
     return fields
-
-
-def check_sizes(spec: DatasetSpec, samples: list[Sample]) -> None:
-    """Compare each image's size with its label's, from the files' headers alone.
-
-    Raises:
-        UserError: counts the pairs that differ and names the first.
-    """
-    if spec.decoder is not None:
-        return  # no header to look at: sizes are compared when labels are read
-    problems = []
-    for sample in samples:
-        assert sample.label is not None, "list_samples was not asked for labels"
-        if problem := _sizes_differ(spec, sample, image_size(sample.label)):
-            problems.append(problem)
-    if problems:
-        raise UserError(f"Data set {spec.name}, {len(problems)} pair(s): {problems[0]}")
-
-
-def _sizes_differ(spec: DatasetSpec, sample: Sample, label: tuple[int, int]) -> str | None:
-    """What is wrong with the size of a frame beside its label's (width, height), if anything."""
-    image = image_size(sample.image)
-    # Translated frames are stored at the working width beside labels of the original size.
-    if image in (label, _working_size(spec, label)):
-        return None
-    return (
-        f"Sizes differ: image {sample.image} is {image[0]}x{image[1]}, its label {sample.label} "
-        f"is {label[0]}x{label[1]}. `sim2real check --quarantine` lists such frames, and the "
-        "spec's `quarantine` leaves them out."
-    )
-
-
-def load_spec(path: Path) -> DatasetSpec:
-    """Read a complete spec (one with a root) from a `.yaml` file."""
-    return parse(DatasetSpec, spec_fields(path.name, path.parent), str(path))
 
 
 def save_spec(spec: DatasetSpec, path: Path) -> None:
@@ -601,145 +555,3 @@ def _below_literal(pattern: str) -> str:
     """A pattern without its leading folders that have no field."""
     literal = pattern[: pattern.index("{")]
     return pattern[literal.rfind("/") + 1 :]
-
-
-def read_frame(spec: DatasetSpec, sample: Sample) -> UInt8:
-    """A frame as (H, W, 3) uint8 RGB at the data set's working width."""
-    rgb = read_rgb(sample.image)
-    return resize_rgb(rgb, _working_size(spec, (rgb.shape[1], rgb.shape[0])))
-
-
-def _working_size(spec: DatasetSpec, size: tuple[int, int]) -> tuple[int, int]:
-    if spec.width is None or spec.width == size[0]:
-        return size
-    return spec.width, max(1, round(size[1] * spec.width / size[0]))
-
-
-class LabelReader:
-    """Reads the labels of one data set as class indices of one label space."""
-
-    def __init__(self, spec: DatasetSpec, space: LabelSpace) -> None:
-        self.spec = spec
-        self._decode = None if spec.decoder is None else _decoder(spec.decoder)
-        # 2^24 entries for colours: one look-up a pixel, whatever the number of classes.
-        size = 1 << 24 if spec.encoding == "rgb" else 1 << 16
-        self._table = np.full(size, UNNAMED if spec.strict else IGNORE, np.uint8)
-        for raw, name in spec.values.items():
-            self._table[raw_value(raw, spec.encoding)] = space.index_of(name)
-
-    def read(self, sample: Sample, *, native: bool = False) -> UInt8:
-        """The label of one frame, (H, W) uint8 class indices, `IGNORE` where none applies.
-
-        Args:
-            native: at the size on disk, for scoring, rather than at the working width.
-
-        Raises:
-            UserError: unreadable file, wrong encoding, a size unlike the image's, or a value
-                without a name when the spec is strict.
-        """
-        assert sample.label is not None, "list_samples was not asked for labels"
-        raw = self.raw(sample.label)
-        size = (raw.shape[1], raw.shape[0])
-        if problem := _sizes_differ(self.spec, sample, size):
-            raise UserError(problem)
-        classes = self.classes(raw)
-        if self.spec.strict and (unnamed := classes == UNNAMED).any():
-            found = np.unique(raw.reshape(*size[::-1], -1)[unnamed], axis=0)[:10]
-            values = "; ".join(",".join(str(v) for v in value) for value in found)
-            raise UserError(
-                f"{sample.label} holds values without a name: {values} "
-                f"({unnamed.mean():.1%} of its pixels). Name them in `values` of data set "
-                f"{self.spec.name} ('unlabeled' ignores them), or set `strict: false`."
-            )
-        return classes if native else resize_indices(classes, _working_size(self.spec, size))
-
-    def classes(self, raw: npt.NDArray[np.integer]) -> UInt8:
-        """Raw values as `raw` returns them -> (H, W) uint8 class indices."""
-        if raw.ndim == 3:
-            return _look_up_colors(self._table, raw)
-        if raw.dtype == np.uint8:
-            return np.asarray(cv2.LUT(raw, self._table[:256]))
-        return np.asarray(self._table[raw])
-
-    def raw(self, path: Path) -> npt.NDArray[np.integer]:
-        """The raw values of a label file: (H, W) uint8 or uint16, or (H, W, 3) uint8 colours.
-
-        Raises:
-            UserError: unreadable file, or not of the encoding that the spec says.
-        """
-        if self._decode is not None:
-            return self._decoded(path, self._decode)
-        raw = read_raw(path)
-        encoding = self.spec.encoding
-        if encoding == "ids":
-            if raw.ndim != 2:
-                raise UserError(
-                    f"{path} is a colour image, and data set {self.spec.name} says `encoding: "
-                    "ids`. Set `encoding` to rgb or channel."
-                )
-            return _narrow(raw)
-        channels = 1 if raw.ndim == 2 else raw.shape[2]
-        needed = 3 if encoding == "rgb" else self.spec.channel + 1
-        if raw.ndim == 2 or channels < needed:
-            raise UserError(
-                f"{path} has {channels} channel(s), and data set {self.spec.name} says "
-                f"`encoding: {encoding}`, which needs {max(needed, 3)}. Set `encoding` to ids."
-            )
-        if encoding == "channel":
-            return _narrow(raw[:, :, self.spec.channel])
-        if raw.dtype != np.uint8:
-            raise UserError(f"{path} is a 16-bit colour image; colours of 8 bits are expected.")
-        return np.ascontiguousarray(raw[:, :, :3])
-
-    def _decoded(self, path: Path, decode: Any) -> npt.NDArray[np.integer]:
-        try:
-            raw = np.asarray(decode(path))
-        except Exception as error:  # a stranger's code: whatever it raises is its author's to mend
-            raise UserError(
-                f"Decoder {self.spec.decoder} fails on {path}: {type(error).__name__}: {error}"
-            ) from error
-        if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.integer):
-            raise UserError(
-                f"Decoder {self.spec.decoder} returned {raw.dtype} values of shape {raw.shape} for "
-                f"{path}; (H, W) integers are expected."
-            )
-        if raw.size and not 0 <= raw.min() <= raw.max() <= 65535:
-            raise UserError(
-                f"Decoder {self.spec.decoder} returned values in {raw.min()}..{raw.max()} for "
-                f"{path}; 0..65535 are expected."
-            )
-        return raw.astype(np.uint16)
-
-
-def decoder_code(name: str) -> str:
-    """A hash of the module that holds a decoder, so that what it made is known by its code."""
-    source = inspect.getsourcefile(_decoder(name))
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
-
-
-def _narrow(raw: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-    """(H, W) values as uint8 or uint16, contiguous."""
-    return np.ascontiguousarray(raw, None if raw.dtype == np.uint8 else np.uint16)
-
-
-def _look_up_colors(table: UInt8, rgb: npt.NDArray[np.integer]) -> UInt8:
-    """table[R << 16 | G << 8 | B] for each pixel of (H, W, 3) uint8."""
-    classes = np.empty(rgb.shape[:2], np.uint8)
-    for top in range(0, len(rgb), _ROWS):
-        # OpenCV writes B, G, R, 255 as four bytes: read as one little-endian number, masked.
-        packed = cv2.cvtColor(rgb[top : top + _ROWS], cv2.COLOR_RGB2BGRA).view("<u4")[:, :, 0]
-        np.take(table, packed & 0xFFFFFF, out=classes[top : top + _ROWS], mode="clip")
-    return classes
-
-
-def _decoder(name: str) -> Any:
-    try:
-        decode = resolve_name(name)
-    except Exception as error:  # a stranger's module: whatever its import raises
-        raise UserError(
-            f"Decoder {name} cannot be imported ({type(error).__name__}: {error}). Install the "
-            "package that holds it into this environment, or mend `decoder`."
-        ) from error
-    if not callable(decode):
-        raise UserError(f"Decoder {name} is no function. Mend `decoder`.")
-    return decode

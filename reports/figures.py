@@ -16,10 +16,11 @@ from markupsafe import Markup
 from PIL import Image
 
 from pipeline.config import Config
-from pipeline.datasets import DatasetSpec, LabelReader, list_samples, read_frame
+from pipeline.datasets import DatasetSpec, list_samples
 from pipeline.errors import UserError
 from pipeline.images import UInt8, read_raw, read_rgb, resize_indices, resize_rgb, size_within
 from pipeline.labels import LabelSpace
+from pipeline.reading import LabelReader, read_frame
 from reports.tables import AFTER, BEFORE, IDEAL, Evaluation, evaluation_folder, ordered_arms
 
 WORST = 4

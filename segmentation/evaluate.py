@@ -9,11 +9,12 @@ from torch import Tensor
 
 from pipeline.config import ComputeConfig, EvaluationConfig
 from pipeline.confusion import ConfusionMatrix
-from pipeline.datasets import DatasetSpec, LabelReader, Sample, list_samples, read_frame
+from pipeline.datasets import DatasetSpec, Sample, list_samples
 from pipeline.errors import UserError
 from pipeline.images import UInt8, resize_indices, size_within, write_image, write_indices
 from pipeline.labels import LabelSpace
 from pipeline.progress import progress
+from pipeline.reading import LabelReader, read_frame
 from pipeline.training import make_fabric
 from segmentation.predict import predict_on_device, views
 from segmentation.scores import (

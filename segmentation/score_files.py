@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.confusion import Counts, count_pairs
-from pipeline.datasets import DatasetSpec, LabelReader, Sample, evenly, list_samples
+from pipeline.datasets import DatasetSpec, Sample, evenly, list_samples
 from pipeline.errors import UserError
 from pipeline.images import UInt8, image_size, read_raw
 from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelSpace
+from pipeline.reading import LabelReader
 from segmentation.scores import (
     FrameCounts,
     counted_in,

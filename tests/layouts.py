@@ -16,6 +16,9 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.io import savemat
 
+from pipeline.datasets import DatasetSpec, spec_fields
+from pipeline.schema import parse
+
 Array = npt.NDArray[Any]
 _COLUMNS, _BLOCK = 8, 2
 
@@ -34,6 +37,11 @@ CAMVID32 = (
     *[(0, 0, 64), (0, 64, 64), (192, 64, 128), (128, 128, 0), (192, 128, 192), (64, 0, 64)],
     *[(192, 192, 0), (0, 0, 0), (64, 192, 0)],
 )
+
+
+def load_spec(path: Path) -> DatasetSpec:
+    """A data set's file, read as the commands read it."""
+    return parse(DatasetSpec, spec_fields(path.name, path.parent), str(path))
 
 
 @dataclass

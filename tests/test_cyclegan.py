@@ -36,10 +36,11 @@ from cyclegan.translate import (
     translate_group,
 )
 from pipeline.config import Config, CycleGANConfig, load_config
-from pipeline.datasets import list_samples, load_spec
+from pipeline.datasets import list_samples
 from pipeline.errors import UserError
 from pipeline.images import read_rgb
 from pipeline.training import follow, load_checkpoint, save_checkpoint, seed_step
+from tests.layouts import load_spec
 
 
 @pytest.fixture

@@ -11,11 +11,7 @@ from scipy.io import savemat
 
 from pipeline.datasets import (
     DatasetSpec,
-    LabelReader,
-    check_sizes,
     list_samples,
-    load_spec,
-    read_frame,
     save_spec,
     spec_fields,
     translated_path,
@@ -23,7 +19,9 @@ from pipeline.datasets import (
 )
 from pipeline.errors import UserError
 from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelClass, LabelSpace, load_label_space
+from pipeline.reading import LabelReader, check_sizes, read_frame
 from pipeline.schema import parse
+from tests.layouts import load_spec
 
 CITYSCAPES = load_label_space("cityscapes19")
 

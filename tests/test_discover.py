@@ -12,20 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import (
-    DatasetSpec,
-    LabelReader,
-    built_in_specs,
-    list_samples,
-    load_spec,
-    spec_fields,
-)
+from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fields
 from pipeline.errors import UserError
 from pipeline.intake.discover import Discovery, describe, discover, write_first_spec
 from pipeline.labels import CITYSCAPES_IDS, CITYSCAPES_TRAIN_IDS, load_label_space
+from pipeline.reading import LabelReader
 from pipeline.schema import parse
 from pipeline.toyworld import render_scene
 from tests.foreign_layout import translation, write_foreign
+from tests.layouts import load_spec
 
 SIZE = (128, 64)
 Array = np.ndarray[Any, Any]

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from flows import doctor
-from pipeline.datasets import DatasetSpec, LabelReader, list_samples, save_spec, spec_fields
+from pipeline.datasets import DatasetSpec, list_samples, save_spec, spec_fields
 from pipeline.errors import UserError
 from pipeline.images import read_rgb
 from pipeline.intake.compare import compare
@@ -31,6 +31,7 @@ from pipeline.intake.findings import (
     write_quarantine,
 )
 from pipeline.labels import load_label_space
+from pipeline.reading import LabelReader
 from pipeline.toyworld import write_toy_world
 from reports.check import write_check
 

@@ -14,10 +14,11 @@ import yaml
 from PIL import Image
 
 from flows.cli import main
-from pipeline.datasets import load_spec, read_quarantine
+from pipeline.datasets import read_quarantine
 from pipeline.training import load_checkpoint
 from tests.conftest import TINY
 from tests.foreign_layout import table_of, write_foreign
+from tests.layouts import load_spec
 from tests.test_real_data import pytestmark as needs_real_data
 
 

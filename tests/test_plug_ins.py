@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import DatasetSpec, LabelReader, list_samples, plug_ins, spec_fields
+from pipeline.datasets import DatasetSpec, list_samples, plug_ins, spec_fields
 from pipeline.errors import UserError
 from pipeline.images import write_image
 from pipeline.labels import load_label_space
+from pipeline.reading import LabelReader
 from pipeline.schema import parse
 
 SPACE = load_label_space("cityscapes19")

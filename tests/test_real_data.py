@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.config import load_config
-from pipeline.datasets import LabelReader, list_samples, read_frame
+from pipeline.datasets import list_samples
 from pipeline.labels import IGNORE, load_label_space
+from pipeline.reading import LabelReader, read_frame
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(

@@ -16,11 +16,12 @@ from markupsafe import escape
 from pipeline.bootstrap import interval, resample, share_better
 from pipeline.config import Config, load_config
 from pipeline.confusion import ConfusionMatrix
-from pipeline.datasets import LabelReader, list_samples, read_frame, translated_path
+from pipeline.datasets import list_samples, translated_path
 from pipeline.errors import UserError
 from pipeline.files import write_json, write_text, write_yaml
 from pipeline.images import write_image, write_indices
 from pipeline.labels import load_label_space
+from pipeline.reading import LabelReader, read_frame
 from pipeline.runs import write_run
 from pipeline.toyworld import write_toy_world
 from reports.figures import POINTS, confusion_figure, read_log

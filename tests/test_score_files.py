@@ -13,10 +13,11 @@ from PIL import Image
 
 from pipeline import cityscapes
 from pipeline.config import load_config
-from pipeline.datasets import DatasetSpec, LabelReader, Sample, list_samples
+from pipeline.datasets import DatasetSpec, Sample, list_samples
 from pipeline.errors import UserError
 from pipeline.images import UInt8, read_raw, write_image, write_indices
 from pipeline.labels import IGNORE, load_label_space
+from pipeline.reading import LabelReader
 from segmentation.score_files import match_files, score_files
 
 SPACE = load_label_space("cityscapes19")

@@ -20,10 +20,11 @@ from pipeline.config import (
     load_config,
 )
 from pipeline.confusion import ConfusionMatrix
-from pipeline.datasets import LabelReader, list_samples
+from pipeline.datasets import list_samples
 from pipeline.errors import UserError
 from pipeline.images import read_raw, read_rgb
 from pipeline.labels import IGNORE, LabelClass, load_label_space
+from pipeline.reading import LabelReader
 from pipeline.training import load_checkpoint
 from segmentation.data import geometry, labelled_draws
 from segmentation.evaluate import count_on_device, count_tensors, evaluate
@@ -284,7 +285,7 @@ def test_a_network_learns_and_is_scored_at_the_ground_truth_s_size(
     matrix = ConfusionMatrix(19)
     for sample in list_samples(half, labelled=True):
         truth = reader.read(sample, native=True)
-        from pipeline.datasets import read_frame
+        from pipeline.reading import read_frame
 
         matrix.add(truth, predict(model, read_frame(half, sample), truth.shape))
     assert result["confusion"] == matrix.counts.tolist()

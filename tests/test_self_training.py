@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from flows.prepare import preflight
 from flows.stages import all_inputs, plan, run_stage
 from pipeline.config import Config, RareClassConfig, SelfTrainingConfig, load_config
-from pipeline.datasets import LabelReader, list_samples
+from pipeline.datasets import list_samples
 from pipeline.errors import UserError
 from pipeline.images import read_rgb
 from pipeline.labels import IGNORE, load_label_space
+from pipeline.reading import LabelReader
 from pipeline.training import load_checkpoint
 from segmentation.data import class_counts, labelled_draws, rare_class_chooser, unlabelled_draws
 from segmentation.self_training import (

@@ -11,15 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pipeline.datasets import (
-    DatasetSpec,
-    LabelReader,
-    built_in_specs,
-    check_sizes,
-    list_samples,
-    read_frame,
-    spec_fields,
-)
+from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fields
 from pipeline.errors import UserError
 from pipeline.labels import (
     CITYSCAPES_IDS,
@@ -29,6 +21,7 @@ from pipeline.labels import (
     LabelSpace,
     load_label_space,
 )
+from pipeline.reading import LabelReader, check_sizes, read_frame
 from pipeline.schema import parse
 from tests.layouts import CAMVID32, LAYOUTS, VIRTUAL_KITTI_2, Layout
 from tests.test_labels import CITYSCAPES

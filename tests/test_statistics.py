@@ -15,10 +15,11 @@ from flows.estimate import estimate
 from flows.prepare import preflight
 from flows.stages import all_inputs, check, named, plan, remove, run_stage, translator
 from pipeline.config import load_config
-from pipeline.datasets import list_samples, load_spec
+from pipeline.datasets import list_samples
 from pipeline.errors import UserError
 from pipeline.images import UInt8, read_rgb
 from pipeline.runs import write_run
+from tests.layouts import load_spec
 
 
 def picture(seed: int, size: tuple[int, int], low: int = 0, high: int = 256) -> UInt8:

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.datasets import UNNAMED, DatasetSpec, LabelReader, raw_value
+from pipeline.datasets import DatasetSpec, raw_value
 from pipeline.errors import UserError
 from pipeline.images import UInt8, open_image, read_raw, read_rgb
 from pipeline.labels import IGNORE, VOCABULARY, LabelSpace, load_label_space
+from pipeline.reading import UNNAMED, LabelReader
 
 SIGNATURE = 16
 """Side of the grey thumbnail by which frames are told apart."""
