@@ -60,6 +60,11 @@ def run(
     from pipeline.config import load_config
     from pipeline.errors import UserError
 
+    if (config / "config.yaml").is_file():
+        raise UserError(
+            f"{config} is the folder of a run. Continue it: sim2real run {config}/config.yaml "
+            f"--run {config}"
+        )
     loaded = load_config(config, settings)
     plain = Path("runs") / loaded.name
     if not ladder:
@@ -94,9 +99,10 @@ def demo(
     from pipeline.files import write_text
     from pipeline.toyworld import write_toy_world
 
+    shipped, config = Path(__file__).parent / "demo.yaml", out / "demo.yaml"
+    load_config(shipped, settings)  # a misspelt setting is said before anything is drawn
     write_toy_world(out / "data")
-    config = out / "demo.yaml"
-    write_text(config, (Path(__file__).parent / "demo.yaml").read_text())
+    write_text(config, shipped.read_text())
     _run_flow(load_config(config, settings), out, [])
 
 
@@ -398,7 +404,8 @@ def status(run: RunFolder) -> None:
     if (run / "ladder.json").is_file():
         _ladder_status(run)
         return
-    stages = plan(read_run(run), run)
+    config = read_run(run)
+    stages = plan(config, run)
     table = Table("stage", "state", "progress", "time", "left")
     worked, left, unknown = 0.0, 0.0, False
     for name, state, progress, seconds, remaining in status_rows(run, stages):
@@ -408,7 +415,16 @@ def status(run: RunFolder) -> None:
         unknown |= remaining is None
     table.add_section()
     table.add_row("all", "", "", _minutes(worked), _minutes(left) + (" + ?" if unknown else ""))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if (cache := config.compute.cache) is not None and cache.is_dir():
+        size = sum(file.stat().st_size for file in cache.glob("*.bin"))
+        console.print(
+            f"Cache: {cache}, {size / 1e9:.2f} GB. Remove it when no run of its data sets is left.",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
 
 
 def _ladder_status(folder: Path) -> None:
@@ -644,7 +660,13 @@ def main() -> None:
     except (UserError, OSError) as error:
         if debug:
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = (
+                f"{error.filename}: {error.strerror}. Look whether the path is right, may be read "
+                "and written, and has room on its disk."
+            )
+        print(f"Error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("Stopped. The same command continues.", file=sys.stderr)

@@ -1,8 +1,9 @@
 """Frames decoded once: uint8 arrays at the working size in one memory-mapped file.
 
 A PNG of two megapixels takes longer to decode than many a training step. With a cache folder each
-is decoded once, before the first step; then a crop costs the pages that it touches. Files of other
-widths or older translations are never removed: empty the folder when its runs are done.
+is decoded once, before the first step; then a crop costs the pages that it touches. What is made of
+files that have changed takes the place of what was made of them before. All else stays: other
+widths, data sets that are gone. The folder may be removed whenever nothing trains.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +79,12 @@ def _cached(
     The file is found by what it was made from: paths, sizes and times of `files`, and `how`.
     """
     stats = [(str(file.absolute()), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
-    key = hashlib.sha256(json.dumps([_VERSION, how, stats]).encode()).hexdigest()[:16]
+    key, place = _hash([_VERSION, how, stats]), _hash([how, [path for path, *_ in stats]])
     data, shapes_file = folder / f"{key}.bin", folder / f"{key}.json"
     if not shapes_file.is_file():
-        write_json(shapes_file, {"what": title, "shapes": _fill(read, len(files), data, title)})
+        shapes = _fill(read, len(files), data, title)
+        write_json(shapes_file, {"what": title, "place": place, "shapes": shapes})
+        _remove_older(shapes_file, place)
     shapes = [tuple(shape) for shape in read_json(shapes_file).get("shapes", ())]
     ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)])
     if not data.is_file() or data.stat().st_size != ends[-1]:
@@ -91,6 +95,19 @@ def _cached(
         return np.asarray(flat[ends[index] : ends[index + 1]]).reshape(shapes[index])
 
     return read_cached
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _remove_older(newest: Path, place: str) -> None:
+    """Remove what was made of the same files in the same way before they changed."""
+    for other in newest.parent.glob("*.json"):
+        with suppress(FileNotFoundError):  # another training may remove it, too
+            if other != newest and read_json(other).get("place") == place:
+                other.unlink()
+                other.with_suffix(".bin").unlink()
 
 
 def _fill(read: Reader, count: int, data: Path, title: str) -> list[tuple[int, ...]]:

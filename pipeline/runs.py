@@ -109,7 +109,7 @@ def read_run(folder: Path) -> Config:
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
             f"{folder} is no run folder: it has no {CONFIG_FILE}. Make one with "
-            "`sim2real run CONFIG --run DIR`, or give this command --config CONFIG."
+            "`sim2real run CONFIG --run DIR`; the commands that train make it with --config CONFIG."
         )
     return load_config(folder / CONFIG_FILE)
 

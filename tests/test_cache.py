@@ -107,7 +107,13 @@ def test_other_files_or_decoding_make_another_cache(spec: DatasetSpec, tmp_path:
         file.write(bytes(before.st_size - samples[0].image.stat().st_size))
     os.utime(samples[0].image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert samples[0].image.stat().st_size == before.st_size
+    old = frame_reader(spec, samples[1:], cache)
     assert (frame_reader(spec, samples, cache)(0) == [1, 2, 3]).all()
+    # What was made of the old picture is gone; what is made of other files or sizes is not.
+    assert len(list(cache.glob("*.json"))) == len(list(cache.glob("*.bin"))) == 6
+    assert (frame_reader(wider, samples, cache)(0) == [1, 2, 3]).all()
+    assert len(list(cache.glob("*.bin"))) == 6
+    assert old(0).shape == (12, 16, 3)
 
 
 def test_a_frame_that_cannot_be_read_leaves_nothing(spec: DatasetSpec, tmp_path: Path) -> None:

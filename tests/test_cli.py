@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from flows import cli as cli_module
+from pipeline.config import load_config
 from pipeline.images import read_raw
+from pipeline.runs import write_run
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Fails = Callable[..., str]
@@ -138,6 +140,8 @@ def test_no_place_to_write(fails: Fails, tiny: Path) -> None:
     assert "Cannot write to /proc/sim2real" in fails("run", tiny, "--run", "/proc/sim2real")
     Path("file").write_text("")
     assert "Cannot write to file/run" in fails("run", tiny, "--run", "file/run")
+    told = fails("demo", "--out", "/proc/sim2real")
+    assert "/proc/sim2real: No such file or directory. Look whether the path is right" in told
 
 
 def test_full_disk_leaves_nothing_half_written(fails: Fails, tiny: Path) -> None:
@@ -163,6 +167,30 @@ def test_files_and_runs_that_do_not_exist(fails: Fails, tiny: Path) -> None:
     assert "needs --config" in fails("train-cyclegan", "r", "--set", "seeds=[1]")
     assert "no run folder" in fails("status", "r")
     assert "no run folder" in fails("compare", "r", "--out", "x")
+    assert "foo: unknown key" in fails("demo", "--out", "x", "--set", "foo=1")
+    assert not Path("x").exists()
+
+
+def test_folders_in_place_of_files(fails: Fails) -> None:
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/config.yaml").touch()
+    message = fails("run", "runs/a")
+    assert "Continue it: sim2real run runs/a/config.yaml --run runs/a" in message
+    assert "`sim2real new-dataset runs` writes one" in fails("check", "runs")
+
+
+def test_status_says_what_the_cache_takes(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(tiny, [f"compute.cache={tmp_path / 'cache'}"])
+    write_run(tmp_path / "run", config)
+    cli_module.status(tmp_path / "run")
+    assert "Cache" not in capsys.readouterr().out
+    (tmp_path / "cache").mkdir()
+    with (tmp_path / "cache" / "0.bin").open("wb") as file:
+        file.truncate(1_230_000_000)
+    cli_module.status(tmp_path / "run")
+    assert f"Cache: {tmp_path / 'cache'}, 1.23 GB." in capsys.readouterr().out
 
 
 def test_a_mistyped_run_makes_no_folder(fails: Fails) -> None:
