@@ -86,7 +86,7 @@ def train(
     steps = steps_per_epoch * (config.epochs + config.decay_epochs)
 
     # Networks and optimisers.
-    fabric = make_fabric(compute, training=True, device=team.rank)
+    fabric = make_fabric(compute, training=True, device=team.device)
     seed_step(config.seed, 0)
     networks: dict[str, nn.Module] = {
         "source_to_target": build_generator(config),

@@ -147,7 +147,13 @@ def _stop_at_once(*_: object) -> None:
     """
     from prefect.server.api.server import SubprocessASGIServer
 
+    from pipeline.launch import torchrun
+
     print("Stopped. The same command continues.", file=sys.stderr, flush=True)
+    if torchrun():
+        from pipeline.team import say_over
+
+        say_over(130)
     for server in list(SubprocessASGIServer._instances.values()):
         if server.server_process:
             server.server_process.kill()
@@ -649,6 +655,21 @@ def _guard_packages() -> None:
 def main() -> None:
     """Run the command line; what the user can mend is one message and status 2."""
     _guard_packages()
+    from pipeline.launch import torchrun
+
+    launch = torchrun()
+    if launch is None:
+        _command()
+        return
+    from pipeline.team import follow, leading
+
+    if launch.rank > 0:
+        follow()
+    with leading():
+        _command()
+
+
+def _command() -> None:
     from pipeline.errors import UserError
 
     # A plain SIGTERM would leave Prefect's server process behind.

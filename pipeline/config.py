@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.datasets import PATHS, DatasetSpec, spec_fields
 from pipeline.errors import UserError
 from pipeline.files import parse_yaml, read_yaml
+from pipeline.launch import torchrun
 from pipeline.schema import Schema, near, parse
 
 Size = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
@@ -32,7 +33,8 @@ class ComputeConfig(Schema):
     """GPUs of this machine (on a CPU: processes) that train one network together, each on an equal
     part of every batch: each `batch_size` is that of all together and a multiple of this. No effect
     on results but for rounding and what is drawn in a step: dropout, and self-training's mixtures.
-    Translation, evaluation and paired training use one."""
+    Translation, evaluation and paired training use one. Under torchrun its processes are the
+    devices, and this number is not read."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bf16-mixed on a GPU, 32-true on a CPU. Losses are always fp32."""
     compile: bool = False
@@ -44,6 +46,12 @@ class ComputeConfig(Schema):
     cache: Path | None = None
     """Folder in which frames and labels are kept decoded at their working size, so that training
     does not wait for large PNGs; 3 bytes a pixel and 1 for its label. No effect on results."""
+
+    @property
+    def processes(self) -> int:
+        """How many train one network: as many as torchrun started, else `devices`."""
+        launch = torchrun()
+        return launch.size if launch else self.devices
 
 
 class SemanticsConfig(Schema):
@@ -473,12 +481,13 @@ class Config(Schema):
 
     @model_validator(mode="after")
     def _shares_are_equal(self) -> Self:
-        devices = self.compute.devices
+        devices = self.compute.processes
+        number = "the number of torchrun's processes" if torchrun() else "compute.devices"
         trains = self.translates and self.translation.trains
         if trains and self.cyclegan.paired and devices > 1:
             raise ValueError(
-                f"compute.devices is {devices}, and paired training (cyclegan.paired) uses one "
-                "device; set compute.devices to 1"
+                f"{number} is {devices}, and paired training (cyclegan.paired) uses one device; "
+                "make it 1"
             )
         batches = {"cyclegan": self.cyclegan.batch_size} if trains else {}
         for name, arm in self.arms.items():
@@ -490,8 +499,8 @@ class Config(Schema):
                 fitting = [n for n in range(1, batch + 1) if batch % n == 0]
                 raise ValueError(
                     f"{place}.batch_size {batch} is that of all devices together and must be a "
-                    f"multiple of compute.devices, {devices}; set compute.devices to one of "
-                    f"{fitting}, or, in a new run, {place}.batch_size to {batch + -batch % devices}"
+                    f"multiple of {number}, {devices}; make that one of {fitting}, or, in a new "
+                    f"run, {place}.batch_size {batch + -batch % devices}"
                 )
         return self
 

@@ -1,10 +1,16 @@
-"""Several processes of one machine that train one network together, each on a device of its own.
+"""Several processes that train one network together, each on a device of its own.
 
 Every process runs the same code and holds the same networks. They differ in their share of each
 batch, and in that the first alone writes files.
+
+Under torchrun each of its processes starts one that trains and watches over it: one that waits for
+the others' gradients hears nothing else. The first of torchrun's processes does the command and
+hands out the work; the others follow it. What they tell each other is in torchrun's store.
 """
 
+import itertools
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -12,21 +18,29 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed import (  # type: ignore[attr-defined]
+    FileStore,
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
 from pipeline.config import ComputeConfig
 from pipeline.errors import UserError
+from pipeline.launch import torchrun
 from pipeline.training import accelerator, check_devices
 
 START = "spawn"
@@ -34,6 +48,8 @@ START = "spawn"
 _PATIENCE = 3.0
 """Seconds between a broken connection and the news of who died, and between asking a process to end
 and ending it."""
+_TICK = 0.05
+"""Seconds between two looks at what the processes have to say."""
 # Who started the processes sees a death at once. A first process that fills a cache may keep the
 # others waiting for hours.
 _TIMEOUT = timedelta(days=1)
@@ -65,6 +81,8 @@ class Team:
     rank: int = 0
     """This process's number, from 0."""
     size: int = 1
+    device: int = 0
+    """Which GPU of its machine is its own."""
 
     @property
     def leads(self) -> bool:
@@ -134,7 +152,7 @@ ALONE = Team()
 
 
 def run_team(compute: ComputeConfig, work: Callable[..., None], *arguments: object) -> None:
-    """Call `work(*arguments, team)` on `compute.devices` devices at once, a process for each.
+    """Call `work(*arguments, team)` on `compute.processes` devices at once, a process for each.
 
     One device needs no further process. More get arguments that can be pickled. When one process
     fails or dies, or this one is interrupted or killed, all end.
@@ -143,28 +161,61 @@ def run_team(compute: ComputeConfig, work: Callable[..., None], *arguments: obje
         UserError: there are not so many devices; `work` raised it in a process; a process died.
     """
     check_devices(compute)
-    if compute.devices == 1:
+    size = compute.processes
+    if size == 1:
         work(*arguments, ALONE)
-        return
+    elif torchrun():
+        _hand_out(compute, work, arguments, size)
+    else:
+        with tempfile.TemporaryDirectory(prefix="sim2real-") as folder:
+            job = _Job(compute, _backend(compute), work, arguments)
+            store = partial(FileStore, str(Path(folder) / "store"), size)
+            teams = [Team(rank, size, rank) for rank in range(size)]
+            with _members(teams, job, store) as looks:
+                _wait(looks)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every process of a team gets to do."""
+
+    compute: ComputeConfig
+    backend: str
+    work: Callable[..., None]
+    arguments: tuple[object, ...]
+
+
+_Look = Callable[[], list[Any]]
+"""Returns nothing while a process works; then what it reports: None, an error of the user's, or a
+traceback."""
+
+
+def _backend(compute: ComputeConfig) -> str:
+    return "nccl" if accelerator(compute) == "cuda" else "gloo"
+
+
+@contextmanager
+def _members(teams: Sequence[Team], job: _Job, store: Callable[[], Store]) -> Iterator[list[_Look]]:
+    """Processes that do a job, for as long as the block lasts.
+
+    Args:
+        store: opens what they find each other by.
+    """
     context: Any = get_context(START)
-    backend = "nccl" if accelerator(compute) == "cuda" else "gloo"
-    members: list[tuple[BaseProcess, Connection]] = []
-    with tempfile.TemporaryDirectory(prefix="sim2real-") as folder:
-        try:
-            for rank in range(compute.devices):
-                reports, reporting = context.Pipe(duplex=False)
-                team = Team(rank, compute.devices)
-                process = context.Process(
-                    target=_member,
-                    args=(team, backend, Path(folder) / "store", reporting, work, arguments),
-                )
-                members.append((process, reports))
-                with _no_interrupt():
-                    process.start()
-                reporting.close()
-            _wait(members)
-        finally:
-            _end([process for process, _ in members if process.pid is not None])
+    processes: list[BaseProcess] = []
+    looks: list[_Look] = []
+    try:
+        for team in teams:
+            reports, reporting = context.Pipe(duplex=False)
+            process = context.Process(target=_member, args=(team, job, store, reporting))
+            with _no_interrupt():
+                process.start()
+            processes.append(process)
+            looks.append(partial(_look, team.rank, process, reports))
+            reporting.close()
+        yield looks
+    finally:
+        _end(processes)
 
 
 @contextmanager
@@ -177,36 +228,14 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _member(
-    team: Team,
-    backend: str,
-    store: Path,
-    reporting: Connection,
-    work: Callable[..., None],
-    arguments: tuple[object, ...],
-) -> None:
+def _member(team: Team, job: _Job, store: Callable[[], Store], reporting: Connection) -> None:
     """One process of a team: reports None when done, an error of the user's, or a traceback."""
     # Not the default, so that bars and logs are closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        torch.set_num_threads(max(1, torch.get_num_threads() // team.size))
-        device = None
-        if backend == "nccl":
-            device = torch.device("cuda", team.rank)
-            torch.cuda.set_device(device)
-        elif sys.platform == "linux":
-            # Gloo would take the address of the machine's name, which may have none.
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        dist.init_process_group(
-            backend,
-            init_method=f"file://{store}",
-            rank=team.rank,
-            world_size=team.size,
-            timeout=_TIMEOUT,
-            device_id=device,
-        )
-        work(*arguments, team)
+        _join(team, job, store)
+        job.work(*job.arguments, team)
         dist.barrier()
         dist.destroy_process_group()
         # Nothing is left to close, and an exit in the middle of Python's own would be a traceback.
@@ -221,6 +250,38 @@ def _member(
             signal.pause()
 
 
+def _join(team: Team, job: _Job, store: Callable[[], Store]) -> None:
+    """Meet the other processes of the team."""
+    launch = torchrun()
+    check_devices(job.compute)
+    if (backend := _backend(job.compute)) != job.backend:
+        raise UserError(
+            f"Process 0 works with {job.backend}, and process {team.rank} finds devices for "
+            f"{backend} (nccl is for GPUs, gloo for CPUs). Set compute.accelerator to cpu, or see "
+            "that torch finds the GPUs of every machine."
+        )
+    # torchrun has told each process how many threads are its own.
+    sharing = team.size if launch is None else 1
+    torch.set_num_threads(max(1, torch.get_num_threads() // sharing))
+    device = None
+    if backend == "nccl":
+        device = torch.device("cuda", team.device)
+        torch.cuda.set_device(device)
+    elif sys.platform == "linux" and (launch is None or launch.local_size == launch.size):
+        # Gloo would take the address of the machine's name, which may have none.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    meeting = store()
+    meeting.set_timeout(_TIMEOUT)
+    dist.init_process_group(
+        backend,
+        store=meeting,
+        rank=team.rank,
+        world_size=team.size,
+        timeout=_TIMEOUT,
+        device_id=device,
+    )
+
+
 def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
@@ -228,32 +289,36 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _wait(members: Sequence[tuple[BaseProcess, Connection]]) -> None:
-    """Return when all are done; raise what one reports, or that it died."""
-    working = dict(enumerate(members))
+def _look(rank: int, process: BaseProcess, reports: Connection) -> list[Any]:
+    """What a process of this one's reports; that it died, where it does not."""
+    ended = process.exitcode is not None  # before the look at what it may have said
+    try:
+        if reports.poll():
+            return [reports.recv()]
+        if not ended:
+            return []
+    except EOFError:
+        process.join(_PATIENCE)
+    # Its reading processes may outlive it and keep the connection open.
+    return [UserError(_died(rank, process.exitcode))]
+
+
+def _wait(looks: Sequence[_Look]) -> None:
+    """Return when all are done; raise what one reports."""
+    working = dict(enumerate(looks))
     unexpected, since = "", 0.0
     while working:
-        connection.wait([reports for _, reports in working.values()], timeout=0.5)
-        for rank, (process, reports) in list(working.items()):
-            ended = process.exitcode is not None  # before the look at what it may have said
-            if not (reports.poll() or ended):
-                continue
-            try:
-                # Its reading processes may outlive it and keep the connection open.
-                if not reports.poll():
-                    raise EOFError
-                report = reports.recv()
-            except EOFError:
-                process.join(_PATIENCE)
-                raise UserError(_died(rank, process.exitcode)) from None
-            del working[rank]
-            if isinstance(report, Exception):
-                raise report
-            if report is not None and not unexpected:
-                unexpected, since = report, time.monotonic()
+        time.sleep(_TICK)
+        for rank, look in list(working.items()):
+            for report in look():
+                del working[rank]
+                if isinstance(report, Exception):
+                    raise report
+                if report is not None and not unexpected:
+                    unexpected, since = report, time.monotonic()
         # A connection breaks when another process dies, and that is the better news.
         if unexpected and (not working or time.monotonic() > since + _PATIENCE):
-            raise RuntimeError(f"in a process of {len(members)}:\n{unexpected}")
+            raise RuntimeError(f"in a process of {len(looks)}:\n{unexpected}")
 
 
 def _died(rank: int, code: int | None) -> str:
@@ -275,3 +340,116 @@ def _end(processes: Sequence[BaseProcess]) -> None:
         process.join(max(0.0, deadline - time.monotonic()))
         process.kill()  # one that waits for a device does not hear the request
         process.join()
+
+
+# Under torchrun. Its store holds, for the n-th work, `work-n/job`, a report of each process in
+# `work-n/RANK` and, when nobody needs to go on, `work-n/end`; at the end of the command its status
+# in `over`.
+
+_works = itertools.count()
+
+
+def _store(*part: str) -> Store:
+    """A part of the store that torchrun keeps for the processes that it started."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # Processes that torchrun starts anew find the same store.
+    place = "/".join([os.environ["TORCHELASTIC_RESTART_COUNT"], *part])
+    return PrefixStore(place, TCPStore(address, port, wait_for_workers=False))
+
+
+def _hand_out(
+    compute: ComputeConfig, work: Callable[..., None], arguments: tuple[object, ...], size: int
+) -> None:
+    """Have all processes of torchrun do `work`, this one its part."""
+    name = f"work-{next(_works)}"
+    job = _Job(compute, _backend(compute), work, arguments)
+
+    def look(rank: int) -> list[Any]:
+        key = str(rank)
+        return [pickle.loads(store.get(key))] if store.check([key]) else []
+
+    with _connection_lost():
+        store = _store(name)
+        store.set("job", pickle.dumps(job))  # type: ignore[arg-type]  # bytes are as good
+        try:
+            with _members([_place()], job, partial(_store, name, "group")) as looks:
+                _wait([*looks, *(partial(look, rank) for rank in range(1, size))])
+        finally:
+            store.set("end", "")
+
+
+@contextmanager
+def _connection_lost() -> Iterator[None]:
+    try:
+        yield
+    except dist.DistError as error:
+        raise UserError(
+            f"torchrun's store does not answer ({error}). Run again to continue from the last "
+            "checkpoint."
+        ) from error
+
+
+def _place() -> Team:
+    """This process's place among those of torchrun."""
+    launch = torchrun()
+    assert launch is not None
+    return Team(launch.rank, launch.size, launch.local_rank)
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """The first process of torchrun's does the command in this block; then the others end, too."""
+    status: Any = 1
+    try:
+        yield
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+        raise
+    finally:
+        say_over(status)
+
+
+def say_over(status: int) -> None:
+    """Let the other processes of torchrun end."""
+    with suppress(dist.DistError):
+        _store().set("over", str(status))
+
+
+def follow() -> NoReturn:
+    """Be one of torchrun's processes after the first: work when it says so, end when it ends.
+
+    Says nothing: the first process does.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        store = _store()
+        for name in (f"work-{number}" for number in itertools.count()):
+            while not store.check([f"{name}/job"]):
+                if store.check(["over"]):
+                    status = int(store.get("over"))
+                    # torchrun calls the process that ends first the cause, and that is another.
+                    time.sleep(_PATIENCE if status else 0)
+                    sys.exit(status)
+                time.sleep(_TICK)
+            _take_part(name)
+    except dist.DistError:  # torchrun ended
+        pass
+    sys.exit(1)
+
+
+def _take_part(name: str) -> None:
+    """Do this process's part of a work until the first process says that it is over."""
+    store, team = _store(name), _place()
+    job = pickle.loads(store.get("job"))
+    reported: list[Any] = []
+    since = 0.0
+    with _members([team], job, partial(_store, name, "group")) as (look,):
+        while not store.check(["end"]):
+            if not reported and (reported := look()):
+                store.set(str(team.rank), pickle.dumps(reported[0]))  # type: ignore[arg-type]
+                since = time.monotonic()
+            if reported and reported[0] is not None and time.monotonic() > since + 10 * _PATIENCE:
+                sys.exit(1)  # the first process was killed, and its machine's torchrun with it
+            time.sleep(_TICK)

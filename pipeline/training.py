@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from pipeline.config import ComputeConfig
 from pipeline.errors import UserError
 from pipeline.files import replacing
+from pipeline.launch import torchrun
 
 Item = dict[str, Any]
 
@@ -146,11 +147,16 @@ def accelerator(compute: ComputeConfig) -> Literal["cpu", "cuda"]:
 
 
 def check_devices(compute: ComputeConfig) -> None:
-    """Raise `UserError` when there are fewer GPUs than `compute.devices`."""
-    if accelerator(compute) == "cuda" and compute.devices > (found := torch.cuda.device_count()):
+    """Raise `UserError` when this machine has fewer GPUs than processes that need one."""
+    if accelerator(compute) == "cpu":
+        return
+    launch, found = torchrun(), torch.cuda.device_count()
+    # torchrun can also show each process its own GPU alone.
+    if (launch.local_rank + 1 if launch else compute.devices) > found:
+        asked = f"torchrun's --nproc-per-node is {launch.local_size}" if launch else None
         raise UserError(
-            f"compute.devices is {compute.devices}, but torch sees {found} GPU(s). Set it to at "
-            f"most {found}, or let CUDA_VISIBLE_DEVICES show more."
+            f"{asked or f'compute.devices is {compute.devices}'}, but torch sees {found} GPU(s). "
+            f"Set it to at most {found}, or let CUDA_VISIBLE_DEVICES show more."
         )
 
 

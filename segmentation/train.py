@@ -67,7 +67,7 @@ def train(
         UserError: a name is unknown, a frame or label cannot be read, a loss is not finite.
     """
     # Network and optimiser.
-    fabric = make_fabric(compute, training=True, device=team.rank)
+    fabric = make_fabric(compute, training=True, device=team.device)
     seed_step(seed, 0)
     resuming = (folder / CHECKPOINT).is_file()
     fresh = not resuming and start is None

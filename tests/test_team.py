@@ -355,7 +355,7 @@ def test_stopping_ends_all_and_the_same_command_continues(
 
     process = start()
     checkpoint = tmp_path / "parts/cyclegan/checkpoints/last.pt"
-    for _ in range(1200):
+    for _ in range(6000):
         if checkpoint.is_file():
             break
         time.sleep(0.05)
