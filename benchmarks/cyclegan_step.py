@@ -28,6 +28,7 @@ from torch.nn import functional as F
 import cyclegan.train
 from cyclegan.networks import (
     InstanceNorm,
+    PictureConv,
     build_discriminator,
     build_generator,
     initialise,
@@ -45,8 +46,8 @@ class PlainStep:
         networks = [build_generator(config), build_generator(config)]
         networks += [build_discriminator(config), build_discriminator(config)]
         for network in networks:
-            initialise(network)
-            with_torch_norm(network).to(device)
+            initialise(with_torch_layers(network))
+            network.to(device)
         self.g, self.f, self.d_x, self.d_y = networks
         betas = (0.5, 0.999)
         both = itertools.chain(self.g.parameters(), self.f.parameters())
@@ -86,16 +87,19 @@ def squared(logits: Tensor, aim: float) -> Tensor:
     return F.mse_loss(logits, torch.full_like(logits, aim))
 
 
-def with_torch_norm(network: nn.Module) -> nn.Module:
-    """Replace our norm by nn.InstanceNorm2d, as the reference implementation has it."""
+def with_torch_layers(network: nn.Module) -> nn.Module:
+    """Replace our layers by torch's own, as the reference implementation has them."""
     channels = 0
     for name, child in network.named_children():
         if isinstance(child, InstanceNorm):
             setattr(network, name, nn.InstanceNorm2d(channels))
         elif isinstance(child, nn.Conv2d | nn.ConvTranspose2d):
             channels = child.out_channels
+            if isinstance(child, PictureConv):
+                layer = nn.Conv2d(child.in_channels, channels, child.kernel_size)
+                setattr(network, name, layer)
         else:
-            with_torch_norm(child)
+            with_torch_layers(child)
     return network
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from pipeline.config import CycleGANConfig
@@ -68,6 +69,23 @@ class _ExactInstanceNorm(torch.autograd.Function):
         return centred.to(out.dtype)
 
 
+class PictureConv(nn.Conv2d):
+    """A convolution to the few channels of a picture, stride 1, of even height and width.
+
+    The CPU's kernels work on 16 channels at a time, of which a picture fills 3. Computed for blocks
+    of 2x2 pixels as a convolution of stride 2 it fills 12: three times less arithmetic with the
+    kernel of 7x7, and the same result.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or is_exporting():
+            return super().forward(x)
+        shifted = [F.pad(self.weight, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)]
+        weight = torch.stack(shifted, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        bias = None if self.bias is None else self.bias.repeat_interleave(4)
+        return F.pixel_shuffle(F.conv2d(x, weight, bias, stride=2), 2)
+
+
 class ResnetBlock(nn.Module):
     """x + two 3x3 convolutions, reflection padded; no activation after the sum."""
 
@@ -112,7 +130,7 @@ class ResnetGenerator(nn.Module):
         layers += [ResnetBlock(4 * width, dropout=dropout) for _ in range(blocks)]
         for channels in (4 * width, 2 * width):
             layers += [upsample(channels, channels // 2, 3, upsampling), InstanceNorm(), nn.ReLU()]
-        layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, 3, 7), nn.Tanh()]
+        layers += [nn.ReflectionPad2d(3), PictureConv(width, 3, 7), nn.Tanh()]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

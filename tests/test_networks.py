@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from cyclegan.networks import (
     InstanceNorm,
     PatchDiscriminator,
+    PictureConv,
     PixelDiscriminator,
     PyramidDiscriminator,
     ResnetGenerator,
@@ -133,6 +134,22 @@ def test_instance_norm_under_autocast(layout: torch.memory_format) -> None:
 def test_instance_norm_refuses_a_single_pixel() -> None:
     with pytest.raises(ValueError, match="single pixel"):
         InstanceNorm()(torch.zeros(1, 8, 1, 1))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_picture_convolution_equals_torch_s_own(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    ours = PictureConv(5, 3, 7).double()
+    torchs = torch.nn.Conv2d(5, 3, 7).double()
+    torchs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 14, 20, dtype=torch.float64).contiguous(memory_format=layout)
+    results = []
+    for layer in (ours, torchs):
+        y = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        out = layer(y)
+        out.square().sum().backward()
+        results.append([out.detach(), y.grad, layer.weight.grad, layer.bias.grad])
+    torch.testing.assert_close(*results)
 
 
 def test_generator_equals_one_of_torch_s_own_layers() -> None:
