@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from flows.stages import Stage
     from pipeline.config import Config
 
 app = typer.Typer(
@@ -80,11 +77,12 @@ def run(
 
 def _run_ladder(config: "Config", folder: Path, plain: Path) -> None:
     from flows.ablate import ablate
+    from flows.show import say_missing_classes, show_ladder
 
-    _say_missing_classes(config)
+    say_missing_classes(config)
     _prefect_settings(folder)  # one server for all rows
     ablate(config, folder, _flow, others=[plain])
-    _show_ladder(folder)
+    show_ladder(folder)
 
 
 @app.command()
@@ -108,15 +106,16 @@ def demo(
 
 def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
     from flows.prepare import prepare
+    from flows.show import say_missing_classes, show_result
     from flows.stages import is_done
     from pipeline.runs import locked
 
-    _say_missing_classes(config)
+    say_missing_classes(config)
     with locked(folder):
         stages = prepare(config, folder, forced)
     if not all(is_done(folder, stage.name) for stage in stages):
         _flow(folder)
-    _show_result(folder)
+    show_result(folder)
 
 
 def _flow(folder: Path) -> None:
@@ -160,27 +159,6 @@ def _stop_at_once(*_: object) -> None:
     os._exit(130)
 
 
-def _say_missing_classes(config: "Config") -> None:
-    from pipeline.datasets import missing_classes
-    from pipeline.labels import load_label_space
-
-    space = load_label_space(config.label_space)
-    if missing := missing_classes(config.source, space):
-        print(
-            f"Note: data set {config.source.name} has no {', '.join(missing)}: the arms that "
-            "train on it cannot learn these classes.",
-            file=sys.stderr,
-        )
-    grouped = {name for label_class in space.classes for name in label_class.names}
-    for spec in (config.source, config.target, config.test):
-        if unused := sorted(name for name in spec.names() - grouped if "/" in name):
-            print(
-                f"Note: no class of label space {space.name} holds {', '.join(unused)} of data set "
-                f"{spec.name}: these pixels are ignored.",
-                file=sys.stderr,
-            )
-
-
 def _prefect_settings(folder: Path) -> None:
     """Keep Prefect's files in the run, its telemetry off and its log quiet.
 
@@ -196,45 +174,6 @@ def _prefect_settings(folder: Path) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-
-
-def _show_result(folder: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from pipeline.files import read_json
-
-    report = read_json(folder / "report" / "report.json")
-    table = Table("arm", "per-pixel accuracy", "mean class accuracy", "mean IoU")
-    metrics = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
-    for arm, values in report["arms"].items():
-        table.add_row(arm, *[_percent(values[metric]["mean"]) for metric in metrics])
-    for arm, closed in report["gap_closed_by_arm"].items():
-        table.add_row(f"gap closed by {arm}", *[_percent(closed[metric]) for metric in metrics])
-    console = Console()
-    console.print(table)
-    console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)
-
-
-def _show_ladder(folder: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from pipeline.files import read_json
-
-    metrics = ("pixel_accuracy", "mean_iou")
-    table = Table("row", "per-pixel accuracy", "mean IoU", "gap closed", "gap closed", "hours")
-    for row in read_json(folder / "ladder.json")["rows"]:
-        cells = [_percent(row["scores"][metric]["mean"]) for metric in metrics]
-        cells += [_percent(row["gap_closed"][metric]) for metric in metrics]
-        table.add_row(row["title"], *cells, f"{row['seconds'] / 3600:.2f}")
-    console = Console()
-    console.print(table)
-    console.print(f"Table: {folder / 'index.html'}", soft_wrap=True)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}%"
 
 
 def _run_stages(
@@ -366,8 +305,10 @@ def evaluate(
 @app.command()
 def report(run: RunFolder) -> None:
     """Write the report of a run."""
+    from flows.show import show_result
+
     _run_stages(run, "report", anew=True)
-    _show_result(run)
+    show_result(run)
 
 
 @app.command()
@@ -401,99 +342,9 @@ def export(
 @app.command()
 def status(run: RunFolder) -> None:
     """Show the stages of a run: state, progress, time, what is left. Of a ladder, its rows."""
-    from rich.console import Console
-    from rich.table import Table
+    from flows.show import show_status
 
-    from flows.stages import plan
-    from pipeline.runs import read_run
-
-    if (run / "ladder.json").is_file():
-        _ladder_status(run)
-        return
-    config = read_run(run)
-    stages = plan(config, run)
-    table = Table("stage", "state", "progress", "time", "left")
-    worked, left, unknown = 0.0, 0.0, False
-    for name, state, progress, seconds, remaining in status_rows(run, stages):
-        table.add_row(name, state, progress, _minutes(seconds), _minutes(remaining))
-        worked += seconds
-        left += remaining or 0
-        unknown |= remaining is None
-    table.add_section()
-    table.add_row("all", "", "", _minutes(worked), _minutes(left) + (" + ?" if unknown else ""))
-    console = Console()
-    console.print(table)
-    if (cache := config.compute.cache) is not None and cache.is_dir():
-        size = sum(file.stat().st_size for file in cache.glob("*.bin"))
-        console.print(
-            f"Cache: {cache}, {size / 1e9:.2f} GB. Remove it when no run of its data sets is left.",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
-
-
-def _ladder_status(folder: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from flows.stages import plan
-    from pipeline.files import read_json
-    from pipeline.runs import read_run
-
-    table = Table("row", "folder", "stages done", "at work on")
-    for row in read_json(folder / "ladder.json")["rows"]:
-        run = folder / row["row"]
-        rows = status_rows(run, plan(read_run(run), run))
-        done = sum(state == "done" for _, state, *_ in rows)
-        begun = [f"{name} {progress}" for name, state, progress, *_ in rows if state == "begun"]
-        table.add_row(row["title"], row["row"], f"{done}/{len(rows)}", ", ".join(begun))
-    console = Console()
-    console.print(table)
-    console.print(f"Table: {folder / 'index.html'}. One row: sim2real status {folder}/ROW")
-
-
-StatusRow = tuple[str, str, str, float, float | None]
-
-
-def status_rows(run: Path, stages: "list[Stage]") -> list[StatusRow]:
-    """Name, state, progress, seconds worked and seconds left (None: unknown) of each stage.
-
-    The time left of a stage that has not begun is that of finished stages of the same command.
-    """
-    from pipeline.files import read_json
-    from pipeline.progress import FILE
-    from pipeline.runs import INPUTS_FILE, STAGE_FILE
-
-    taken: dict[str, list[float]] = {}
-    for stage in stages:
-        if (path := run / stage.name / STAGE_FILE).is_file():
-            taken.setdefault(stage.command, []).append(read_json(path)["seconds"])
-    rows = []
-    for stage in stages:
-        folder = run / stage.name
-        done = total = 0
-        seconds, unit, left = 0.0, "", None
-        if (folder / FILE).is_file():
-            known = read_json(folder / FILE)
-            done, total, unit = known["done"], known["total"], known["unit"]
-            seconds = known["seconds"]
-        progress = f"{done}/{total} {unit}" if total else ""
-        if (folder / STAGE_FILE).is_file():
-            state, seconds, left = "done", read_json(folder / STAGE_FILE)["seconds"], 0.0
-        elif (folder / INPUTS_FILE).is_file():
-            state = "begun"
-            left = seconds / done * (total - done) if done else None
-        else:
-            state = "to do"
-            peers = taken.get(stage.command)
-            left = sum(peers) / len(peers) if peers else None
-        rows.append((stage.name, state, progress, seconds, left))
-    return rows
-
-
-def _minutes(seconds: float | None) -> str:
-    return "?" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    show_status(run)
 
 
 @app.command()
@@ -517,34 +368,9 @@ def compare(
 @app.command()
 def datasets() -> None:
     """List the data sets that are known by name, and what each lacks of the Cityscapes classes."""
-    from rich.console import Console
-    from rich.table import Table
+    from flows.show import show_datasets
 
-    from pipeline.datasets import (
-        DatasetSpec,
-        built_in_specs,
-        missing_classes,
-        plug_ins,
-        spec_fields,
-    )
-    from pipeline.labels import load_label_space
-    from pipeline.schema import parse
-
-    space = load_label_space("cityscapes19")
-    table = Table("name", "what it is", box=None, padding=(0, 2, 1, 0))
-    for name in built_in_specs():
-        spec = parse(DatasetSpec, {"root": Path(), **spec_fields(name, Path())}, name)
-        about = spec.about
-        assert about is not None, name
-        count = f"{about.frames:,} frames" if about.frames else "as many frames as you record"
-        lacks = ", ".join(missing_classes(spec, space)) or "none"
-        lines = [f"{about.kind}, {count}, {about.size}"]
-        if spec.labels:
-            lines += [f"labels: {spec.encoding}; lacks of the 19 classes: {lacks}"]
-        table.add_row(name, "\n".join([*lines, f"licence: {about.licence}", about.url]))
-    for name, function in plug_ins().items():
-        table.add_row(name, f"from the plug-in {function}")
-    Console().print(table)
+    show_datasets()
 
 
 @app.command()
@@ -591,8 +417,9 @@ def check(
             console.print(line, soft_wrap=True, markup=False)
     if patient.config:
         from flows.prepare import preflight
+        from flows.show import say_missing_classes, show_estimate
 
-        _say_missing_classes(patient.config)
+        say_missing_classes(patient.config)
         try:
             preflight(patient.config)
         except UserError as error:
@@ -600,22 +427,11 @@ def check(
                 raise
             console.print(f"A run would not start: {error}", soft_wrap=True, markup=False)
         else:
-            _show_estimate(patient.config, console)
+            show_estimate(patient.config, console)
     console.print(f"Pictures: {out / 'check.html'}", soft_wrap=True, markup=False)
     if wrong:
         raise typer.Exit(1)
     print(f"{what}: nothing in the way of a run.")
-
-
-def _show_estimate(config: "Config", console: "Console") -> None:
-    from flows.estimate import estimate
-    from pipeline.progress import duration
-
-    console.print("A run takes about, on this machine:")
-    for part in estimate(config):
-        disk = f", {part.bytes / 1e9:.2f} GB on disk" if part.bytes else ""
-        memory = f", {part.memory / 1e9:.2g} GB of memory" if part.memory else ""
-        console.print(f"  {part.command}: {duration(part.seconds)}{disk}{memory}")
 
 
 @app.command("new-dataset")

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from flows import cli as cli_module
+from flows.show import status_rows
 from flows.stages import named, plan, remove
 from pipeline.runs import read_run
 from tests.conftest import TINY, cli_command
@@ -124,7 +125,7 @@ def test_status(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "segmentation/adapted/seed-0" in shown
     assert "all" in shown.splitlines()[-2]
-    rows = cli_module.status_rows(finished, plan(read_run(finished), finished))
+    rows = status_rows(finished, plan(read_run(finished), finished))
     assert {row[1] for row in rows} == {"done"}
     assert rows[0][:3] == ("cyclegan", "done", "12/12 steps")
 

@@ -1,0 +1,175 @@
+"""What the commands show of runs, ladders and data sets: tables and notes."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.estimate import estimate
+from flows.stages import Stage, plan
+from pipeline.config import Config
+from pipeline.datasets import DatasetSpec, built_in_specs, missing_classes, plug_ins, spec_fields
+from pipeline.files import read_json
+from pipeline.labels import load_label_space
+from pipeline.progress import FILE, duration
+from pipeline.runs import INPUTS_FILE, STAGE_FILE, read_run
+from pipeline.schema import parse
+
+
+def say_missing_classes(config: Config) -> None:
+    """Notes on classes that the source lacks, and on a data set's own names without a class."""
+    space = load_label_space(config.label_space)
+    if missing := missing_classes(config.source, space):
+        print(
+            f"Note: data set {config.source.name} has no {', '.join(missing)}: the arms that "
+            "train on it cannot learn these classes.",
+            file=sys.stderr,
+        )
+    grouped = {name for label_class in space.classes for name in label_class.names}
+    for spec in (config.source, config.target, config.test):
+        if unused := sorted(name for name in spec.names() - grouped if "/" in name):
+            print(
+                f"Note: no class of label space {space.name} holds {', '.join(unused)} of data set "
+                f"{spec.name}: these pixels are ignored.",
+                file=sys.stderr,
+            )
+
+
+def show_result(folder: Path) -> None:
+    """The headline of a run's report."""
+    report = read_json(folder / "report" / "report.json")
+    table = Table("arm", "per-pixel accuracy", "mean class accuracy", "mean IoU")
+    metrics = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
+    for arm, values in report["arms"].items():
+        table.add_row(arm, *[_percent(values[metric]["mean"]) for metric in metrics])
+    for arm, closed in report["gap_closed_by_arm"].items():
+        table.add_row(f"gap closed by {arm}", *[_percent(closed[metric]) for metric in metrics])
+    console = Console()
+    console.print(table)
+    console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)
+
+
+def show_ladder(folder: Path) -> None:
+    """The headline of a ladder."""
+    metrics = ("pixel_accuracy", "mean_iou")
+    table = Table("row", "per-pixel accuracy", "mean IoU", "gap closed", "gap closed", "hours")
+    for row in read_json(folder / "ladder.json")["rows"]:
+        cells = [_percent(row["scores"][metric]["mean"]) for metric in metrics]
+        cells += [_percent(row["gap_closed"][metric]) for metric in metrics]
+        table.add_row(row["title"], *cells, f"{row['seconds'] / 3600:.2f}")
+    console = Console()
+    console.print(table)
+    console.print(f"Table: {folder / 'index.html'}", soft_wrap=True)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def show_status(run: Path) -> None:
+    """The stages of a run; of a ladder, its rows."""
+    if (run / "ladder.json").is_file():
+        _show_rows(run)
+        return
+    config = read_run(run)
+    stages = plan(config, run)
+    table = Table("stage", "state", "progress", "time", "left")
+    worked, left, unknown = 0.0, 0.0, False
+    for name, state, progress, seconds, remaining in status_rows(run, stages):
+        table.add_row(name, state, progress, _minutes(seconds), _minutes(remaining))
+        worked += seconds
+        left += remaining or 0
+        unknown |= remaining is None
+    table.add_section()
+    table.add_row("all", "", "", _minutes(worked), _minutes(left) + (" + ?" if unknown else ""))
+    console = Console()
+    console.print(table)
+    if (cache := config.compute.cache) is not None and cache.is_dir():
+        size = sum(file.stat().st_size for file in cache.glob("*.bin"))
+        console.print(
+            f"Cache: {cache}, {size / 1e9:.2f} GB. Remove it when no run of its data sets is left.",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+
+
+def _show_rows(folder: Path) -> None:
+    table = Table("row", "folder", "stages done", "at work on")
+    for row in read_json(folder / "ladder.json")["rows"]:
+        run = folder / row["row"]
+        rows = status_rows(run, plan(read_run(run), run))
+        done = sum(state == "done" for _, state, *_ in rows)
+        begun = [f"{name} {progress}" for name, state, progress, *_ in rows if state == "begun"]
+        table.add_row(row["title"], row["row"], f"{done}/{len(rows)}", ", ".join(begun))
+    console = Console()
+    console.print(table)
+    console.print(f"Table: {folder / 'index.html'}. One row: sim2real status {folder}/ROW")
+
+
+StatusRow = tuple[str, str, str, float, float | None]
+
+
+def status_rows(run: Path, stages: list[Stage]) -> list[StatusRow]:
+    """Name, state, progress, seconds worked and seconds left (None: unknown) of each stage.
+
+    The time left of a stage that has not begun is that of finished stages of the same command.
+    """
+    taken: dict[str, list[float]] = {}
+    for stage in stages:
+        if (path := run / stage.name / STAGE_FILE).is_file():
+            taken.setdefault(stage.command, []).append(read_json(path)["seconds"])
+    rows = []
+    for stage in stages:
+        folder = run / stage.name
+        done = total = 0
+        seconds, unit, left = 0.0, "", None
+        if (folder / FILE).is_file():
+            known = read_json(folder / FILE)
+            done, total, unit = known["done"], known["total"], known["unit"]
+            seconds = known["seconds"]
+        progress = f"{done}/{total} {unit}" if total else ""
+        if (folder / STAGE_FILE).is_file():
+            state, seconds, left = "done", read_json(folder / STAGE_FILE)["seconds"], 0.0
+        elif (folder / INPUTS_FILE).is_file():
+            state = "begun"
+            left = seconds / done * (total - done) if done else None
+        else:
+            state = "to do"
+            peers = taken.get(stage.command)
+            left = sum(peers) / len(peers) if peers else None
+        rows.append((stage.name, state, progress, seconds, left))
+    return rows
+
+
+def _minutes(seconds: float | None) -> str:
+    return "?" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def show_datasets() -> None:
+    """The data sets that are known by name."""
+    space = load_label_space("cityscapes19")
+    table = Table("name", "what it is", box=None, padding=(0, 2, 1, 0))
+    for name in built_in_specs():
+        spec = parse(DatasetSpec, {"root": Path(), **spec_fields(name, Path())}, name)
+        about = spec.about
+        assert about is not None, name
+        count = f"{about.frames:,} frames" if about.frames else "as many frames as you record"
+        lacks = ", ".join(missing_classes(spec, space)) or "none"
+        lines = [f"{about.kind}, {count}, {about.size}"]
+        if spec.labels:
+            lines += [f"labels: {spec.encoding}; lacks of the 19 classes: {lacks}"]
+        table.add_row(name, "\n".join([*lines, f"licence: {about.licence}", about.url]))
+    for name, function in plug_ins().items():
+        table.add_row(name, f"from the plug-in {function}")
+    Console().print(table)
+
+
+def show_estimate(config: Config, console: Console) -> None:
+    """What a run takes on this machine."""
+    console.print("A run takes about, on this machine:")
+    for part in estimate(config):
+        disk = f", {part.bytes / 1e9:.2f} GB on disk" if part.bytes else ""
+        memory = f", {part.memory / 1e9:.2g} GB of memory" if part.memory else ""
+        console.print(f"  {part.command}: {duration(part.seconds)}{disk}{memory}")
