@@ -122,7 +122,7 @@ def test_torchrun_counts_the_devices(tiny: Path, monkeypatch: pytest.MonkeyPatch
 
 def start(folder: Path, *arguments: str | Path) -> Any:
     launcher = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    launcher += ["--master-port", str(free_port()), "-m", "flows.cli"]
+    launcher += ["--master-port", str(free_port()), "-m", "--", "flows.cli"]
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *launcher, *map(str, arguments)],
         cwd=folder,
