@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -210,7 +210,7 @@ def _members(teams: Sequence[Team], job: _Job, store: Callable[[], Store]) -> It
             process = context.Process(target=_member, args=(team, job, store, reporting))
             with _no_interrupt():
                 process.start()
-            processes.append(process)
+                processes.append(process)
             looks.append(partial(_look, team.rank, process, reports))
             reporting.close()
         yield looks
@@ -221,6 +221,7 @@ def _members(teams: Sequence[Team], job: _Job, store: Callable[[], Store]) -> It
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
     """Processes started in the block never see Ctrl-C: who started them does, and ends them."""
+    resource_tracker.ensure_running()  # as a side effect, its start lets Ctrl-C through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

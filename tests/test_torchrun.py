@@ -137,6 +137,7 @@ def ours(message: str) -> str:
     """Standard error, looked through for a traceback that is not torchrun's own."""
     assert str(ROOT / "flows") not in message, message
     assert str(ROOT / "pipeline") not in message, message
+    assert "SpawnProcess" not in message, message
     return message
 
 
