@@ -103,7 +103,7 @@ def _hash(value: Any) -> str:
 
 def _remove_older(newest: Path, place: str) -> None:
     """Remove what was made of the same files in the same way before they changed."""
-    for other in newest.parent.glob("*.json"):
+    for other in newest.parent.glob("[0-9a-f]" * len(newest.stem) + ".json"):  # ours alone
         with suppress(FileNotFoundError):  # another training may remove it, too
             if other != newest and read_json(other).get("place") == place:
                 other.unlink()

@@ -108,7 +108,9 @@ def test_other_files_or_decoding_make_another_cache(spec: DatasetSpec, tmp_path:
     os.utime(samples[0].image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert samples[0].image.stat().st_size == before.st_size
     old = frame_reader(spec, samples[1:], cache)
+    (cache / "mine.json").write_text("[1]")  # not ours, and not looked at
     assert (frame_reader(spec, samples, cache)(0) == [1, 2, 3]).all()
+    (cache / "mine.json").unlink()
     # What was made of the old picture is gone; what is made of other files or sizes is not.
     assert len(list(cache.glob("*.json"))) == len(list(cache.glob("*.bin"))) == 6
     assert (frame_reader(wider, samples, cache)(0) == [1, 2, 3]).all()
