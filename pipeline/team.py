@@ -53,6 +53,8 @@ _TICK = 0.05
 # Who started the processes sees a death at once. A first process that fills a cache may keep the
 # others waiting for hours.
 _TIMEOUT = timedelta(days=1)
+_ANSWER = timedelta(seconds=20)
+"""How long torchrun's store may take to answer; torch alone tries for minutes when that is gone."""
 
 T = TypeVar("T")
 
@@ -355,7 +357,7 @@ def _store(*part: str) -> Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # Processes that torchrun starts anew find the same store.
     place = "/".join([os.environ["TORCHELASTIC_RESTART_COUNT"], *part])
-    return PrefixStore(place, TCPStore(address, port, wait_for_workers=False))
+    return PrefixStore(place, TCPStore(address, port, wait_for_workers=False, timeout=_ANSWER))
 
 
 def _hand_out(
@@ -422,8 +424,15 @@ def follow() -> NoReturn:
 
     Says nothing: the first process does.
     """
+
+    def end(status: int) -> NoReturn:
+        # A further request must not break off the end: processes would be left, or a traceback.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(status)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+        signal.signal(number, lambda number, _: end(128 + number))
     try:
         store = _store()
         for name in (f"work-{number}" for number in itertools.count()):
@@ -432,12 +441,12 @@ def follow() -> NoReturn:
                     status = int(store.get("over"))
                     # torchrun calls the process that ends first the cause, and that is another.
                     time.sleep(_PATIENCE if status else 0)
-                    sys.exit(status)
+                    end(status)
                 time.sleep(_TICK)
             _take_part(name)
     except dist.DistError:  # torchrun ended
         pass
-    sys.exit(1)
+    end(1)
 
 
 def _take_part(name: str) -> None:

@@ -9,16 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed import TCPStore
 
 from cyclegan.train import train
 from pipeline.config import ComputeConfig, load_config
 from pipeline.errors import UserError
-from pipeline.team import follow, leading, run_team
+from pipeline.team import Team, follow, leading, run_team
 from pipeline.training import check_devices, load_checkpoint
 from tests.conftest import ROOT
 from tests.test_cyclegan import equal
@@ -94,6 +96,37 @@ def test_one_that_fails_ends_all(tmp_path: Path, first: Any, what: str, message:
     assert_gone(int((tmp_path / str(rank)).read_text()) for rank in (0, 1))
     first.join(20)
     assert first.exitcode == 1
+
+
+def test_nobody_waits_for_a_torchrun_that_is_gone(
+    first: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.team._ANSWER", timedelta(seconds=1))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="torchrun's store does not answer"), leading():
+        run_team(CPU, work, "", Path())
+    assert time.monotonic() < begun + 60  # torch's own patience is five minutes, and there are two
+
+
+def stubborn(folder: Path, team: Team) -> None:
+    """Ends only when killed, and asks who started it to end, twice."""
+    (folder / str(team.rank)).write_text(str(os.getpid()))
+    if team.rank == 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for _ in range(2):
+            os.kill(os.getppid(), signal.SIGINT)
+            time.sleep(0.5)
+        time.sleep(600)
+    team.gather(torch.zeros(1))
+
+
+def test_a_second_request_does_not_break_off_the_end(tmp_path: Path, first: Any) -> None:
+    with pytest.raises(RuntimeError, match="in a process of 2"), leading():
+        run_team(CPU, stubborn, tmp_path)
+    first.join(20)
+    assert first.exitcode == 128 + signal.SIGINT
+    assert_gone(int((tmp_path / str(rank)).read_text()) for rank in (0, 1))
 
 
 def test_torchrun_counts_the_devices(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
