@@ -21,6 +21,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+STOPPED = "Stopped. The same command continues."
+
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one setting.")
@@ -148,7 +150,7 @@ def _stop_at_once(*_: object) -> None:
 
     from pipeline.launch import torchrun
 
-    print("Stopped. The same command continues.", file=sys.stderr, flush=True)
+    print(STOPPED, file=sys.stderr, flush=True)
     if torchrun():
         from pipeline.team import say_over
 
@@ -505,9 +507,10 @@ def _command() -> None:
             )
         print(f"Error: {message}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("Stopped. The same command continues.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C
+            print(STOPPED, file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

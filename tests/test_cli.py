@@ -248,6 +248,20 @@ def test_missing_classes_are_said(
     assert "gta5 has no sidewalk, building, wall" in capsys.readouterr().err
 
 
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(run: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.show.show_status", stopped)
+    monkeypatch.setattr(sys, "argv", ["sim2real", "status", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        cli_module.main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.strip() == "Stopped. The same command continues."
+
+
 def test_damaged_record(fails: Fails, tiny: Path) -> None:
     Path("r/cyclegan").mkdir(parents=True)
     Path("r/cyclegan/inputs.json").write_text('{"half')
