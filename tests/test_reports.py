@@ -495,6 +495,14 @@ def test_without_translation(world: Path, tmp_path: Path) -> None:
     assert "Source frames and their translations" not in page
 
 
+def test_page_says_where_the_translator_started(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "gta2cityscapes").mkdir()
+    config = make_config(world, tmp_path, cyclegan={"seed": 7, "start": "gta2cityscapes"})
+    write_report(config, make_run(config, tmp_path / "run"), tmp_path / "report")
+    page = (tmp_path / "report/index.html").read_text()
+    assert "trained once, with seed 7, from the networks of gta2cityscapes" in page
+
+
 def test_unscored_arm_is_named(world: Path, tmp_path: Path) -> None:
     config = make_config(world, tmp_path)
     run = make_run(config, tmp_path / "run")
