@@ -1,13 +1,15 @@
 """Files that are either whole or absent, and YAML that is read with suspicion."""
 
+import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -37,6 +39,29 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that others made for reading; never waits for a pipe or reads a device.
+
+    Raises:
+        UserError: `path` is a folder, pipe, device or socket, or a link to one.
+        FileNotFoundError, PermissionError: as of any file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # what a socket answers
+            raise
+        handle = -1
+    if handle < 0 or not stat.S_ISREG(os.fstat(handle).st_mode):
+        if handle >= 0:
+            os.close(handle)
+        raise UserError(
+            f"{path} is no regular file (a folder, pipe, device or socket). Remove it, or give the "
+            "path of a file."
+        )
+    return os.fdopen(handle, "rb")
 
 
 def write_text(path: Path, text: str) -> None:
