@@ -2,17 +2,18 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline.cache import class_reader, frame_reader
+from pipeline.cache import Reader, class_reader, frame_reader
 from pipeline.datasets import DatasetSpec, Sample, list_samples
 from pipeline.errors import UserError
 from pipeline.images import UInt8
 from pipeline.labels import LabelSpace
-from pipeline.training import Item, random_crop
+from pipeline.loader import Item, random_crop
 
 LEAST_DEVIATION = 2.0
 """Crops of a smaller standard deviation (grey levels) are drawn again: instance normalisation
@@ -36,24 +37,27 @@ def crop_reader(
     """
     frames = frame_reader(spec, samples, cache)
     labels = class_reader(spec, samples, space, cache) if space else None
+    return partial(_read_crop, samples, frames, labels, crop)
 
-    def read(index: int, rng: np.random.Generator) -> Item:
-        sample = samples[index]
-        rgb = frames(index)
-        for _ in range(ATTEMPTS):
-            rows, columns = random_crop(rng, (rgb.shape[1], rgb.shape[0]), crop, str(sample.image))
-            if _varies(rgb[rows, columns]):
-                break
-        way = -1 if rng.random() < 0.5 else 1
-        item: Item = {
-            "rgb": torch.from_numpy(rgb[rows, columns][:, ::way].copy()),
-            "name": str(sample.image),
-        }
-        if labels:
-            item["classes"] = torch.from_numpy(labels(index)[rows, columns][:, ::way].copy())
-        return item
 
-    return read
+def _read_crop(
+    samples: list[Sample],
+    frames: Reader,
+    labels: Reader | None,
+    crop: tuple[int, int],
+    index: int,
+    rng: np.random.Generator,
+) -> Item:
+    name, rgb = str(samples[index].image), frames(index)
+    for _ in range(ATTEMPTS):
+        rows, columns = random_crop(rng, (rgb.shape[1], rgb.shape[0]), crop, name)
+        if _varies(rgb[rows, columns]):
+            break
+    way = -1 if rng.random() < 0.5 else 1
+    item: Item = {"rgb": torch.from_numpy(rgb[rows, columns][:, ::way].copy()), "name": name}
+    if labels:
+        item["classes"] = torch.from_numpy(labels(index)[rows, columns][:, ::way].copy())
+    return item
 
 
 def _varies(rgb: UInt8) -> bool:
@@ -95,31 +99,35 @@ def pair_reader(
     cache: Path | None,
 ) -> Callable[[int, np.random.Generator], Item]:
     """As `crop_reader`, for pairs: the same crop of both as `source` and `target`, and `name`."""
-    readers = {
-        "source": frame_reader(source, source_samples, cache),
-        "target": frame_reader(target, target_samples, cache),
+    sets = {
+        "source": (source_samples, frame_reader(source, source_samples, cache)),
+        "target": (target_samples, frame_reader(target, target_samples, cache)),
     }
+    return partial(_read_pair, sets, crop)
 
-    def read(index: int, rng: np.random.Generator) -> Item:
-        samples = {"source": source_samples[index], "target": target_samples[index]}
-        frames = {domain: read_frame(index) for domain, read_frame in readers.items()}
-        height, width = frames["source"].shape[:2]
-        if frames["target"].shape[:2] != (height, width):
-            raise UserError(
-                f"{samples['target'].image} is {frames['target'].shape[1]}x"
-                f"{frames['target'].shape[0]}, its pair {samples['source'].image} "
-                f"{width}x{height}. "
-                "Pairs must have one size: set `width` of both data sets."
-            )
-        for _ in range(ATTEMPTS):
-            rows, columns = random_crop(rng, (width, height), crop, str(samples["source"].image))
-            if all(_varies(frame[rows, columns]) for frame in frames.values()):
-                break
-        step = -1 if rng.random() < 0.5 else 1
-        item = {
-            key: torch.from_numpy(frame[rows, columns][:, ::step].copy())
-            for key, frame in frames.items()
-        }
-        return {**item, "name": str(samples["source"].image)}
 
-    return read
+def _read_pair(
+    sets: dict[str, tuple[list[Sample], Reader]],
+    crop: tuple[int, int],
+    index: int,
+    rng: np.random.Generator,
+) -> Item:
+    names = {domain: str(samples[index].image) for domain, (samples, _) in sets.items()}
+    frames = {domain: read(index) for domain, (_, read) in sets.items()}
+    height, width = frames["source"].shape[:2]
+    if frames["target"].shape[:2] != (height, width):
+        raise UserError(
+            f"{names['target']} is {frames['target'].shape[1]}x{frames['target'].shape[0]}, its "
+            f"pair {names['source']} {width}x{height}. Pairs must have one size: set `width` of "
+            "both data sets."
+        )
+    for _ in range(ATTEMPTS):
+        rows, columns = random_crop(rng, (width, height), crop, names["source"])
+        if all(_varies(frame[rows, columns]) for frame in frames.values()):
+            break
+    step = -1 if rng.random() < 0.5 else 1
+    item = {
+        key: torch.from_numpy(frame[rows, columns][:, ::step].copy())
+        for key, frame in frames.items()
+    }
+    return {**item, "name": names["source"]}

@@ -34,12 +34,11 @@ from cyclegan.steps import (
 from pipeline.config import ComputeConfig, CycleGANConfig
 from pipeline.datasets import DatasetSpec, list_samples
 from pipeline.images import write_image
+from pipeline.loader import Draws, batches
 from pipeline.progress import progress
 from pipeline.team import ALONE, Team
 from pipeline.training import (
-    Draws,
     TrainingLog,
-    batches,
     check_finite,
     explain_memory,
     follow,

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -82,8 +84,8 @@ def _run_ladder(config: "Config", folder: Path, plain: Path) -> None:
     from flows.show import say_missing_classes, show_ladder
 
     say_missing_classes(config)
-    _prefect_settings(folder)  # one server for all rows
-    ablate(config, folder, _flow, others=[plain])
+    with _prefect(folder):  # one server for all rows
+        ablate(config, folder, _flow, others=[plain])
     show_ladder(folder)
 
 
@@ -116,66 +118,54 @@ def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
     with locked(folder):
         stages = prepare(config, folder, forced)
     if not all(is_done(folder, stage.name) for stage in stages):
-        _flow(folder)
+        with _prefect(folder):
+            _flow(folder)
     show_result(folder)
 
 
 def _flow(folder: Path) -> None:
     """Do what is left of a run as a Prefect flow."""
+    from flows.adapt import adapt
+
+    adapt(run=str(folder))
+
+
+@contextmanager
+def _prefect(folder: Path) -> Iterator[None]:
+    """Let flows run in this block, and one message say that their server is gone."""
     from pipeline.errors import UserError
 
     if "PREFECT_API_URL" not in os.environ:
-        signal.signal(signal.SIGINT, _stop_at_once)
-    _prefect_settings(folder)
-    from flows.adapt import adapt
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _stop_at_once)
+    from flows.server import prefect_server
 
     try:
-        adapt(run=str(folder))
+        with prefect_server(folder):
+            yield
     except RuntimeError as error:
         if "Failed to reach API" not in str(error):
             raise
         raise UserError(
-            f"Prefect's server does not answer ({error}). Start it, or unset PREFECT_API_URL "
-            "to run without one."
+            f"Prefect's server does not answer any more ({error}). What is done is kept: the same "
+            "command continues. Start the server again, or unset PREFECT_API_URL to run without."
         ) from error
 
 
-def _stop_at_once(*_: object) -> None:
-    """End without a farewell to Prefect's server of our own.
+def _stop_at_once(number: int, _: object) -> None:
+    """End without a farewell to the temporary server, which ends with this process.
 
-    Ctrl-C ends that server, too, and Prefect would try for a minute to tell it what happened. The
-    run's folder is whole at any moment, and its record is the only one.
+    Prefect would try for a minute to tell it what happened. The run's folder is whole at any
+    moment, and its record is the only one.
     """
-    from prefect.server.api.server import SubprocessASGIServer
-
     from pipeline.launch import torchrun
 
     print(STOPPED, file=sys.stderr, flush=True)
     if torchrun():
         from pipeline.team import say_over
 
-        say_over(130)
-    for server in list(SubprocessASGIServer._instances.values()):
-        if server.server_process:
-            server.server_process.kill()
-    os._exit(130)
-
-
-def _prefect_settings(folder: Path) -> None:
-    """Keep Prefect's files in the run, its telemetry off and its log quiet.
-
-    Settings of the user's own win; with `PREFECT_API_URL` the flow reports to that server.
-    """
-    defaults = {
-        "PREFECT_HOME": str(folder.absolute() / ".prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        # Errors are shown by us, once and without a traceback.
-        "PREFECT_LOGGING_LEVEL": "CRITICAL",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+        say_over(128 + number)
+    os._exit(128 + number)
 
 
 def _run_stages(

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,7 @@ def frame_reader(spec: DatasetSpec, samples: Sequence[Sample], cache: Path | Non
         UserError: with a cache, a frame that cannot be read, or too little room on the disk.
     """
 
-    def read(index: int) -> UInt8:
-        return read_frame(spec, samples[index])
-
+    read = partial(_frame, spec, samples)
     if cache is None:
         return read
     files = [sample.image for sample in samples]
@@ -54,11 +53,7 @@ def class_reader(
     spec: DatasetSpec, samples: Sequence[Sample], space: LabelSpace, cache: Path | None
 ) -> Reader:
     """Frame index -> (H, W) uint8 class indices at the working width; see `frame_reader`."""
-    labels = LabelReader(spec, space)
-
-    def read(index: int) -> UInt8:
-        return labels.read(samples[index])
-
+    read = partial(_classes, LabelReader(spec, space), samples)
     if cache is None:
         return read
     decoding = spec.model_dump(
@@ -69,6 +64,36 @@ def class_reader(
     classes = {raw: space.index_of(name) for raw, name in spec.values.items()}
     files = [sample.label for sample in samples if sample.label is not None]
     return _cached(read, files, {**decoding, "classes": classes}, cache, f"{spec.name}, labels")
+
+
+def _frame(spec: DatasetSpec, samples: Sequence[Sample], index: int) -> UInt8:
+    return read_frame(spec, samples[index])
+
+
+def _classes(labels: LabelReader, samples: Sequence[Sample], index: int) -> UInt8:
+    return labels.read(samples[index])
+
+
+class _Mapped:
+    """Reads arrays from a cache file; goes to another process as the file's path."""
+
+    def __init__(self, data: Path, shapes: list[tuple[int, ...]]) -> None:
+        self.data, self.shapes = data, shapes
+        self.ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)])
+        if not data.is_file() or data.stat().st_size != self.ends[-1]:
+            raise UserError(
+                f"Cache file {data} is not whole. Remove it and {data.with_suffix('.json')}, run "
+                "again."
+            )
+        self.flat = np.memmap(data, np.uint8, "r")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Mapped, (self.data, self.shapes)
+
+    def __call__(self, index: int) -> UInt8:
+        return np.asarray(self.flat[self.ends[index] : self.ends[index + 1]]).reshape(
+            self.shapes[index]
+        )
 
 
 def _cached(
@@ -86,15 +111,7 @@ def _cached(
         write_json(shapes_file, {"what": title, "place": place, "shapes": shapes})
         _remove_older(shapes_file, place)
     shapes = [tuple(shape) for shape in read_json(shapes_file).get("shapes", ())]
-    ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)])
-    if not data.is_file() or data.stat().st_size != ends[-1]:
-        raise UserError(f"Cache file {data} is not whole. Remove it and {shapes_file}, run again.")
-    flat = np.memmap(data, np.uint8, "r")
-
-    def read_cached(index: int) -> UInt8:
-        return np.asarray(flat[ends[index] : ends[index + 1]]).reshape(shapes[index])
-
-    return read_cached
+    return _Mapped(data, shapes)
 
 
 def _hash(value: Any) -> str:

@@ -66,13 +66,17 @@ class LabelReader:
     """Reads the labels of one data set as class indices of one label space."""
 
     def __init__(self, spec: DatasetSpec, space: LabelSpace) -> None:
-        self.spec = spec
+        self.spec, self.space = spec, space
         self._decode = None if spec.decoder is None else _decoder(spec.decoder)
         # 2^24 entries for colours: one look-up a pixel, whatever the number of classes.
         size = 1 << 24 if spec.encoding == "rgb" else 1 << 16
         self._table = np.full(size, UNNAMED if spec.strict else IGNORE, np.uint8)
         for raw, name in spec.values.items():
             self._table[raw_value(raw, spec.encoding)] = space.index_of(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To another process without the table, which is large, and the decoder's code.
+        return LabelReader, (self.spec, self.space)
 
     def read(self, sample: Sample, *, native: bool = False) -> UInt8:
         """The label of one frame, (H, W) uint8 class indices, `IGNORE` where none applies.

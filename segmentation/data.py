@@ -3,11 +3,13 @@
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import albumentations as A
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.cache import Reader, class_reader, frame_reader
@@ -18,11 +20,11 @@ from pipeline.config import (
     SelfTrainingConfig,
 )
 from pipeline.confusion import Counts
-from pipeline.datasets import DatasetSpec, list_samples
+from pipeline.datasets import DatasetSpec, Sample, list_samples
 from pipeline.files import replacing
 from pipeline.labels import IGNORE, LabelSpace
+from pipeline.loader import Draws, Item
 from pipeline.progress import each
-from pipeline.training import Draws, Item
 
 Mixture = Sequence[tuple[DatasetSpec, float]]
 """Data sets and their shares of the draws, in any unit."""
@@ -139,44 +141,65 @@ def labelled_draws(
     width, height = config.crop
     enough = rare.crop_share * width * height if rare else 0
 
-    def read(choice: tuple[int, int, int | None], rng: np.random.Generator) -> Item:
-        part, index, wanted = choice
-        _share_stream(rng, place, look)
-        most, best = -1, {}
-        for _ in range(RECROPS if wanted is not None else 1):
-            crop = place(image=frames[part](index), mask=labels[part](index))
-            found = int((crop["mask"] == wanted).sum()) if wanted is not None else 0
-            if found > most:
-                most, best = found, crop
-            if found >= enough:
-                break
-        return {
-            # Copies: a cache is not to be written to. Forced: no draw decides whether to look.
-            "rgb": torch.from_numpy(np.array(look(force_apply=True, image=best["image"])["image"])),
-            "label": torch.from_numpy(best["mask"].astype(np.int64)),
-            "name": names[part][index],
-        }
-
+    read = partial(_read_labelled, frames, labels, names, place, look, enough)
     if len(mixture) == 1 and rare is None:
-        return Draws(lambda index, rng: read((0, index, None), rng), len(names[0]), seed=seed)
+        return Draws(partial(_read_in_turn, read), len(names[0]), seed=seed)
     shares = np.array([share for _, share in mixture]) / sum(share for _, share in mixture)
-    choosers = [_even_chooser(len(part)) for part in names]
+    choosers: list[Chooser] = [partial(_choose_evenly, len(part)) for part in names]
     if rare:
         choosers = [rare_class_chooser(pixels, rare, enough) for pixels in counts]
-
-    def pick(rng: np.random.Generator) -> tuple[int, int, int | None]:
-        part = int(rng.choice(len(shares), p=shares))
-        return part, *choosers[part](rng)
-
-    return Draws(read, sum(map(len, names)), seed=seed, pick=pick)
+    return Draws(read, sum(map(len, names)), seed=seed, pick=partial(_pick, shares, choosers))
 
 
+Choice = tuple[int, int, int | None]
+"""A data set, a frame of it, and the class for whose sake it was chosen."""
 Chooser = Callable[[np.random.Generator], tuple[int, int | None]]
 """Generator -> a frame of a data set and the class for whose sake it was chosen."""
 
 
-def _even_chooser(frames: int) -> Chooser:
-    return lambda rng: (int(rng.integers(frames)), None)
+def _read_labelled(
+    frames: list[Reader],
+    labels: list[Reader],
+    names: list[list[str]],
+    place: A.Compose,
+    look: A.Compose,
+    enough: float,
+    choice: Choice,
+    rng: np.random.Generator,
+) -> Item:
+    part, index, wanted = choice
+    _share_stream(rng, place, look)
+    most, best = -1, {}
+    for _ in range(RECROPS if wanted is not None else 1):
+        crop = place(image=frames[part](index), mask=labels[part](index))
+        found = int((crop["mask"] == wanted).sum()) if wanted is not None else 0
+        if found > most:
+            most, best = found, crop
+        if found >= enough:
+            break
+    return {
+        # Copies: a cache is not to be written to. Forced: no draw decides whether to look.
+        "rgb": torch.from_numpy(np.array(look(force_apply=True, image=best["image"])["image"])),
+        "label": torch.from_numpy(best["mask"].astype(np.int64)),
+        "name": names[part][index],
+    }
+
+
+def _read_in_turn(
+    read: Callable[[Choice, np.random.Generator], Item], index: int, rng: np.random.Generator
+) -> Item:
+    return read((0, index, None), rng)
+
+
+def _pick(
+    shares: npt.NDArray[np.float64], choosers: list[Chooser], rng: np.random.Generator
+) -> Choice:
+    part = int(rng.choice(len(shares), p=shares))
+    return part, *choosers[part](rng)
+
+
+def _choose_evenly(frames: int, rng: np.random.Generator) -> tuple[int, int | None]:
+    return int(rng.integers(frames)), None
 
 
 def rare_class_chooser(pixels: Counts, config: RareClassConfig, enough: float) -> Chooser:
@@ -190,18 +213,23 @@ def rare_class_chooser(pixels: Counts, config: RareClassConfig, enough: float) -
     shown = pixels >= max(1, enough)
     drawn = np.flatnonzero(shown.any(axis=0))
     if not len(drawn):
-        return _even_chooser(len(pixels))
+        return partial(_choose_evenly, len(pixels))
     frequency = pixels.sum(axis=0)[drawn] / pixels.sum()
     exponent = (1 - frequency) / config.temperature
     weight = np.exp(exponent - exponent.max())
     weight /= weight.sum()
     members = [np.flatnonzero(shown[:, index]) for index in drawn]
+    return partial(_choose_rare, weight, members, drawn)
 
-    def choose(rng: np.random.Generator) -> tuple[int, int | None]:
-        position = int(rng.choice(len(drawn), p=weight))
-        return int(rng.choice(members[position])), int(drawn[position])
 
-    return choose
+def _choose_rare(
+    weight: npt.NDArray[np.float64],
+    members: list[npt.NDArray[np.intp]],
+    drawn: npt.NDArray[np.intp],
+    rng: np.random.Generator,
+) -> tuple[int, int | None]:
+    position = int(rng.choice(len(drawn), p=weight))
+    return int(rng.choice(members[position])), int(drawn[position])
 
 
 def unlabelled_draws(
@@ -219,22 +247,30 @@ def unlabelled_draws(
     samples = list_samples(spec, labelled=False)
     frames = frame_reader(spec, samples, cache)
     place = geometry(config.augmentation, config.crop)
-
-    def read(index: int, rng: np.random.Generator) -> Item:
-        rgb = frames(index)
-        height = len(rgb)
-        rim = np.zeros(rgb.shape[:2], np.uint8)
-        rim[: round(teaching.ignore_top * height)] = IGNORE
-        rim[height - round(teaching.ignore_bottom * height) :] = IGNORE
-        _share_stream(rng, place)
-        crop = place(image=rgb, mask=rim)
-        return {
-            "rgb": torch.from_numpy(np.array(crop["image"])),
-            "believed": torch.from_numpy(crop["mask"] != IGNORE),
-            "name": str(samples[index].image),
-        }
-
+    read = partial(_read_unlabelled, samples, frames, place, teaching)
     return Draws(read, len(samples), seed=seed, stream=1)
+
+
+def _read_unlabelled(
+    samples: list[Sample],
+    frames: Reader,
+    place: A.Compose,
+    teaching: SelfTrainingConfig,
+    index: int,
+    rng: np.random.Generator,
+) -> Item:
+    rgb = frames(index)
+    height = len(rgb)
+    rim = np.zeros(rgb.shape[:2], np.uint8)
+    rim[: round(teaching.ignore_top * height)] = IGNORE
+    rim[height - round(teaching.ignore_bottom * height) :] = IGNORE
+    _share_stream(rng, place)
+    crop = place(image=rgb, mask=rim)
+    return {
+        "rgb": torch.from_numpy(np.array(crop["image"])),
+        "believed": torch.from_numpy(crop["mask"] != IGNORE),
+        "name": str(samples[index].image),
+    }
 
 
 def _share_stream(rng: np.random.Generator, *pipelines: A.Compose) -> None:

@@ -12,11 +12,11 @@ from pipeline.datasets import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.images import UInt8, grid, write_image
 from pipeline.labels import IGNORE, LabelSpace
+from pipeline.loader import batches
 from pipeline.progress import progress
 from pipeline.team import ALONE, Team
 from pipeline.training import (
     TrainingLog,
-    batches,
     check_finite,
     explain_memory,
     follow,

@@ -22,7 +22,8 @@ from cyclegan.train_paired import train_paired
 from pipeline.config import Config, CycleGANConfig, load_config
 from pipeline.datasets import list_samples
 from pipeline.labels import load_label_space
-from pipeline.training import Draws, load_checkpoint, seed_step
+from pipeline.loader import Draws
+from pipeline.training import load_checkpoint, seed_step
 
 WIDTH = 8
 RECIPE = {

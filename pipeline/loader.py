@@ -1,0 +1,137 @@
+"""Training data: reproducible draws, and the processes that read them ahead.
+
+Every random choice is a function of (seed, number of the draw). There is no generator whose state
+could be lost: a run that continues at step n makes the choices that an undisturbed run would make,
+with any number of reading processes.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from pipeline.errors import UserError
+
+Item = dict[str, Any]
+
+
+class Draws(Dataset[Any]):
+    """Draw number -> item. Frames are visited in a new random order each epoch.
+
+    Args:
+        read: (frame index, generator of this draw) -> item; a pure function of the two.
+        frames: number of frames.
+        stream: tells apart the draws of several data sets under one seed.
+        pick: chooses what is drawn, instead of epochs; what it returns goes to `read`.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Any, np.random.Generator], Item],
+        frames: int,
+        *,
+        seed: int,
+        stream: int = 0,
+        pick: Callable[[np.random.Generator], Any] | None = None,
+    ) -> None:
+        self.read, self.frames, self.key, self.pick = read, frames, (seed, stream), pick
+        self._order: tuple[int, Any] = (-1, None)
+
+    def __getitem__(self, draw: int) -> Item | UserError:
+        rng = np.random.default_rng([*self.key, 1, draw])
+        try:
+            return self.read(self.pick(rng) if self.pick else self._in_turn(draw), rng)
+        except UserError as error:
+            # An exception that leaves a reading process comes out wrapped in its traceback.
+            return error
+
+    def _in_turn(self, draw: int) -> int:
+        epoch, position = divmod(draw, self.frames)
+        if self._order[0] != epoch:
+            order = np.random.default_rng([*self.key, 0, epoch]).permutation(self.frames)
+            self._order = (epoch, order)
+        return int(self._order[1][position])
+
+    def __len__(self) -> int:
+        raise TypeError("draws have no end")
+
+
+def batches(
+    draws: Draws,
+    *,
+    first: int,
+    last: int,
+    batch_size: int,
+    workers: int,
+    pin: bool,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Any]:
+    """The batches of steps `first` to `last` - 1, each of `batch_size` consecutive draws.
+
+    Args:
+        pin: keep batches in pinned memory, for a GPU.
+        share: (i, n) reads only the i-th, from 0, of n equal parts of each batch.
+
+    Raises:
+        UserError: a frame could not be read, or a reading process died.
+    """
+    part = batch_size // share[1]
+    starts = range(first * batch_size + share[0] * part, last * batch_size, batch_size)
+    loader: DataLoader[Any] = DataLoader(
+        draws,
+        batch_sampler=(list(range(start, start + part)) for start in starts),
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        multiprocessing_context=_clean_processes() if workers else None,
+    )
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"A process that reads frames died ({error}). Lower compute.workers, or give the "
+                "machine more memory (in containers: shared memory)."
+            ) from error
+        if batch is None:
+            return
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+@cache
+def _clean_processes() -> BaseContext:
+    """How reading processes start: forked from one that holds nothing but imported modules.
+
+    A fork of this process would take over its locks, open files and the exit handlers of other
+    libraries' threads; a fresh interpreter would import torch anew for each.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _collate(items: list[Any]) -> Any:
+    return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
+
+
+def random_crop(
+    rng: np.random.Generator, size: tuple[int, int], crop: tuple[int, int], name: str
+) -> tuple[slice, slice]:
+    """Rows and columns of a random `crop` (width, height) of a frame of `size` (width, height)."""
+    if size[0] < crop[0] or size[1] < crop[1]:
+        raise UserError(
+            f"{name} is {size[0]}x{size[1]}, smaller than the crop {crop[0]}x{crop[1]}. "
+            "Lower `crop`, or raise `width` of the data set."
+        )
+    left = int(rng.integers(size[0] - crop[0] + 1))
+    top = int(rng.integers(size[1] - crop[1] + 1))
+    return slice(top, top + crop[1]), slice(left, left + crop[0])
