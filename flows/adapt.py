@@ -13,6 +13,7 @@ from flows.prepare import prepare
 from flows.stages import check, plan, run_stage
 from pipeline.config import load_config
 from pipeline.runs import locked, read_run
+from pipeline.threads import choose_threads
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
@@ -42,6 +43,7 @@ def adapt(
     Returns:
         The path of the report.
     """
+    choose_threads()
     folder = Path(run).absolute()
     with locked(folder):
         if config:

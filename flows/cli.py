@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -104,7 +105,7 @@ def demo(
     shipped, config = Path(__file__).parent / "demo.yaml", out / "demo.yaml"
     load_config(shipped, settings)  # a misspelt setting is said before anything is drawn
     write_toy_world(out / "data")
-    write_text(config, shipped.read_text())
+    write_text(config, shipped.read_text(encoding="utf-8"))
     _run_flow(load_config(config, settings), out, [])
 
 
@@ -463,6 +464,12 @@ def _guard_packages() -> None:
 def main() -> None:
     """Run the command line; what the user can mend is one message and status 2."""
     _guard_packages()
+    from pipeline.threads import choose_threads
+
+    choose_threads()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names need not fit the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     from pipeline.launch import torchrun
 
     launch = torchrun()
@@ -472,7 +479,9 @@ def main() -> None:
     from pipeline.team import follow, leading
 
     if launch.rank > 0:
-        follow()
+        from flows.stages import take_part
+
+        follow(take_part)
     with leading():
         _command()
 

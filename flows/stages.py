@@ -33,6 +33,7 @@ from pipeline.runs import (
     begin_stage,
     fingerprint,
     finish_stage,
+    read_run,
     stage_state,
 )
 
@@ -110,9 +111,22 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
             train_paired(config.cyclegan, source, target, folder, compute)
         else:
             judge_on = _judge(config, space, run / judge) if judge else None
-            run_team(compute, train, config.cyclegan, source, target, folder, compute, judge_on)
+            arguments = (config.cyclegan, source, target, folder, compute, judge_on)
+            run_team(compute, train, *arguments, task=_task(run, "cyclegan"))
 
     return Stage("cyclegan", "train-cyclegan", (judge,) if judge else (), inputs, work)
+
+
+def _task(run: Path, stage: str) -> tuple[str, str]:
+    """What `take_part` finds a stage by."""
+    return str(run.absolute()), stage
+
+
+def take_part(task: list[str]) -> None:
+    """Do, as one of torchrun's further processes, what the first does of a stage with all."""
+    run, name = Path(task[0]), task[1]
+    (stage,) = (stage for stage in plan(read_run(run), run) if stage.name == name)
+    stage.work(run / name)
 
 
 def _start(start: Path, paired: bool) -> Inputs | str:
@@ -252,7 +266,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
             target=config.target.model_copy(update={"labels": None}) if arm.self_training else None,
             title=f"segmentation {name} seed {seed}",
         )
-        run_team(config.compute, training)
+        run_team(config.compute, training, task=_task(run, _path("segmentation", name, seed)))
 
     reads = ["translated"] if "translated" in arm.train else []
     reads += [first] if first else []

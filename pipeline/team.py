@@ -5,12 +5,13 @@ batch, and in that the first alone writes files.
 
 Under torchrun each of its processes starts one that trains and watches over it: one that waits for
 the others' gradients hears nothing else. The first of torchrun's processes does the command and
-hands out the work; the others follow it. What they tell each other is in torchrun's store.
+says which work is next; the others find out themselves what that is. What they tell each other is
+in torchrun's store, as JSON: whoever reaches the store's port can make no process run code.
 """
 
 import itertools
+import json
 import os
-import pickle
 import signal
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from multiprocessing import connection, get_context, parent_process, resource_tracker
@@ -153,11 +154,20 @@ class Team:
 ALONE = Team()
 
 
-def run_team(compute: ComputeConfig, work: Callable[..., None], *arguments: object) -> None:
+def run_team(
+    compute: ComputeConfig,
+    work: Callable[..., None],
+    *arguments: object,
+    task: Sequence[str] = (),
+) -> None:
     """Call `work(*arguments, team)` on `compute.processes` devices at once, a process for each.
 
     One device needs no further process. More get arguments that can be pickled. When one process
     fails or dies, or this one is interrupted or killed, all end.
+
+    Args:
+        task: what torchrun's other processes find this call by: `follow` hands it to the function
+            that makes the same call there.
 
     Raises:
         UserError: there are not so many devices; `work` raised it in a process; a process died.
@@ -167,7 +177,11 @@ def run_team(compute: ComputeConfig, work: Callable[..., None], *arguments: obje
     if size == 1:
         work(*arguments, ALONE)
     elif torchrun():
-        _hand_out(compute, work, arguments, size)
+        job = _Job(compute, _backend(compute), work, arguments)
+        if _place().leads:
+            _lead(job, task, size)
+        else:
+            _take_part(job)
     else:
         with tempfile.TemporaryDirectory(prefix="sim2real-") as folder:
             job = _Job(compute, _backend(compute), work, arguments)
@@ -183,6 +197,7 @@ class _Job:
 
     compute: ComputeConfig
     backend: str
+    """That of the first process."""
     work: Callable[..., None]
     arguments: tuple[object, ...]
 
@@ -360,25 +375,34 @@ def _store(*part: str) -> Store:
     return PrefixStore(place, TCPStore(address, port, wait_for_workers=False, timeout=_ANSWER))
 
 
-def _hand_out(
-    compute: ComputeConfig, work: Callable[..., None], arguments: tuple[object, ...], size: int
-) -> None:
-    """Have all processes of torchrun do `work`, this one its part."""
+def _lead(job: _Job, task: Sequence[str], size: int) -> None:
+    """Have all processes of torchrun do `task`, this one its part."""
     name = f"work-{next(_works)}"
-    job = _Job(compute, _backend(compute), work, arguments)
 
     def look(rank: int) -> list[Any]:
         key = str(rank)
-        return [pickle.loads(store.get(key))] if store.check([key]) else []
+        return [_read_report(store.get(key))] if store.check([key]) else []
 
     with _connection_lost():
         store = _store(name)
-        store.set("job", pickle.dumps(job))  # type: ignore[arg-type]  # bytes are as good
+        store.set("job", json.dumps({"task": list(task), "backend": job.backend}))
         try:
             with _members([_place()], job, partial(_store, name, "group")) as looks:
                 _wait([*looks, *(partial(look, rank) for rank in range(1, size))])
         finally:
             store.set("end", "")
+
+
+def _write_report(report: Any) -> str:
+    """What a process reports (see `_Look`) as JSON."""
+    if isinstance(report, Exception):
+        return json.dumps({"mistake": str(report)})
+    return json.dumps(report)
+
+
+def _read_report(text: bytes) -> Any:
+    report = json.loads(text)
+    return UserError(report["mistake"]) if isinstance(report, dict) else report
 
 
 @contextmanager
@@ -419,10 +443,13 @@ def say_over(status: int) -> None:
         _store().set("over", str(status))
 
 
-def follow() -> NoReturn:
+def follow(perform: Callable[[list[str]], None]) -> NoReturn:
     """Be one of torchrun's processes after the first: work when it says so, end when it ends.
 
     Says nothing: the first process does.
+
+    Args:
+        perform: makes the call of `run_team` that a `task` stands for.
     """
 
     def end(status: int) -> NoReturn:
@@ -443,22 +470,26 @@ def follow() -> NoReturn:
                     time.sleep(_PATIENCE if status else 0)
                     end(status)
                 time.sleep(_TICK)
-            _take_part(name)
+            try:
+                perform(json.loads(store.get(f"{name}/job"))["task"])
+            except (UserError, OSError) as error:
+                store.set(f"{name}/{_place().rank}", _write_report(error))
     except dist.DistError:  # torchrun ended
         pass
     end(1)
 
 
-def _take_part(name: str) -> None:
+def _take_part(job: _Job) -> None:
     """Do this process's part of a work until the first process says that it is over."""
+    name = f"work-{next(_works)}"
     store, team = _store(name), _place()
-    job = pickle.loads(store.get("job"))
+    job = replace(job, backend=json.loads(store.get("job"))["backend"])
     reported: list[Any] = []
     since = 0.0
     with _members([team], job, partial(_store, name, "group")) as (look,):
         while not store.check(["end"]):
             if not reported and (reported := look()):
-                store.set(str(team.rank), pickle.dumps(reported[0]))  # type: ignore[arg-type]
+                store.set(str(team.rank), _write_report(reported[0]))
                 since = time.monotonic()
             if reported and reported[0] is not None and time.monotonic() > since + 10 * _PATIENCE:
                 sys.exit(1)  # the first process was killed, and its machine's torchrun with it

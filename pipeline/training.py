@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from pipeline.config import ComputeConfig
 from pipeline.errors import UserError
@@ -63,7 +64,14 @@ def make_fabric(compute: ComputeConfig, *, training: bool, device: int = 0) -> F
         precision = "bf16-mixed" if native else "32-true"
     else:
         precision = compute.precision
-    return Fabric(accelerator=kind, devices=[device] if kind == "cuda" else 1, precision=precision)
+    return Fabric(
+        accelerator=kind,
+        devices=[device] if kind == "cuda" else 1,
+        precision=precision,
+        # One process, whatever a cluster's variables say: Fabric would take an allocation of
+        # SLURM's, MPI's or Kubeflow's for its own launch.
+        plugins=[LightningEnvironment()],
+    )
 
 
 def seed_step(seed: int, step: int, share: int = 0) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -15,10 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed import TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from cyclegan.train import train
-from pipeline.config import ComputeConfig, load_config
+from pipeline.config import ComputeConfig, Config, load_config
 from pipeline.errors import UserError
 from pipeline.team import Team, follow, leading, run_team
 from pipeline.training import check_devices, load_checkpoint
@@ -34,6 +35,29 @@ def free_port() -> int:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
         return port
+
+
+def perform(task: list[str]) -> None:
+    """The call of `run_team` that the first process makes, as another one finds it."""
+    what, *rest = task
+    if what == "train":
+        config = load_config(Path(rest[0]), SETTINGS)
+        run_training(config, Path(rest[1]), task)
+    elif what == "stubborn":
+        run_team(CPU, stubborn, Path(rest[0]), task=task)
+    elif what == "mistaken":
+        raise UserError("no such run here")
+    else:
+        run_team(CPU, work, what, Path(rest[0]), task=task)
+
+
+SETTINGS = ["compute.accelerator=cpu", "cyclegan.batch_size=2"]
+
+
+def run_training(config: Config, folder: Path, task: list[str]) -> None:
+    how = config.compute
+    arguments = (recipe(config), config.source, config.target, folder, how, None)
+    run_team(how, train, *arguments, task=task)
 
 
 @pytest.fixture
@@ -54,7 +78,7 @@ def first(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    second: Any = multiprocessing.get_context("fork").Process(target=follow)
+    second: Any = multiprocessing.get_context("fork").Process(target=follow, args=(perform,))
     second.start()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
@@ -68,17 +92,15 @@ def first(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_learns_what_devices_learn(
     tiny: Path, tmp_path: Path, first: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config(tiny, ["compute.accelerator=cpu", "cyclegan.batch_size=2"])
-    settings, folder = recipe(config), tmp_path / "run"
+    config, folder = load_config(tiny, SETTINGS), tmp_path / "run"
     with leading():
-        how = config.compute
-        run_team(how, train, settings, config.source, config.target, folder, how, None)
-        run_team(CPU, work, "", tmp_path)  # and more
+        run_training(config, folder, ["train", str(tiny), str(folder)])
+        run_team(CPU, work, "", tmp_path, task=["", str(tmp_path)])  # and more
     first.join(20)
     assert first.exitcode == 0
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    two = fit(config, settings, tmp_path / "two", 2)
+    two = fit(config, recipe(config), tmp_path / "two", 2)
     assert equal(load_checkpoint(folder / "checkpoints/last.pt"), two)
     assert read_log(folder) == read_log(tmp_path / "two")
 
@@ -92,10 +114,36 @@ def test_learns_what_devices_learn(
 )
 def test_one_that_fails_ends_all(tmp_path: Path, first: Any, what: str, message: str) -> None:
     with pytest.raises(UserError, match=message), leading():
-        run_team(CPU, work, what, tmp_path)
+        run_team(CPU, work, what, tmp_path, task=[what, str(tmp_path)])
     assert_gone(int((tmp_path / str(rank)).read_text()) for rank in (0, 1))
     first.join(20)
     assert first.exitcode == 1
+
+
+def test_one_that_cannot_find_its_work_ends_all(tmp_path: Path, first: Any) -> None:
+    with pytest.raises(UserError, match="no such run here"), leading():
+        run_team(CPU, work, "", tmp_path, task=["mistaken"])
+    first.join(20)
+    assert first.exitcode == 1
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_what_is_told_is_no_code(tmp_path: Path, first: Any) -> None:
+    """Whoever reaches the store's port can write there."""
+    store = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), wait_for_workers=False)
+    PrefixStore("0", store).set("work-0/job", pickle.dumps(Trap(tmp_path / "sprung")))
+    first.join(20)
+    assert first.exitcode == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_nobody_waits_for_a_torchrun_that_is_gone(
@@ -105,7 +153,7 @@ def test_nobody_waits_for_a_torchrun_that_is_gone(
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     begun = time.monotonic()
     with pytest.raises(UserError, match="torchrun's store does not answer"), leading():
-        run_team(CPU, work, "", Path())
+        run_team(CPU, work, "", Path(), task=["", "."])
     assert time.monotonic() < begun + 60  # torch's own patience is five minutes, and there are two
 
 
@@ -123,7 +171,7 @@ def stubborn(folder: Path, team: Team) -> None:
 
 def test_a_second_request_does_not_break_off_the_end(tmp_path: Path, first: Any) -> None:
     with pytest.raises(RuntimeError, match="in a process of 2"), leading():
-        run_team(CPU, stubborn, tmp_path)
+        run_team(CPU, stubborn, tmp_path, task=["stubborn", str(tmp_path)])
     first.join(20)
     assert first.exitcode == 128 + signal.SIGINT
     assert_gone(int((tmp_path / str(rank)).read_text()) for rank in (0, 1))
