@@ -10,6 +10,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.prepare import prepare
+from flows.signals import take_signals
 from flows.stages import check, plan, run_stage
 from pipeline.config import load_config
 from pipeline.runs import locked, read_run
@@ -44,6 +45,7 @@ def adapt(
         The path of the report.
     """
     choose_threads()
+    take_signals()
     folder = Path(run).absolute()
     with locked(folder):
         if config:

@@ -1,6 +1,5 @@
 """The command line. Libraries are imported where they are used: `--help` answers at once."""
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from flows.signals import STOPPED, take_signals
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -23,8 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-STOPPED = "Stopped. The same command continues."
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
 Settings = Annotated[
@@ -136,9 +135,7 @@ def _prefect(folder: Path) -> Iterator[None]:
     """Let flows run in this block, and one message say that their server is gone."""
     from pipeline.errors import UserError
 
-    if "PREFECT_API_URL" not in os.environ:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _stop_at_once)
+    take_signals()
     from flows.server import prefect_server
 
     try:
@@ -151,22 +148,6 @@ def _prefect(folder: Path) -> Iterator[None]:
             f"Prefect's server does not answer any more ({error}). What is done is kept: the same "
             "command continues. Start the server again, or unset PREFECT_API_URL to run without."
         ) from error
-
-
-def _stop_at_once(number: int, _: object) -> None:
-    """End without a farewell to the temporary server, which ends with this process.
-
-    Prefect would try for a minute to tell it what happened. The run's folder is whole at any
-    moment, and its record is the only one.
-    """
-    from pipeline.launch import torchrun
-
-    print(STOPPED, file=sys.stderr, flush=True)
-    if torchrun():
-        from pipeline.team import say_over
-
-        say_over(128 + number)
-    os._exit(128 + number)
 
 
 def _run_stages(

@@ -1,7 +1,9 @@
-"""What torchrun tells each process that it starts, in environment variables."""
+"""Processes: what torchrun tells those that it starts, and how ours end with who started them."""
 
 import os
+import threading
 from dataclasses import dataclass
+from multiprocessing import connection, parent_process
 
 
 @dataclass(frozen=True)
@@ -24,3 +26,15 @@ def torchrun() -> Launch | None:
         return None
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     return Launch(*(int(os.environ[name]) for name in names))
+
+
+def end_with_parent(*_: object) -> None:
+    """Let this process, started by multiprocessing, end when who started it has, also by a kill."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

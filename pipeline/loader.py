@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pipeline.errors import UserError
+from pipeline.launch import end_with_parent
 
 Item = dict[str, Any]
 
@@ -88,13 +89,19 @@ def batches(
         collate_fn=_collate,
         pin_memory=pin,
         multiprocessing_context=_clean_processes() if workers else None,
+        worker_init_fn=end_with_parent,
     )
     batches = iter(loader)
     while True:
         try:
             batch = next(batches, None)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "open files" in str(error):
+                raise UserError(
+                    "This process may not open as many files as its reading processes send it. "
+                    "Raise the limit (`ulimit -n 4096`), or lower compute.workers."
+                ) from error
+            if not str(error).startswith("DataLoader worker"):
                 raise
             raise UserError(
                 f"A process that reads frames died ({error}). Lower compute.workers, or give the "
@@ -120,7 +127,18 @@ def _clean_processes() -> BaseContext:
 
 
 def _collate(items: list[Any]) -> Any:
-    return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
+    if mistake := next((item for item in items if isinstance(item, UserError)), None):
+        return mistake
+    try:
+        return default_collate(items)
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        return UserError(
+            "The shared memory (/dev/shm) through which reading processes hand over frames is full:"
+            " lower compute.workers or batch_size, or give the machine more of it (docker: "
+            "--shm-size)."
+        )
 
 
 def random_crop(

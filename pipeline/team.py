@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -41,7 +40,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
 
 from pipeline.config import ComputeConfig
 from pipeline.errors import UserError
-from pipeline.launch import torchrun
+from pipeline.launch import end_with_parent, torchrun
 from pipeline.training import accelerator, check_devices
 
 START = "spawn"
@@ -250,7 +249,7 @@ def _member(team: Team, job: _Job, store: Callable[[], Store], reporting: Connec
     """One process of a team: reports None when done, an error of the user's, or a traceback."""
     # Not the default, so that bars and logs are closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         _join(team, job, store)
         job.work(*job.arguments, team)
@@ -298,13 +297,6 @@ def _join(team: Team, job: _Job, store: Callable[[], Store]) -> None:
         timeout=_TIMEOUT,
         device_id=device,
     )
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _look(rank: int, process: BaseProcess, reports: Connection) -> list[Any]:
