@@ -39,3 +39,4 @@ bench: install
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/doctor.py
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/threads.py
