@@ -1,5 +1,5 @@
 # Each verb sets up all it needs on a machine with python3 and make.
-.PHONY: install demo test test-all check bench
+.PHONY: install demo test test-slow test-all soak check bench
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,6 +24,12 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+
+soak: install
+	SIM2REAL_SOAK_KILLS=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_soak.py
 
 test-all: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
