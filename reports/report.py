@@ -87,7 +87,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         plotly=Markup(get_plotlyjs()),
     )
     write_json(folder / "report.json", report)
-    write_table(folder / "per_class.csv", list(table), rows)
+    write_table(folder / "per_class.csv", list(map(str, table)), rows)
     write_text(folder / "report.md", markdown(report, table))
     write_text(folder / "index.html", page)
 
@@ -203,8 +203,8 @@ def _drift(run: Path, config: Config) -> dict[str, Any] | None:
     if not (folder / "drift.json").is_file():
         return None
     found = read_json(folder / "drift.json", ANEW)
-    columns = ["step", "agreement_before", "agreement_after", "distance_before", "distance"]
-    leaders = read_table(folder / "leaderboard.csv", [*columns, "score"], ANEW)[:LEADERS]
+    columns = ["step", "agreement_after", "distance", "score"]
+    leaders = read_table(folder / "leaderboard.csv", columns, ANEW)[:LEADERS]
     with explain_damage(folder / "leaderboard.csv", ANEW):
         leaderboard = [{key: float(value) for key, value in row.items()} for row in leaders]
     with explain_damage(folder / "drift.json", ANEW):

@@ -1,7 +1,9 @@
 """Run folders: what counts as done, what is refused, what a force removes."""
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from flows.stages import (
     Stage,
-    _instances,
+    _instance_files,
     _listing,
     all_inputs,
     check,
@@ -20,8 +22,9 @@ from flows.stages import (
     run_stage,
 )
 from pipeline.config import load_config
+from pipeline.contents import STORE
 from pipeline.errors import UserError
-from pipeline.files import replacing, write_json
+from pipeline.files import replacing, sweep, write_json
 from pipeline.progress import each, progress
 from pipeline.runs import differences, fingerprint, locked, stage_state
 
@@ -170,12 +173,38 @@ def test_files_of_unknown_origin_are_not_continued(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     calls: list[str] = []
-    do(tmp_path, [stage("a", calls)])
-    (tmp_path / "a/stage.json").unlink()
-    (tmp_path / "a/deep").mkdir()
-    (tmp_path / "a/deep/.part-abc.png").write_text("half")
-    do(tmp_path, [stage("a", calls)])
-    assert list((tmp_path / "a/deep").iterdir()) == []
+    (tmp_path / "b/deep").mkdir(parents=True)
+    (tmp_path / "b/deep/.part-abc.png").write_text("half")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/.part-abc.json").write_text("half of inputs.json, the first file of a stage")
+    for folder in (".removed-abc/a", "evaluation/.taken-abc/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "file").write_text("old")
+    with locked(tmp_path):
+        assert do(tmp_path, [stage("a", calls)]) == [True]
+    left = [path.name for path in tmp_path.rglob(".*") if path.name not in (".lock", STORE)]
+    assert left == []
+
+
+def test_what_another_process_writes_is_not_swept(tmp_path: Path) -> None:
+    with replacing(tmp_path / "file.json") as part:
+        part.write_text("half")
+        abandoned = tmp_path / ".part-abc.json"
+        abandoned.write_text("half")
+        sweep(tmp_path)
+        assert part.exists()
+        assert not abandoned.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_files_are_as_open_to_others_as_the_user_wants(tmp_path: Path) -> None:
+    for mask, mode in ((0o077, 0o600), (0o022, 0o644), (0o002, 0o664)):
+        before = os.umask(mask)
+        try:
+            write_json(tmp_path / "file.json", 1)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "file.json").stat().st_mode) == mode
 
 
 def test_identity_holds_labels_and_weights(
@@ -281,10 +310,10 @@ def test_instance_files_are_a_part_of_what_is_scored(
         label = next(copy.rglob("val/*/*_labelIds.png"))
         file = label.with_name(label.name.replace("labelIds", "instanceIds"))
         file.write_bytes(b"instances")
-        _instances.cache_clear()
+        _instance_files.cache_clear()
         after = all_inputs(plan(config, tmp_path))
         file.unlink()
-        _instances.cache_clear()
+        _instance_files.cache_clear()
         return [name for name in before if before[name] != after[name]]
 
     arms = ("source_only", "adapted", "oracle")
