@@ -206,8 +206,9 @@ def gradients(networks: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint of tensors and plain data, whole or not at all."""
-    with replacing(path) as part:
-        torch.save(state, part)
+    # Given a path, torch would write its name into the file, and no two would be equal.
+    with replacing(path) as part, part.open("wb") as file:
+        torch.save(state, file)
 
 
 def read_tensors(path: Path) -> Any:
