@@ -1,4 +1,5 @@
-"""Every command, killed at each change that it makes to a folder, and given once more.
+"""Every command, killed at each change that it makes to a folder, and given once more; and every
+file of a run, damaged.
 
 A process dies by SIGKILL before its n-th renaming, linking or removing of a file (and, in the
 whole walk, also after it), for n = 1, 2, ... until it comes to its end. Each time the same command
@@ -11,25 +12,34 @@ import re
 import shutil
 import signal
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
+from cyclegan.checkpoints import load_generator
 from flows import cli
-from flows.ablate import ladder
+from flows.ablate import ladder, seconds_by_row
 from flows.prepare import prepare
-from flows.stages import check, run_stage
+from flows.show import show_result, show_status
+from flows.stages import check, plan, run_stage
 from pipeline.config import load_config
 from pipeline.contents import STORE
 from pipeline.datasets import evenly
-from pipeline.files import PART, REMOVED, TAKEN
-from pipeline.runs import locked
-from reports.ladder import write_ladder
+from pipeline.errors import UserError
+from pipeline.files import PART, REMOVED, TAKEN, write_json
+from pipeline.runs import locked, read_run
+from pipeline.training import continuing, load_checkpoint
+from reports.ladder import Row, write_ladder
+from reports.report import write_comparison, write_report
+from segmentation.train import load_segmenter
 from tests.conftest import TINY
 
 SETTINGS: dict[str, Any] = {
@@ -231,7 +241,7 @@ def walk(name: str, finished: Path, tmp_path: Path, *, whole: bool) -> None:
     notes = tmp_path / "notes"
     place = tmp_path / "place"
     start(place)
-    assert call(command, place, notes=notes) == command.status, (undisturbed / "said").read_text()
+    assert call(command, place, notes=notes) == command.status, (place / "said").read_text()
     expected = content(place)
     shutil.rmtree(place)
     kinds = [re.sub(r"\d+|[0-9a-f]{12,}", "#", line) for line in notes.read_text().splitlines()]
@@ -267,3 +277,97 @@ def test_killed_and_given_once_more(name: str, finished: Path, tmp_path: Path) -
 @pytest.mark.parametrize("name", [*CHEAP, *DEAR])
 def test_killed_at_every_change(name: str, finished: Path, tmp_path: Path) -> None:
     walk(name, finished, tmp_path, whole=True)
+
+
+DAMAGES: dict[str, Callable[[bytes, Path], bytes]] = {
+    "empty": lambda data, run: b"",
+    "braces": lambda data, run: b"{}",
+    "list": lambda data, run: b"[1]",
+    "noise": lambda data, run: np.random.default_rng(0).bytes(200),
+    "half": lambda data, run: data[: len(data) // 2],
+    "other": lambda data, run: (
+        run / "segmentation/adapted/seed-0/checkpoints/last.pt"
+    ).read_bytes(),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_every_damaged_file_is_one_message(
+    damage: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads a damaged file says so, and no hash helps: as in runs of earlier versions."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "r"
+    shutil.copytree(finished / "r", run)
+    for path in run.rglob("stage.json"):
+        write_json(path, {k: v for k, v in json.loads(path.read_text()).items() if k != "results"})
+    files = [p for p in sorted(run.rglob("*")) if p.is_file() and "tensorboard" not in p.parts]
+    # One of a kind is enough of pictures and of what each arm has.
+    files = list({re.sub(r"source_only|adapted|\d", "#", str(p)): p for p in files}.values())
+    commands: list[Callable[[], object]] = [
+        lambda: show_status(run),
+        lambda: show_result(run),
+        lambda: write_report(read_run(run), run, tmp_path / "report"),
+        lambda: write_comparison({"r": (read_run(run), run)}, tmp_path / "compared"),
+        lambda: load_generator(run / "cyclegan/checkpoints/last.pt"),
+        lambda: load_segmenter(run / "segmentation/adapted/seed-0/checkpoints/last.pt"),
+        lambda: check(run, plan(read_run(run), run)),
+        lambda: seconds_by_row([Row("r", "", None, "adapted", read_run(run))], tmp_path),
+    ]
+    said: list[str] = []
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(DAMAGES[damage](whole, run))
+        for command in commands:
+            try:
+                command()
+            except UserError as error:
+                said.append(str(error))
+            except Exception as error:
+                raise AssertionError(f"{path}: {error!r}") from error
+        path.write_bytes(whole)
+    assert len(said) > 10
+    assert [message for message in said if str(tmp_path) not in message] == []
+
+
+@pytest.mark.parametrize("step", [-1, 3, 10**9, True, "1", None, [1]])
+def test_nonsense_in_a_checkpoint_is_one_message(step: object, finished: Path) -> None:
+    path = finished / "nonsense.pt"
+    path_of_network = finished / "r/segmentation/adapted/seed-0/checkpoints/last.pt"
+    torch.save(load_checkpoint(path_of_network) | {"step": step}, path)
+    with pytest.raises(UserError, match=r"nonsense\.pt is damaged"), continuing(path, 2, "x"):
+        pass
+
+
+def test_what_does_not_fit_into_a_network_is_one_message(finished: Path) -> None:
+    path = finished / "other.pt"
+    torch.save({"step": 1, "model": {"weight": torch.ones(3)}}, path)
+    with (
+        pytest.raises(UserError, match=r"other\.pt is damaged.*--force"),
+        continuing(path, 2, "x") as state,
+    ):
+        torch.nn.Linear(2, 2).load_state_dict(state["model"])
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(finished: Path, tmp_path: Path) -> None:
+    whole = finished / "r/cyclegan/checkpoints/last.pt"
+    with zipfile.ZipFile(whole) as records:
+        record = max(records.infolist(), key=lambda info: info.file_size)
+    data = bytearray(whole.read_bytes())
+    data[record.header_offset + record.file_size // 2] ^= 2
+    (tmp_path / "last.pt").write_bytes(data)
+    for load in (load_checkpoint, load_generator):
+        with pytest.raises(UserError, match=r"last\.pt"):
+            load(tmp_path / "last.pt")
+
+
+def test_checkpoints_without_checksums_are_read(tmp_path: Path) -> None:
+    state = {"weight": torch.ones(100)}
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "none.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("none.pt", "old.pt"):
+        assert load_checkpoint(tmp_path / name).keys() == state.keys()

@@ -1,5 +1,7 @@
 """Run folders: what counts as done, what is refused, what a force removes."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -21,12 +23,13 @@ from flows.stages import (
     remove,
     run_stage,
 )
+from pipeline import contents
 from pipeline.config import load_config
-from pipeline.contents import STORE
+from pipeline.contents import STORE, hashes
 from pipeline.errors import UserError
 from pipeline.files import replacing, sweep, write_json
 from pipeline.progress import each, progress
-from pipeline.runs import differences, fingerprint, locked, stage_state
+from pipeline.runs import check_results, differences, fingerprint, locked, stage_state
 
 
 def stage(name: str, calls: list[str], reads: tuple[str, ...] = (), **config: Any) -> Stage:
@@ -356,3 +359,114 @@ def test_a_quarantined_frame_makes_all_that_reads_the_set_anew(tiny: Path, world
     _listing.cache_clear()
     again = all_inputs(plan(load_config(tiny, [f"source.quarantine={path}"]), tiny.parent))
     assert again == fewer
+
+
+def test_runs_of_earlier_versions_go_on(
+    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They recorded names and sizes of files, and no results."""
+    copy, run = tmp_path / "world", tmp_path / "run"
+    shutil.copytree(world, copy)
+    monkeypatch.setenv("WORLD", str(copy))
+
+    def without(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {k: without(v) for k, v in value.items() if k not in ("content", "reads")}
+
+    def found() -> dict[str, Any]:
+        _listing.cache_clear()
+        return check(run, stages)
+
+    stages = plan(load_config(tiny), run)
+    recorded: dict[str, Any] = {}
+    for item in stages:
+        reads = {name: fingerprint(recorded[name]) for name in item.reads}
+        inputs = {**without(item.inputs()), "reads": reads}
+        recorded[item.name] = inputs
+        write_json(run / item.name / "inputs.json", inputs)
+        record = {"fingerprint": fingerprint(inputs), "seconds": 1, "inputs": inputs}
+        write_json(run / item.name / "stage.json", record)
+    (run / "cyclegan/stage.json").unlink()
+    assert found() == recorded
+    assert stage_state(run, "cyclegan", recorded["cyclegan"]) == "begun"
+    check_results(run, "translated")
+    # What is made anew records the contents; what reads it must be made anew, too.
+    remove(run, named(stages, ["translated"]))
+    anew = found()
+    assert "content" in anew["translated"]["source"]
+    assert anew["segmentation/oracle/seed-0"] == recorded["segmentation/oracle/seed-0"]
+    label = next(copy.rglob("train/*/*_labelIds.png"))
+    label.write_bytes(label.read_bytes() + b"more")
+    with pytest.raises(UserError, match=r"(?s)train\.target\.dataset\.samples: .*--force"):
+        found()
+
+
+def test_a_file_of_the_same_size_with_other_content_is_seen(
+    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, run = tmp_path / "world", tmp_path / "run"
+    shutil.copytree(world, copy)
+    monkeypatch.setenv("WORLD", str(copy))
+    stages = plan(load_config(tiny), run)
+
+    def inputs() -> dict[str, Any]:
+        _listing.cache_clear()
+        return all_inputs(stages)
+
+    before = inputs()
+    label = copy / "toy-sim/labels/00001.png"
+    content = label.read_bytes()
+    os.utime(label, (1, 1))
+    assert inputs() == before  # touched only
+    label.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    changed = {name for name, found in inputs().items() if found != before[name]}
+    assert changed == {
+        *[f"{kind}/source_only/seed-0" for kind in ("segmentation", "evaluation")],
+        *[f"{kind}/adapted/seed-0" for kind in ("segmentation", "evaluation")],
+        "report",
+    }
+
+
+def test_contents_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, run = tmp_path / "data", tmp_path / "run"
+    file.write_bytes(b"one")
+    os.utime(file, (1, 1))
+    one = hashlib.sha256(b"one").hexdigest()
+    assert hashes([file, file], run, "x") == [one, one]
+    looks: list[str] = []
+    look = contents._look
+    monkeypatch.setattr(contents, "_look", lambda path: (looks.append(path), look(path))[1])
+    for forget in (False, True):  # as another process would
+        if forget:
+            contents._STORES.clear()
+            contents._SEEN.clear()
+        assert hashes([file], run, "x") == [one]
+    assert looks == []
+    for damaged in ("", "{}", "[1]", '{"a": 1}', "\x00"):
+        (run / STORE).write_text(damaged)
+        contents._STORES.clear()
+        contents._SEEN.clear()
+        assert hashes([file], run, "x") == [one]
+    file.write_bytes(b"two")
+    assert hashes([file], run, "x") != [one]
+
+
+def test_what_has_just_changed_is_looked_at_again(tmp_path: Path) -> None:
+    """Two changes within a tick of the file system's clock leave the same time."""
+    file = tmp_path / "data"
+    file.write_bytes(b"one")
+    hashes([file], tmp_path / "run", "x")
+    assert json.loads((tmp_path / "run" / STORE).read_text()) == {}
+
+
+def test_damaged_and_missing_results_are_noticed(tmp_path: Path) -> None:
+    calls: list[str] = []
+    first = dataclasses.replace(stage("a", calls), results=("*.txt",))
+    last = stage("b", calls, ("a",))
+    do(tmp_path, [first, last])
+    for damage in (lambda path: path.write_text("mode"), Path.unlink):
+        damage(tmp_path / "a/result.txt")
+        remove(tmp_path, ["b"])
+        with pytest.raises(UserError, match=r"result\.txt.*--force a`"):
+            do(tmp_path, [first, last])
