@@ -30,6 +30,7 @@ from cyclegan.weights import (
 )
 from pipeline.config import CycleGANConfig
 from pipeline.errors import UserError
+from pipeline.files import sweep
 from pipeline.training import save_checkpoint
 
 Direction = Literal["source_to_target", "target_to_source"]
@@ -224,6 +225,7 @@ def export(source: Path, out: Path, direction: Direction = "source_to_target") -
     Raises:
         UserError: `source` cannot be read or `out` not hold it.
     """
+    sweep(out.parent if out.suffix else out)
     if out.suffix == ".onnx":
         difference = export_onnx(load_generator(source, direction), out)
         return f"{out}: differs from torch by {difference:.1g} at most, of [-1, 1]"

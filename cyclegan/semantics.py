@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,9 +20,10 @@ from cyclegan.networks import to_network
 from cyclegan.translate import translate_frame
 from pipeline.config import SemanticsConfig
 from pipeline.confusion import ConfusionMatrix
+from pipeline.csv_files import write_table
 from pipeline.datasets import DatasetSpec, Sample, evenly
 from pipeline.errors import UserError
-from pipeline.files import replacing, write_json
+from pipeline.files import write_json
 from pipeline.images import UInt8
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.reading import LabelReader, read_frame
@@ -159,8 +159,8 @@ class Leaderboard:
         """Write `leaderboard.csv`, best first, and `drift.json` into `folder`, if there is any."""
         if not self.rows:
             return
-        with replacing(folder / "leaderboard.csv") as part:
-            pd.DataFrame(self.rows).sort_values("score").to_csv(part, index=False)
+        rows = sorted(self.rows, key=lambda row: row["score"])
+        write_table(folder / "leaderboard.csv", list(rows[0]), rows)
         write_json(folder / "drift.json", self.drifts)
 
 

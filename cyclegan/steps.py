@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from cyclegan.networks import minimum_side
 from pipeline.config import CycleGANConfig
 from pipeline.errors import UserError
-from pipeline.files import PART_PREFIX
 from pipeline.training import gradients, save_checkpoint
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
@@ -107,11 +106,8 @@ class Skips:
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` as the newest checkpoint and remove what kills left of earlier writes."""
-    path = folder / CHECKPOINT
-    for part in path.parent.glob(PART_PREFIX + "*"):
-        part.unlink()
-    save_checkpoint(path, state)
+    """Write `state` as the newest checkpoint."""
+    save_checkpoint(folder / CHECKPOINT, state)
 
 
 def save_best(folder: Path, state: dict[str, Any]) -> None:

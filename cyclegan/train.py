@@ -40,11 +40,11 @@ from pipeline.team import ALONE, Team
 from pipeline.training import (
     TrainingLog,
     check_finite,
+    continuing,
     explain_memory,
     follow,
     fused,
     gradients,
-    load_checkpoint,
     make_fabric,
     seed_step,
 )
@@ -116,22 +116,22 @@ def train(
     # Continue where an earlier run stopped.
     start = 0
     if (folder / CHECKPOINT).is_file():
-        state = load_checkpoint(folder / CHECKPOINT)
-        start = state["step"]
-        for name, network in networks.items():
-            network.load_state_dict(state["networks"][name])
-        for name, average in averages.items():
-            average.load_state_dict(state["averages"][name])
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        for name, pool in pools.items():
-            pool.images = [image.to(fabric.device) for image in state["pools"][name]]
-        skips = Skips(**state["skips"])
-        leaderboard = Leaderboard(**state["leaderboard"])
-        best = state["best"]
-        if team.leads:
-            save_best(folder, state)
-            leaderboard.write(folder)
+        with continuing(folder / CHECKPOINT, steps, "cyclegan") as state:
+            start = state["step"]
+            for name, network in networks.items():
+                network.load_state_dict(state["networks"][name])
+            for name, average in averages.items():
+                average.load_state_dict(state["averages"][name])
+            for name, optimizer in optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            for name, pool in pools.items():
+                pool.images = [image.to(fabric.device) for image in state["pools"][name]]
+            skips = Skips(**state["skips"])
+            leaderboard = Leaderboard(**state["leaderboard"])
+            best = state["best"]
+            if team.leads:
+                save_best(folder, state)
+                leaderboard.write(folder)
 
     source_to_target, target_to_source, source_critic, target_critic = (
         fabric.setup_module(fused(network) if compute.compile else network)

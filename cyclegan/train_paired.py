@@ -32,10 +32,10 @@ from pipeline.progress import progress
 from pipeline.training import (
     TrainingLog,
     check_finite,
+    continuing,
     explain_memory,
     follow,
     fused,
-    load_checkpoint,
     make_fabric,
     seed_step,
 )
@@ -84,15 +84,15 @@ def train_paired(
     # Continue where an earlier run stopped.
     start = 0
     if (folder / CHECKPOINT).is_file():
-        state = load_checkpoint(folder / CHECKPOINT)
-        start = state["step"]
-        for name, network in networks.items():
-            network.load_state_dict(state["networks"][name])
-        for name, average in averages.items():
-            average.load_state_dict(state["averages"][name])
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        skips = Skips(**state["skips"])
+        with continuing(folder / CHECKPOINT, steps, "cyclegan") as state:
+            start = state["step"]
+            for name, network in networks.items():
+                network.load_state_dict(state["networks"][name])
+            for name, average in averages.items():
+                average.load_state_dict(state["averages"][name])
+            for name, optimizer in optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            skips = Skips(**state["skips"])
 
     source_to_target, critic = (
         fabric.setup_module(fused(network) if compute.compile else network)

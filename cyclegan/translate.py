@@ -1,6 +1,5 @@
 """Translating frames with a trained generator: same size, same names, original labels."""
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +12,9 @@ from torch.nn import functional as F
 from cyclegan.checkpoints import load_generator
 from cyclegan.networks import to_network, to_rgb
 from pipeline.config import ComputeConfig, TranslationConfig
+from pipeline.csv_files import write_table
 from pipeline.datasets import DatasetSpec, list_samples, save_spec, translated_path, translated_spec
 from pipeline.errors import UserError
-from pipeline.files import replacing
 from pipeline.images import UInt8, write_image
 from pipeline.progress import progress
 from pipeline.reading import read_frame
@@ -109,12 +108,16 @@ def translate_frames(
         for future in writing:
             future.result()
     more = columns or {}
-    with replacing(folder / "manifest.csv") as part, part.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "source", "translated", *more])
-        for i, sample in enumerate(samples):
-            place = paths[i].relative_to(folder)
-            writer.writerow([sample.name, sample.image, place, *(c[i] for c in more.values())])
+    rows = [
+        {
+            "name": sample.name,
+            "source": str(sample.image),
+            "translated": str(paths[i].relative_to(folder)),
+            **{column: str(values[i]) for column, values in more.items()},
+        }
+        for i, sample in enumerate(samples)
+    ]
+    write_table(folder / "manifest.csv", list(rows[0]), rows)
     save_spec(translated_spec(source, folder), folder / "dataset.yaml")
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from cyclegan.networks import InstanceNorm
 from cyclegan.reference import some
 from pipeline.errors import UserError
+from pipeline.files import open_regular
+from pipeline.training import read_tensors
 
 State = dict[str, Tensor]
 Where = Path | str
@@ -54,7 +56,9 @@ def read_weights(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"No file {path}. {EXPECTED}.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_tensors(path)
+    except UserError:
+        raise
     except Exception as error:  # a damaged or foreign file can make the unpickler raise anything
         raise UserError(
             f"{path} cannot be read. {EXPECTED}; found {_look(path, error)}."
@@ -68,7 +72,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 def _look(path: Path, error: Exception) -> str:
     """What an unreadable file seems to be, and what to do about it."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(512).lstrip().lower()
     if not head:
         return "an empty file: fetch it again"
@@ -103,6 +107,11 @@ def plain_state(content: Any, where: Where) -> State:
                 f"{where} is not a plain dictionary of weights. {EXPECTED}; found a dictionary of "
                 f"{some(map(str, content))} in which {key!r} is {type(value).__name__}. Save the "
                 "network's `state_dict()` alone."
+            )
+        if value.is_meta:
+            raise UserError(
+                f"{where}: weight {key} is on the device meta: its numbers are not in "
+                "the file. Load the network before its `state_dict()` is saved."
             )
         key = re.sub(r"^((module|_orig_mod)\.)+", "", key)
         # Other implementations of the same network call a residual block's layers otherwise.

@@ -16,8 +16,15 @@ from flows.prepare import preflight, prepare
 from flows.stages import all_inputs, is_done, plan
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.runs import CONFIG_FILE, STAGE_FILE, fingerprint, locked, stage_state
+from pipeline.files import TAKEN
+from pipeline.runs import (
+    CONFIG_FILE,
+    check_results,
+    fingerprint,
+    locked,
+    read_stage,
+    stage_state,
+)
 from pipeline.schema import parse
 from reports.ladder import Row, write_ladder
 from reports.tables import AFTER, BEFORE, IDEAL
@@ -196,23 +203,18 @@ def take_over(config: Config, run: Path, others: Sequence[Path]) -> list[str]:
             continue
         wanted = fingerprint(inputs[stage.name])
         for other in others:
-            if is_done(other, stage.name):
-                record = read_json(other / stage.name / STAGE_FILE)
-                if record["fingerprint"] == wanted:
-                    _link_tree(other / stage.name, run / stage.name)
-                    taken.append(stage.name)
-                    break
+            done = is_done(other, stage.name)
+            if done and read_stage(other, stage.name).fingerprint == wanted:
+                check_results(other, stage.name)
+                _link_tree(other / stage.name, run / stage.name)
+                taken.append(stage.name)
+                break
     return taken
-
-
-_PART = ".taken-"
 
 
 def _link_tree(source: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    for left in place.parent.glob(_PART + "*"):  # by a kill in the middle of this
-        shutil.rmtree(left)
-    part = Path(tempfile.mkdtemp(prefix=_PART, dir=place.parent))
+    part = Path(tempfile.mkdtemp(prefix=TAKEN, dir=place.parent))
     shutil.copytree(source, part / place.name, copy_function=_link)
     os.replace(part / place.name, place)
     part.rmdir()
@@ -240,7 +242,7 @@ def seconds_by_row(rows: Sequence[Row], folder: Path) -> dict[str, float | None]
             needed.add(todo[-1])
             todo.extend(name for name in reads[todo.pop()] if name not in needed)
         seconds[row.name] = (
-            sum(read_json(run / name / STAGE_FILE)["seconds"] for name in needed)
+            sum(read_stage(run, name).seconds for name in needed)
             if is_done(run, "report")
             else None
         )

@@ -17,15 +17,6 @@ from pipeline.runs import locked, read_run
 from pipeline.threads import choose_threads
 
 
-@task(task_run_name="{name}", cache_policy=NO_CACHE)
-def stage(run: str, name: str) -> bool:
-    """Do what is left of one stage; False when it was complete already."""
-    folder = Path(run)
-    stages = plan(read_run(folder), folder)
-    inputs = check(folder, stages)
-    return run_stage(folder, next(s for s in stages if s.name == name), inputs[name])
-
-
 @flow(name="adapt", flow_run_name="{run}")
 def adapt(
     run: str,
@@ -50,6 +41,14 @@ def adapt(
     with locked(folder):
         if config:
             prepare(load_config(Path(config), settings), folder, force or [])
-        for item in plan(read_run(folder), folder):
-            stage(str(folder), item.name)
+        stages = plan(read_run(folder), folder)
+        inputs = check(folder, stages)
+
+        @task(task_run_name="{name}", cache_policy=NO_CACHE)
+        def stage(name: str) -> bool:
+            """Do what is left of one stage; False when it was complete already."""
+            return run_stage(folder, next(s for s in stages if s.name == name), inputs[name])
+
+        for item in stages:
+            stage(item.name)
     return str(folder / "report" / "index.html")

@@ -1,20 +1,25 @@
 """What the commands show of runs, ladders and data sets: tables and notes."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from flows.estimate import estimate
-from flows.stages import Stage, plan
+from flows.stages import Stage, is_done, plan
 from pipeline.config import Config
 from pipeline.datasets import DatasetSpec, built_in_specs, missing_classes, plug_ins, spec_fields
-from pipeline.files import read_json
+from pipeline.files import explain_damage, read_json
 from pipeline.labels import load_label_space
-from pipeline.progress import FILE, duration
-from pipeline.runs import INPUTS_FILE, STAGE_FILE, read_run
+from pipeline.progress import duration, recorded
+from pipeline.runs import INPUTS_FILE, check_results, read_run, read_stage
 from pipeline.schema import parse
+
+LADDER = "ladder.json"
 
 
 def say_missing_classes(config: Config) -> None:
@@ -38,13 +43,16 @@ def say_missing_classes(config: Config) -> None:
 
 def show_result(folder: Path) -> None:
     """The headline of a run's report."""
-    report = read_json(folder / "report" / "report.json")
+    path, way_out = folder / "report" / "report.json", f"Write it anew: `sim2real report {folder}`."
+    check_results(folder, "report", "report.json")
+    report = read_json(path, way_out)
     table = Table("arm", "per-pixel accuracy", "mean class accuracy", "mean IoU")
     metrics = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
-    for arm, values in report["arms"].items():
-        table.add_row(arm, *[_percent(values[metric]["mean"]) for metric in metrics])
-    for arm, closed in report["gap_closed_by_arm"].items():
-        table.add_row(f"gap closed by {arm}", *[_percent(closed[metric]) for metric in metrics])
+    with explain_damage(path, way_out):
+        for arm, values in report["arms"].items():
+            table.add_row(arm, *[_percent(values[metric]["mean"]) for metric in metrics])
+        for arm, closed in report["gap_closed_by_arm"].items():
+            table.add_row(f"gap closed by {arm}", *[_percent(closed[metric]) for metric in metrics])
     console = Console()
     console.print(table)
     console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)
@@ -54,13 +62,22 @@ def show_ladder(folder: Path) -> None:
     """The headline of a ladder."""
     metrics = ("pixel_accuracy", "mean_iou")
     table = Table("row", "per-pixel accuracy", "mean IoU", "gap closed", "gap closed", "hours")
-    for row in read_json(folder / "ladder.json")["rows"]:
-        cells = [_percent(row["scores"][metric]["mean"]) for metric in metrics]
-        cells += [_percent(row["gap_closed"][metric]) for metric in metrics]
-        table.add_row(row["title"], *cells, f"{row['seconds'] / 3600:.2f}")
+    with _ladder(folder) as rows:
+        for row in rows:
+            cells = [_percent(row["scores"][metric]["mean"]) for metric in metrics]
+            cells += [_percent(row["gap_closed"][metric]) for metric in metrics]
+            table.add_row(row["title"], *cells, f"{row['seconds'] / 3600:.2f}")
     console = Console()
     console.print(table)
     console.print(f"Table: {folder / 'index.html'}", soft_wrap=True)
+
+
+@contextmanager
+def _ladder(folder: Path) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a ladder; explains what is raised while they are used."""
+    path = folder / LADDER
+    with explain_damage(path, "Write it anew: `sim2real run CONFIG --ablate` with this folder."):
+        yield read_json(path)["rows"]
 
 
 def _percent(value: float | None) -> str:
@@ -69,7 +86,7 @@ def _percent(value: float | None) -> str:
 
 def show_status(run: Path) -> None:
     """The stages of a run; of a ladder, its rows."""
-    if (run / "ladder.json").is_file():
+    if (run / LADDER).is_file():
         _show_rows(run)
         return
     config = read_run(run)
@@ -97,12 +114,13 @@ def show_status(run: Path) -> None:
 
 def _show_rows(folder: Path) -> None:
     table = Table("row", "folder", "stages done", "at work on")
-    for row in read_json(folder / "ladder.json")["rows"]:
-        run = folder / row["row"]
-        rows = status_rows(run, plan(read_run(run), run))
-        done = sum(state == "done" for _, state, *_ in rows)
-        begun = [f"{name} {progress}" for name, state, progress, *_ in rows if state == "begun"]
-        table.add_row(row["title"], row["row"], f"{done}/{len(rows)}", ", ".join(begun))
+    with _ladder(folder) as lines:
+        for line in lines:
+            run = folder / line["row"]
+            rows = status_rows(run, plan(read_run(run), run))
+            done = sum(state == "done" for _, state, *_ in rows)
+            begun = [f"{name} {progress}" for name, state, progress, *_ in rows if state == "begun"]
+            table.add_row(line["title"], line["row"], f"{done}/{len(rows)}", ", ".join(begun))
     console = Console()
     console.print(table)
     console.print(f"Table: {folder / 'index.html'}. One row: sim2real status {folder}/ROW")
@@ -118,23 +136,22 @@ def status_rows(run: Path, stages: list[Stage]) -> list[StatusRow]:
     """
     taken: dict[str, list[float]] = {}
     for stage in stages:
-        if (path := run / stage.name / STAGE_FILE).is_file():
-            taken.setdefault(stage.command, []).append(read_json(path)["seconds"])
+        if is_done(run, stage.name):
+            taken.setdefault(stage.command, []).append(read_stage(run, stage.name).seconds)
     rows = []
     for stage in stages:
         folder = run / stage.name
-        done = total = 0
-        seconds, unit, left = 0.0, "", None
-        if (folder / FILE).is_file():
-            known = read_json(folder / FILE)
-            done, total, unit = known["done"], known["total"], known["unit"]
-            seconds = known["seconds"]
-        progress = f"{done}/{total} {unit}" if total else ""
-        if (folder / STAGE_FILE).is_file():
-            state, seconds, left = "done", read_json(folder / STAGE_FILE)["seconds"], 0.0
+        left: float | None
+        known = recorded(folder)
+        seconds = known.seconds if known else 0.0
+        progress = f"{known.done}/{known.total} {known.unit}" if known and known.total else ""
+        if is_done(run, stage.name):
+            state, seconds, left = "done", read_stage(run, stage.name).seconds, 0.0
         elif (folder / INPUTS_FILE).is_file():
             state = "begun"
-            left = seconds / done * (total - done) if done else None
+            left = (
+                seconds / known.done * (known.total - known.done) if known and known.done else None
+            )
         else:
             state = "to do"
             peers = taken.get(stage.command)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cityscapes import has_official_scores
 from pipeline.config import Config, SegmentationConfig
+from pipeline.contents import hashes
 from pipeline.datasets import (
     DatasetSpec,
     Sample,
@@ -23,17 +24,20 @@ from pipeline.datasets import (
     translated_spec,
 )
 from pipeline.errors import UserError
-from pipeline.files import PART_PREFIX, read_json, remove_tree
+from pipeline.files import remove_tree
 from pipeline.labels import LabelSpace, load_label_space
-from pipeline.progress import FILE as PROGRESS_FILE
+from pipeline.progress import recorded as recorded_progress
 from pipeline.reading import decoder_code
 from pipeline.runs import (
     STAGE_FILE,
     Inputs,
     begin_stage,
+    check_results,
     fingerprint,
     finish_stage,
     read_run,
+    read_stage,
+    recorded_inputs,
     stage_state,
 )
 
@@ -55,6 +59,8 @@ class Stage:
     """Everything its result depends on, without what `reads` adds."""
     work: Callable[[Path], None]
     """Fills the folder; continues where an earlier call was interrupted."""
+    results: tuple[str, ...] = ()
+    """Patterns of the files in the folder that other stages, reports and commands read."""
 
 
 # Work functions import their libraries when called: `status` needs neither torch nor smp.
@@ -96,9 +102,9 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
         return {
             "version": 2,
             "config": config.cyclegan.model_dump(mode="json", exclude={"start"}),
-            "source": _frames(config.source, labelled=semantics is not None),
-            "target": _frames(config.target),
-            **({"start": _start(start, config.cyclegan.paired)} if start else {}),
+            "source": _frames(config.source, run, labelled=semantics is not None),
+            "target": _frames(config.target, run),
+            **({"start": _start(start, config.cyclegan.paired, run)} if start else {}),
         }
 
     def work(folder: Path) -> None:
@@ -114,7 +120,8 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
             arguments = (config.cyclegan, source, target, folder, compute, judge_on)
             run_team(compute, train, *arguments, task=_task(run, "cyclegan"))
 
-    return Stage("cyclegan", "train-cyclegan", (judge,) if judge else (), inputs, work)
+    results = ("checkpoints/*.pt", "leaderboard.csv", "drift.json")
+    return Stage("cyclegan", "train-cyclegan", (judge,) if judge else (), inputs, work, results)
 
 
 def _task(run: Path, stage: str) -> tuple[str, str]:
@@ -129,13 +136,14 @@ def take_part(task: list[str]) -> None:
     stage.work(run / name)
 
 
-def _start(start: Path, paired: bool) -> Inputs | str:
+def _start(start: Path, paired: bool, run: Path) -> Inputs | str:
     """The content of what CycleGAN starts from."""
     from cyclegan.reference import reference_files
 
     if not start.is_dir():
-        return _content(start)
-    return {name: _content(path) for name, path in reference_files(start, paired=paired).items()}
+        return _content(start, run)
+    files = reference_files(start, paired=paired)
+    return {name: _content(path, run) for name, path in files.items()}
 
 
 def _judge(config: Config, space: LabelSpace, training: Path) -> "Callable[[Any], Judge]":
@@ -173,14 +181,14 @@ def _translation(config: Config, run: Path) -> Stage:
         if settings.method == "cyclegan":
             recipe = settings.model_dump(mode="json", exclude=chance)
             if settings.weights is not None:
-                recipe["weights"] = _content(settings.weights)
-            return {"version": 2, "config": recipe, "source": _frames(config.source)}
+                recipe["weights"] = _content(settings.weights, run)
+            return {"version": 2, "config": recipe, "source": _frames(config.source, run)}
         unused = networks if settings.method == "fda" else networks | {"fda_beta"}
         return {
             "version": 1,
             "config": settings.model_dump(mode="json", exclude=unused),
-            "source": _frames(config.source),
-            "target": _frames(config.target),
+            "source": _frames(config.source, run),
+            "target": _frames(config.target, run),
         }
 
     def work(folder: Path) -> None:
@@ -194,7 +202,8 @@ def _translation(config: Config, run: Path) -> Stage:
             translate_statistics(settings, source, target, folder, compute)
 
     reads = ("cyclegan",) if settings.trains else ()
-    return Stage("translated", "translate", reads, inputs, work)
+    results = ("images/**/*", "manifest.csv", "dataset.yaml")
+    return Stage("translated", "translate", reads, inputs, work, results)
 
 
 def translator(config: Config, run: Path) -> Path:
@@ -223,20 +232,23 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
         if arm.self_training:
             teaching = {
                 "self_training": arm.self_training.model_dump(mode="json"),
-                "target": _frames(config.target),
+                "target": _frames(config.target, run),
             }
         if arm.start and not first:
-            teaching["start"] = _content(Path(arm.start))
+            teaching["start"] = _content(Path(arm.start), run)
         return {
             "version": 2,
-            "config": _recipe(config.recipe(name)),
+            "config": _recipe(config.recipe(name), run),
             "seed": seed,
             # A network of 16 classes can be scored on 13 of them.
             "label_space": space.model_dump(
                 mode="json", include={"classes": {"__all__": {"name", "names", "color"}}}
             ),
             "train": {
-                kind: {"share": share, "dataset": _frames(_labelled(config, kind), labelled=True)}
+                kind: {
+                    "share": share,
+                    "dataset": _frames(_labelled(config, kind), run, labelled=True),
+                }
                 for kind, share in arm.train.items()
             },
             **teaching,
@@ -270,9 +282,9 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
 
     reads = ["translated"] if "translated" in arm.train else []
     reads += [first] if first else []
-    return Stage(
-        _path("segmentation", name, seed), "train-segmentation", tuple(reads), inputs, work
-    )
+    place = _path("segmentation", name, seed)
+    results = ("checkpoints/*.pt",)
+    return Stage(place, "train-segmentation", tuple(reads), inputs, work, results)
 
 
 def _labelled(config: Config, kind: str) -> DatasetSpec:
@@ -291,10 +303,8 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
             "config": config.evaluation.model_dump(mode="json") | {"pictures": pictures > 0},
             "not_averaged": [c.name for c in space.classes if not c.averaged],
             "categories": space.categories,
-            "test": _frames(config.test, labelled=True),
-            "instances": _instances(config.test.model_dump_json())
-            if has_official_scores(space)
-            else None,
+            "test": _frames(config.test, run, labelled=True),
+            **_instances(config.test if has_official_scores(space) else None, run),
         }
 
     def work(folder: Path) -> None:
@@ -312,7 +322,9 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
             seed=seed,
         )
 
-    return Stage(_path("evaluation", arm, seed), "evaluate", (training,), inputs, work)
+    place = _path("evaluation", arm, seed)
+    results = ("evaluation.json", "official.json", "per_image.csv", "per_image.npz")
+    return Stage(place, "evaluate", (training,), inputs, work, results)
 
 
 def _report(config: Config, run: Path, evaluations: tuple[str, ...]) -> Stage:
@@ -324,46 +336,79 @@ def _report(config: Config, run: Path, evaluations: tuple[str, ...]) -> Stage:
 
         write_report(config, run, folder)
 
-    return Stage("report", "report", evaluations, inputs, work)
+    return Stage(
+        "report", "report", evaluations, inputs, work, ("*.html", "*.json", "*.csv", "*.md")
+    )
 
 
 def _path(kind: str, arm: str, seed: int) -> str:
     return f"{kind}/{arm}/seed-{seed}"
 
 
-def _recipe(config: SegmentationConfig) -> Inputs:
+def _recipe(config: SegmentationConfig, run: Path) -> Inputs:
     """The settings of a training, with a weights file's content in place of its path."""
     recipe = config.model_dump(mode="json")
     path = Path(config.encoder_weights)
     if path.is_file():
-        recipe["encoder_weights"] = _content(path)
+        recipe["encoder_weights"] = _content(path, run)
     return recipe
 
 
-def _content(path: Path) -> str:
+def _content(path: Path, run: Path) -> str:
     """A file's content as a part of a stage's identity."""
     if not path.is_file():
         raise UserError(f"No file {path}. Give the path of the weights, or leave it out.")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return hashes([path], run, path.name)[0][:16]
 
 
 @cache
-def _listing(spec_json: str, labelled: bool) -> str:
+def _listing(spec_json: str, labelled: bool, run: Path) -> Inputs:
+    """The frames of a data set: names and sizes of their files, and what is in these."""
     spec = DatasetSpec.model_validate_json(spec_json)
-    return digest(list_samples(spec, labelled=labelled))
+    samples = list_samples(spec, labelled=labelled)
+    return {"samples": digest(samples), "content": _contents(samples, run, spec.name)}
+
+
+def _contents(samples: list[Sample], run: Path, title: str) -> str:
+    """A hash of all that is in the files of `samples`."""
+    files = [file for s in samples for file in (s.image, s.label) if file is not None]
+    found = hashes(files, run, f"{title}: content of files")
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
+
+
+def _instances(spec: DatasetSpec | None, run: Path) -> Inputs:
+    """What tells objects apart: a hash of the files' listing, or their pattern where none is."""
+    return {"instances": None} if spec is None else _instance_files(spec.model_dump_json(), run)
 
 
 @cache
-def _instances(spec_json: str) -> str | None:
-    """A hash of the listing of a data set's instance files; their pattern where there are none."""
+def _instance_files(spec_json: str, run: Path) -> Inputs:
     spec = DatasetSpec.model_validate_json(spec_json)
     names = [sample.name for sample in list_samples(spec, labelled=False)]
     files = [(name, instance_file(spec, name)) for name in names]
     found = [Sample(name, file) for name, file in files if file is not None]
-    return digest(found) if found else spec.instances
+    if not found:
+        return {"instances": spec.instances}
+    content = _contents(found, run, f"{spec.name}, instances")
+    return {"instances": digest(found), "instances_content": content}
 
 
-def _frames(spec: DatasetSpec, *, labelled: bool = False) -> Inputs:
+_CONTENT = {"content", "instances_content"}
+"""What earlier versions did not record."""
+
+
+def _as_recorded(made: Any, recorded: Any) -> Any:
+    """`made` without the contents that an earlier version left out of what it `recorded`."""
+    if not isinstance(made, dict) or not isinstance(recorded, dict):
+        return made
+    return {
+        key: _as_recorded(value, recorded.get(key))
+        for key, value in made.items()
+        if key in recorded or key not in _CONTENT
+    }
+
+
+def _frames(spec: DatasetSpec, run: Path, *, labelled: bool = False) -> Inputs:
     """A data set as a part of a stage's identity: how it is read and what is there, not where."""
     # What a split or a quarantine leaves is in the listing of the samples.
     # Instances are read by the evaluation alone, which says so itself.
@@ -373,23 +418,28 @@ def _frames(spec: DatasetSpec, *, labelled: bool = False) -> Inputs:
     fields = spec.model_dump(mode="json", exclude=unseen, exclude_defaults=True)
     if labelled and spec.decoder is not None:
         fields["decoder_code"] = decoder_code(spec.decoder)
-    return {**fields, "samples": _listing(spec.model_dump_json(), labelled)}
+    return {**fields, **_listing(spec.model_dump_json(), labelled, run)}
 
 
 def all_inputs(
-    stages: list[Stage], recorded: Mapping[str, Inputs] | None = None
+    stages: list[Stage],
+    recorded: Mapping[str, Inputs] | None = None,
+    earlier: Mapping[str, Inputs] | None = None,
 ) -> dict[str, Inputs]:
     """Each stage's inputs by name, with the fingerprints of what it reads.
 
     Args:
         recorded: inputs of stages that are taken as they were when the stage was done.
+        earlier: inputs that stages were begun with, perhaps by an earlier version: what that did
+            not record is left out.
     """
     inputs: dict[str, Inputs] = dict(recorded or {})
     for stage in stages:
         if stage.name in inputs:
             continue
         reads = {name: fingerprint(inputs[name]) for name in stage.reads}
-        inputs[stage.name] = {**stage.inputs(), "reads": reads}
+        made = {**stage.inputs(), "reads": reads}
+        inputs[stage.name] = _as_recorded(made, (earlier or {}).get(stage.name))
     return inputs
 
 
@@ -407,11 +457,16 @@ def check(
         UserError: a stage was made from other inputs.
     """
     recorded = {
-        stage.name: read_json(run / stage.name / STAGE_FILE)["inputs"]
+        stage.name: read_stage(run, stage.name).inputs
         for stage in stages
         if command not in (None, stage.command) and is_done(run, stage.name)
     }
-    inputs = all_inputs(stages, recorded)
+    begun = {
+        stage.name: found
+        for stage in stages
+        if stage.name not in forced and (found := recorded_inputs(run, stage.name)) is not None
+    }
+    inputs = all_inputs(stages, recorded, begun)
     for stage in stages:
         if stage.name in forced:
             continue
@@ -434,20 +489,16 @@ def run_stage(run: Path, stage: Stage, inputs: Inputs) -> bool:
                 f"Stage {stage.name} reads {name}, which is not complete in {run}. "
                 f"Run `sim2real run` or the command of that stage first."
             )
+    for name in stage.reads:
+        check_results(run, name)
     folder = run / stage.name
-    for part in folder.rglob(PART_PREFIX + "*"):  # left by a kill in the middle of a write
-        part.unlink()
     if state == "absent":
         begin_stage(folder, inputs)
     start = time.monotonic()
     stage.work(folder)
-    recorded = folder / PROGRESS_FILE
-    seconds = time.monotonic() - start
-    finish_stage(
-        folder,
-        inputs,
-        seconds=read_json(recorded)["seconds"] if recorded.is_file() else seconds,
-    )
+    progress = recorded_progress(folder)
+    seconds = progress.seconds if progress else time.monotonic() - start
+    finish_stage(run, stage.name, inputs, seconds=seconds, results=stage.results)
     return True
 
 

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from pipeline.datasets import DatasetSpec, Sample
 from pipeline.errors import UserError
-from pipeline.files import read_json, replacing, write_json
+from pipeline.files import read_record, replacing, sweep, write_json
 from pipeline.images import UInt8
 from pipeline.labels import LabelSpace
 from pipeline.progress import each
@@ -29,6 +30,16 @@ from pipeline.reading import LabelReader, decoder_code, read_frame
 
 Reader = Callable[[int], UInt8]
 _VERSION = 1
+_GROUP = 64
+
+
+class _Cached(BaseModel):
+    """What is in a cache file."""
+
+    place: str = ""
+    shapes: list[tuple[int, ...]] = []
+
+
 _GROUP = 64
 
 
@@ -107,10 +118,12 @@ def _cached(
     key, place = _hash([_VERSION, how, stats]), _hash([how, [path for path, *_ in stats]])
     data, shapes_file = folder / f"{key}.bin", folder / f"{key}.json"
     if not shapes_file.is_file():
+        sweep(folder)
         shapes = _fill(read, len(files), data, title)
         write_json(shapes_file, {"what": title, "place": place, "shapes": shapes})
         _remove_older(shapes_file, place)
-    shapes = [tuple(shape) for shape in read_json(shapes_file).get("shapes", ())]
+    way_out = f"Remove it and {data}, run again."
+    shapes = read_record(shapes_file, _Cached, way_out).shapes
     return _Mapped(data, shapes)
 
 
@@ -121,8 +134,8 @@ def _hash(value: Any) -> str:
 def _remove_older(newest: Path, place: str) -> None:
     """Remove what was made of the same files in the same way before they changed."""
     for other in newest.parent.glob("[0-9a-f]" * len(newest.stem) + ".json"):  # ours alone
-        with suppress(FileNotFoundError):  # another training may remove it, too
-            if other != newest and read_json(other).get("place") == place:
+        with suppress(FileNotFoundError, UserError):  # removed by another training; or damaged
+            if other != newest and read_record(other, _Cached, "").place == place:
                 other.unlink()
                 other.with_suffix(".bin").unlink()
 

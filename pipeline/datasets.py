@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.csv_files import unquoted
 from pipeline.errors import UserError
 from pipeline.files import read_yaml, write_yaml
 from pipeline.images import (
@@ -460,7 +461,7 @@ def read_quarantine(path: Path) -> dict[str, str]:
                 raise UserError(
                     f"{path} begins with the columns {rows.fieldnames}; name,reason were expected."
                 )
-            return {row["name"]: row["reason"] for row in rows}
+            return {unquoted(row["name"]): unquoted(row["reason"] or "") for row in rows}
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a table: {error}") from error
 

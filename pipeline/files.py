@@ -1,22 +1,29 @@
 """Files that are either whole or absent, and YAML that is read with suspicion."""
 
 import errno
+import fcntl
 import json
 import os
+import secrets
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError
 
-PART_PREFIX = ".part-"
-"""How the names of files begin that are being written."""
+R = TypeVar("R", bound=BaseModel)
+
+PART, REMOVED, TAKEN = ".part-", ".removed-", ".taken-"
+"""How the names begin of files that are being written, and of folders that are being removed or
+filled. A kill leaves them; they are no content, and `sweep` removes them."""
 MAX_YAML_BYTES = 4 * 1024 * 1024
 
 
@@ -26,22 +33,87 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Readers see the old file or the new one, never a part. On any error the temporary file is
     removed and `path` is left as it was.
+
+    Raises:
+        OSError: with the name of `path`, also where a library says no more than that it failed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept because image writers choose the format by it.
-    handle, name = tempfile.mkstemp(prefix=PART_PREFIX, suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    handle, part = _new_part(path)
     try:
-        yield part
-        part.chmod(0o644)
-        os.replace(part, path)
+        with naming(path):
+            try:
+                yield part
+            except (RuntimeError, OSError) as error:
+                if getattr(error, "errno", None) is None:
+                    _ask_for_room(handle)
+                raise
+            os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def _new_part(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, held by a lock that ends with the process, for `sweep` to see."""
+    while True:
+        # The suffix is kept because image writers choose the format by it.
+        part = path.with_name(f"{PART}{secrets.token_hex(6)}{path.suffix}")
+        with naming(path):
+            handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if part.exists():  # or it was swept before it was locked
+            return handle, part
+        os.close(handle)
+
+
+def _ask_for_room(handle: int) -> None:
+    """Raise the `OSError` of a full disk, if it is full: torch and OpenCV keep it to themselves."""
+    try:
+        os.posix_fallocate(handle, os.fstat(handle).st_size, 1 << 24)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an `OSError` that names no file the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def sweep(folder: Path, *, below: bool = False) -> None:
+    """Remove from a folder what kills left there: files that nobody writes any more.
+
+    Args:
+        below: the folder is locked: also from all folders below it, and half-made folders.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in files:
+            if name.startswith(PART):
+                _remove_abandoned(Path(place, name))
+        if not below:
+            return
+        for name in folders:
+            if name.startswith((REMOVED, TAKEN)):
+                shutil.rmtree(Path(place, name))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+
+
+def _remove_abandoned(part: Path) -> None:
+    with suppress(OSError), part.open("rb") as file:  # another process sweeps, too
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.unlink()
+
+
+def open_regular(path: Path) -> BufferedReader:
     """Open a file that others made for reading; never waits for a pipe or reads a device.
 
     Raises:
@@ -75,12 +147,42 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file this program wrote; `UserError` when it is damaged."""
+@contextmanager
+def explain_damage(path: Path, way_out: str) -> Iterator[None]:
+    """Turn whatever reading a damaged file, or using its content, raises into one `UserError`.
+
+    Args:
+        way_out: what to do about it, a sentence.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Remove it and run again.") from error
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a parser, or what its result is used for, may raise anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split())[:300] or "it ends too early"
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        raise UserError(
+            f"{path} is damaged, or something else than expected ({kind}{reason}). {way_out}"
+        ) from error
+
+
+def read_json(path: Path, way_out: str = "Remove it and run again.") -> Any:
+    """Read a JSON file this program wrote; `UserError` when it is damaged."""
+    with explain_damage(path, way_out), open_regular(path) as file:
+        return json.loads(file.read())
+
+
+def read_record(path: Path, kind: type[R], way_out: str) -> R:
+    """Read a JSON file of a known form that this program wrote; `UserError` when it is damaged."""
+    with explain_damage(path, way_out), open_regular(path) as file:
+        try:
+            return kind.model_validate_json(file.read())
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{place}: {first['msg']}".removeprefix(": ")) from error
 
 
 def write_yaml(path: Path, value: Any) -> None:
@@ -145,6 +247,6 @@ def parse_yaml(text: str) -> Any:
 def remove_tree(path: Path) -> None:
     """Remove a folder so that a kill half way leaves no half-emptied folder at `path`."""
     if path.exists():
-        doomed = Path(tempfile.mkdtemp(prefix=".removed-", dir=path.parent))
+        doomed = Path(tempfile.mkdtemp(prefix=REMOVED, dir=path.parent))
         os.replace(path, doomed / path.name)
         shutil.rmtree(doomed)

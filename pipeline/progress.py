@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,13 +18,29 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pipeline.files import read_json, write_json
+from pipeline.files import read_record, write_json
 
 T = TypeVar("T")
 
 FILE = "progress.json"
 _FILE_SECONDS = 2.0
 _LINE_SECONDS = 30.0
+
+
+class Recorded(BaseModel):
+    """How far a stage is: the content of a `progress.json`."""
+
+    done: int = Field(ge=0)
+    total: int = Field(ge=0)
+    unit: str
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+
+
+def recorded(folder: Path) -> Recorded | None:
+    """How far the stage in `folder` is; None where it has not said so."""
+    path = folder / FILE
+    way_out = "Remove it: it only tells how far the stage is and how long that took."
+    return read_record(path, Recorded, way_out) if path.is_file() else None
 
 
 def duration(seconds: float) -> str:
@@ -56,7 +73,8 @@ def progress(
         A function to call with the number of units finished since the last call.
     """
     path = folder / FILE
-    before = float(read_json(path)["seconds"]) if done and path.is_file() else 0.0
+    earlier = recorded(folder) if done else None
+    before = earlier.seconds if earlier else 0.0
     start = last_file = time.monotonic()
     now_done = done
 

@@ -11,15 +11,19 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, Field, RootModel
+
 from pipeline.config import Config, load_config
+from pipeline.contents import hashes, sha256
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json, write_yaml
+from pipeline.files import read_record, sweep, write_json, write_yaml
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
@@ -27,6 +31,31 @@ INPUTS_FILE = "inputs.json"
 STAGE_FILE = "stage.json"
 
 Inputs = dict[str, Any]
+
+_SMALL = 1 << 26
+"""Bytes of results up to which they are read anew whenever they are checked."""
+
+
+class StageRecord(BaseModel):
+    """The content of a `stage.json`."""
+
+    fingerprint: str
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    inputs: Inputs
+    results: dict[str, str] = {}
+    """File below the stage's folder -> sha256; earlier versions recorded none."""
+
+
+class RunRecord(BaseModel):
+    """The content of a `run.json`, as far as it is read."""
+
+    versions: dict[str, str | None] = {}
+    commit: str | None = None
+    machine: dict[str, str | int | None] = {}
+
+
+class _InputsRecord(RootModel[Inputs]):
+    pass
 
 
 def fingerprint(inputs: Inputs) -> str:
@@ -53,8 +82,8 @@ def stage_state(run: Path, name: str, inputs: Inputs) -> Literal["done", "begun"
         UserError: the folder holds work made from other inputs, or from unknown ones.
     """
     folder = run / name
-    path = folder / INPUTS_FILE
-    if not path.is_file():
+    recorded = recorded_inputs(run, name)
+    if recorded is None:
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(
                 f"{folder} holds files, but no {INPUTS_FILE} that says what they were made from. "
@@ -62,10 +91,10 @@ def stage_state(run: Path, name: str, inputs: Inputs) -> Literal["done", "begun"
             )
         return "absent"
     # Through JSON, so that tuples and lists compare equal.
-    changed = differences(read_json(path), json.loads(json.dumps(inputs)))
+    changed = differences(recorded, json.loads(json.dumps(inputs)))
     if changed:
         raise UserError(
-            f"{folder} was made with other settings:\n"
+            f"{folder} was made with other settings or data:\n"
             + "".join(f"  {line}\n" for line in changed)
             + "Start a new run with --run DIR, or make it and what follows from it anew with "
             f"--force {name}."
@@ -73,22 +102,85 @@ def stage_state(run: Path, name: str, inputs: Inputs) -> Literal["done", "begun"
     return "done" if (folder / STAGE_FILE).is_file() else "begun"
 
 
+def recorded_inputs(run: Path, name: str) -> Inputs | None:
+    """What the content of a stage's folder was or will be made from; None where nothing is."""
+    path = run / name / INPUTS_FILE
+    return read_record(path, _InputsRecord, _anew(name)).root if path.is_file() else None
+
+
+def read_stage(run: Path, name: str) -> StageRecord:
+    """The record of a complete stage."""
+    return read_record(run / name / STAGE_FILE, StageRecord, _anew(name))
+
+
+def read_run_record(path: Path) -> RunRecord:
+    """What a `run.json` says of versions and machine."""
+    return read_record(path, RunRecord, "Remove it: reports then do not tell what the run ran on.")
+
+
+def _anew(name: str) -> str:
+    return f"Make the stage and what follows from it anew with `sim2real run --force {name}`."
+
+
 def begin_stage(folder: Path, inputs: Inputs) -> None:
     """Record what the content of `folder` is going to be made from."""
     write_json(folder / INPUTS_FILE, inputs)
 
 
-def finish_stage(folder: Path, inputs: Inputs, *, seconds: float) -> None:
-    """Record that the stage is complete."""
+def finish_stage(
+    run: Path, name: str, inputs: Inputs, *, seconds: float, results: Sequence[str] = ()
+) -> None:
+    """Record that a stage is complete.
+
+    Args:
+        results: patterns of the files that others will read, below the stage's folder.
+    """
+    folder = run / name
+    paths = sorted({p for pattern in results for p in folder.glob(pattern) if p.is_file()})
+    found = hashes(paths, run, f"{name}: results")
     write_json(
         folder / STAGE_FILE,
-        {"fingerprint": fingerprint(inputs), "seconds": round(seconds, 1), "inputs": inputs},
+        {
+            "fingerprint": fingerprint(inputs),
+            "seconds": round(seconds, 1),
+            "inputs": inputs,
+            "results": {
+                path.relative_to(folder).as_posix(): value
+                for path, value in zip(paths, found, strict=True)
+            },
+        },
     )
+
+
+def check_results(run: Path, name: str, wanted: str = "*") -> None:
+    """Look whether the results of a complete stage are as it left them.
+
+    Args:
+        wanted: a pattern of the results that are going to be read.
+
+    Raises:
+        UserError: one is missing or has changed.
+    """
+    folder = run / name
+    known = read_stage(run, name).results
+    recorded = {folder / file: known[file] for file in known if fnmatchcase(file, wanted)}
+    for path in recorded:
+        if not path.is_file():
+            raise UserError(f"{path}, a result of stage {name}, is missing. {_anew(name)}")
+    if sum(path.stat().st_size for path in recorded) <= _SMALL:
+        found = [sha256(path) for path in recorded]
+    else:
+        found = hashes(list(recorded), run, f"{name}: results")
+    for (path, value), now in zip(recorded.items(), found, strict=True):
+        if now != value:
+            raise UserError(
+                f"{path} is no longer what stage {name} wrote: it was damaged or replaced. "
+                f"{_anew(name)}"
+            )
 
 
 def write_run(folder: Path, config: Config) -> None:
     """Write the whole resolved configuration, and what it runs on."""
-    write_yaml(folder / CONFIG_FILE, config.model_dump(mode="json"))
     write_json(
         folder / RUN_FILE,
         {
@@ -102,6 +194,7 @@ def write_run(folder: Path, config: Config) -> None:
             "seeds": {"cyclegan": config.cyclegan.seed, "segmentation": list(config.seeds)},
         },
     )
+    write_yaml(folder / CONFIG_FILE, config.model_dump(mode="json"))  # last: it makes it a run
 
 
 def read_run(folder: Path) -> Config:
@@ -116,7 +209,10 @@ def read_run(folder: Path) -> Config:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run for as long as the block lasts, also after a kill."""
+    """Keep other processes out of a run for as long as the block lasts, also after a kill.
+
+    What a killed process left half-made in the run is removed.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+")
@@ -131,6 +227,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder} is being worked on by another process. Wait for it, or use --run DIR."
             ) from error
+        sweep(folder, below=True)
         yield
 
 

@@ -1,10 +1,10 @@
 """What the training loops need: a device, seeds, checkpoints, a log."""
 
 import json
-import pickle
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,8 +16,10 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from pipeline.config import ComputeConfig
 from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.files import explain_damage, naming, open_regular, replacing
 from pipeline.launch import torchrun
+
+ANEW = "Make its stage anew with `sim2real run --force STAGE`, or give another file."
 
 
 def accelerator(compute: ComputeConfig) -> Literal["cpu", "cuda"]:
@@ -97,11 +99,29 @@ def gradients(networks: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint of tensors and plain data, whole or not at all."""
-    with replacing(path) as part:
-        try:
-            torch.save(state, part)
-        except RuntimeError as error:  # how torch reports a full disk
-            raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+    # Given a path, torch would write its name into the file, and no two would be equal.
+    with replacing(path) as part, part.open("wb") as file:
+        torch.save(state, file)
+
+
+def read_tensors(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU; runs no code from the file.
+
+    torch does not look at the checksums that it writes; this does. Files of torch before 1.6 have
+    none, and those of `set_crc32_options(False)` have zeros.
+
+    Raises:
+        UserError: no regular file.
+        Exception: of any kind, as a damaged or foreign file makes the unpickler raise it.
+    """
+    with open_regular(path) as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as records:
+                summed = any(record.CRC for record in records.infolist())
+                if summed and (bad := records.testzip()):
+                    raise ValueError(f"the checksum of {bad} is wrong")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -110,17 +130,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged or not a checkpoint of ours.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), "it ends too early")
-        raise UserError(
-            f"{path} cannot be read as a checkpoint ({reason}). Remove it and run again with "
-            "--force for its stage."
-        ) from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path} holds {type(state).__name__}, a dictionary was expected.")
+    with explain_damage(path, ANEW):
+        state = read_tensors(path)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds {type(state).__name__}, not a dictionary")
     return state
+
+
+@contextmanager
+def continuing(path: Path, steps: int, section: str) -> Iterator[dict[str, Any]]:
+    """The state in a checkpoint that training continues from, for as long as it is taken over.
+
+    Args:
+        steps: of the whole training.
+        section: the settings of the training, for advice.
+
+    Raises:
+        UserError: the file is damaged, or the checkpoint of another training.
+    """
+    state = load_checkpoint(path)
+    with explain_damage(path, ANEW), explain_memory(section):
+        step = state["step"]
+        if type(step) is not int or not 0 <= step <= steps:
+            raise ValueError(f"step {step!r:.50} of a training of {steps} steps")
+        yield state
 
 
 @torch.no_grad()
@@ -240,13 +273,10 @@ class TrainingLog:
         self.path = folder / "log.jsonl"
         kept = []
         if self.path.is_file():
-            for line in self.path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # a kill in the middle of a line
-                    continue
-                if entry["step"] <= step:
-                    kept.append(line + "\n")
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, TypeError, KeyError):  # a kill in the middle of a line
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
         with replacing(self.path) as part:
             part.write_text("".join(kept))
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
@@ -274,11 +304,12 @@ class TrainingLog:
             raise UserError(_not_finite(f"Loss {keys[int(bad[0, 1])]!r}", step, names))
         step = self._waiting[-1][0]
         entry = {"step": step, **dict(zip(keys, table.mean(0).tolist(), strict=True)), **numbers}
-        with self.path.open("a") as file:
+        with naming(self.path), self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
-        for key, value in entry.items():
-            if key != "step":
-                self._events.add_scalar(key, value, step)
+        with naming(self.path):
+            for key, value in entry.items():
+                if key != "step":
+                    self._events.add_scalar(key, value, step)
         self._waiting.clear()
 
     def picture(self, step: int, name: str, rgb: Any) -> None:

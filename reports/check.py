@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.files import write_json, write_text
+from pipeline.files import sweep, write_json, write_text
 from pipeline.images import open_image
 from pipeline.intake.common import percent, printable
 from pipeline.intake.facts import Examiner
@@ -31,6 +31,7 @@ def write_check(reports: Mapping[str, DatasetReport], out: Path) -> None:
         reports: part (`source`, or a split, or the data set's name) -> its report, as
             `doctor.compare` returns them.
     """
+    sweep(out)
     write_json(
         out / "check.json",
         {"sets": {part: report.as_json() for part, report in reports.items()}},

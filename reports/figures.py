@@ -5,6 +5,7 @@ import html
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from pipeline.config import Config
+from pipeline.csv_files import read_table
 from pipeline.datasets import DatasetSpec, list_samples
 from pipeline.errors import UserError
+from pipeline.files import explain_damage
 from pipeline.images import UInt8, read_raw, read_rgb, resize_indices, resize_rgb, size_within
 from pipeline.labels import LabelSpace
 from pipeline.reading import LabelReader, read_frame
@@ -121,16 +124,25 @@ def worst_frames(
     if not arms:
         return []
     files = {arm: evaluation_folder(run, arm, config.seeds[0]) / "per_image.csv" for arm in arms}
-    scores = {
-        arm: pd.read_csv(path, converters={"name": str}).set_index("name")
-        for arm, path in files.items()
-    }
-    worst = scores[arms[-1]]["pixel_accuracy"].nsmallest(WORST).index
+    scores = {arm: _frame_scores(path) for arm, path in files.items()}
+    right = [(row["pixel_accuracy"], name) for name, row in scores[arms[-1]].items()]
+    worst = [name for share, name in sorted(pair for pair in right if pair[0] is not None)]
+    if missing := [n for n in worst[:WORST] for table in scores.values() if n not in table]:
+        raise UserError(f"The arms were scored on unlike frames: {missing[0]} is not in all.")
     return [
-        frame
-        | {"scores": {arm: table.loc[frame["name"]].to_dict() for arm, table in scores.items()}}
-        for frame in _frames(run, config, space, evaluations, arms, list(worst))
+        frame | {"scores": {arm: table[frame["name"]] for arm, table in scores.items()}}
+        for frame in _frames(run, config, space, evaluations, arms, worst[:WORST])
     ]
+
+
+def _frame_scores(path: Path) -> dict[str, dict[str, float | None]]:
+    """The rows of a `per_image.csv` by the frames' names; no value where a score is not defined."""
+    way_out = "Score the network anew with `sim2real run --force evaluation`."
+    rows = read_table(path, ["name", "pixel_accuracy"], way_out)
+    with explain_damage(path, way_out):
+        return {
+            row.pop("name"): {k: float(v) if v else None for k, v in row.items()} for row in rows
+        }
 
 
 def _frames(
@@ -186,7 +198,11 @@ def translated_pairs(run: Path) -> list[dict[str, str]]:
     path = run / "translated" / "manifest.csv"
     if not path.is_file():
         raise UserError(f"No file {path}.")
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    rows = read_table(
+        path,
+        ["name", "source", "translated"],
+        "Translate anew with `sim2real run --force translated`.",
+    )
     count = min(PAIRS, len(rows))
     chosen = [rows[(2 * i + 1) * len(rows) // (2 * count)] for i in range(count)]
     return [
@@ -222,11 +238,12 @@ def read_log(path: Path) -> pd.DataFrame:
 def _entries(path: Path) -> Iterator[dict[str, float]]:
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # the training was killed in the middle of a line
-            continue
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):  # the training was killed in the middle of a line
+            entry = json.loads(line)
+            if isinstance(entry, dict) and "step" in entry:
+                numbers = (int, float)
+                yield {key: value for key, value in entry.items() if isinstance(value, numbers)}
 
 
 def cyclegan_curves(log: pd.DataFrame, steps: Sequence[Step]) -> Any:
@@ -243,7 +260,7 @@ def segmentation_curves(logs: dict[str, list[pd.DataFrame]]) -> Any:
     figure = go.Figure()
     colors = arm_colors(list(logs))
     for arm, tables in logs.items():
-        for i, log in enumerate(table for table in tables if len(table)):
+        for i, log in enumerate(table for table in tables if "loss" in table):
             figure.add_trace(
                 _curve(log["step"], log["loss"], arm, colors[arm], group=arm, legend=i == 0)
             )

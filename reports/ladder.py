@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from pipeline.config import Config
-from pipeline.files import read_json, replacing, write_json, write_text
-from pipeline.runs import RUN_FILE
+from pipeline.csv_files import write_table
+from pipeline.files import write_json, write_text
+from pipeline.runs import RUN_FILE, read_run_record
 from reports import tables
 from reports.figures import arm_colors
 from reports.markdown import ladder_markdown
@@ -65,8 +64,8 @@ def write_ladder(
         "rows": lines,
     }
     write_json(folder / FILE, found)
-    with replacing(folder / "ladder.csv") as part:
-        _flat(lines).to_csv(part, index=False)
+    flat = [_flat(line) for line in lines]
+    write_table(folder / "ladder.csv", list(flat[0]), flat)
     title = f"{name}: what each step brings"
     about, sentences, notes = _about(found, len(done)), _sentences(lines), _notes(found)
     text = [" ".join(about), *sentences, *notes]
@@ -115,24 +114,21 @@ def _difference(score: dict[str, Any], below: dict[str, Any] | None) -> dict[str
     return {"difference": score["mean"] - below["mean"], "interval": None, "better": None}
 
 
-def _flat(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a row, one column a number; accuracies and IoU are fractions."""
-    table = []
-    for line in lines:
-        flat = {key: line[key] for key in ("row", "title", "base")}
-        for metric in METRICS:
-            score = (line["scores"] or {}).get(metric) or {}
-            low, high = score.get("interval") or (None, None)
-            flat |= {
-                metric: score.get("mean"),
-                f"{metric}_std": score.get("std"),
-                f"{metric}_low": low,
-                f"{metric}_high": high,
-                f"{metric}_change": (line["change"][metric] or {}).get("difference"),
-                f"{metric}_gap_closed": line["gap_closed"][metric],
-            }
-        table.append(flat | {"hours": line["seconds"] and line["seconds"] / 3600})
-    return pd.DataFrame(table)
+def _flat(line: dict[str, Any]) -> dict[str, Any]:
+    """One column a number; accuracies and IoU are fractions."""
+    flat = {key: line[key] for key in ("row", "title", "base")}
+    for metric in METRICS:
+        score = (line["scores"] or {}).get(metric) or {}
+        low, high = score.get("interval") or (None, None)
+        flat |= {
+            metric: score.get("mean"),
+            f"{metric}_std": score.get("std"),
+            f"{metric}_low": low,
+            f"{metric}_high": high,
+            f"{metric}_change": (line["change"][metric] or {}).get("difference"),
+            f"{metric}_gap_closed": line["gap_closed"][metric],
+        }
+    return flat | {"hours": line["seconds"] and line["seconds"] / 3600}
 
 
 def _device(folder: Path, rows: Sequence[Row]) -> str:
@@ -140,8 +136,8 @@ def _device(folder: Path, rows: Sequence[Row]) -> str:
     if rows[0].config.compute.accelerator == "cpu":
         return "CPU"
     files = [folder / row.name / RUN_FILE for row in rows]
-    gpus = {read_json(path)["machine"]["gpus"] for path in files if path.is_file()}
-    return ", ".join(sorted(" + ".join(name.split("\n")) for name in gpus if name)) or "CPU"
+    gpus = {read_run_record(path).machine.get("gpus") for path in files if path.is_file()}
+    return ", ".join(sorted(" + ".join(str(g).split("\n")) for g in gpus if g)) or "CPU"
 
 
 def _about(found: dict[str, Any], done: int) -> list[str]:

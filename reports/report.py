@@ -3,17 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pipeline.config import Config
 from pipeline.confusion import ConfusionMatrix
+from pipeline.csv_files import read_table, write_table
 from pipeline.datasets import missing_classes
 from pipeline.errors import UserError
-from pipeline.files import read_json, replacing, write_json, write_text
+from pipeline.files import explain_damage, read_json, sweep, write_json, write_text
 from pipeline.labels import load_label_space
+from pipeline.runs import RUN_FILE, STAGE_FILE, check_results, read_run_record, read_stage
 from reports import figures, sentences, tables
 from reports.markdown import comparison_markdown, markdown
 from reports.pages import environment
@@ -21,6 +22,7 @@ from reports.tables import METRICS, Evaluation, Summary
 
 LEADERS = 5
 """Checkpoints shown of the translators' leaderboard."""
+ANEW = "Make the stage anew with `sim2real run --force cyclegan`."
 HEADLINE = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
 
 
@@ -34,9 +36,18 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         UserError: an arm or seed has not been scored.
     """
     space = load_label_space(config.label_space)
+    for stage, wanted in (
+        ("cyclegan", "leaderboard.csv"),
+        ("cyclegan", "drift.json"),
+        ("translated", "manifest.csv"),
+    ):
+        if (run / stage / STAGE_FILE).is_file():
+            check_results(run, stage, wanted)
     evaluations = tables.read_evaluations(run, config)
     report = tables.summary(config, evaluations)
     table = tables.per_class(report, evaluations)
+    cells = table.astype(object).where(table.notna(), None)
+    rows: Any = cells.to_dict("records")
     lower_end = [arm for arm in report["arms"] if arm == tables.BEFORE]
     worst_arms = [*lower_end, *sentences.ours(report)[-1:]]
     template = environment().get_template("report.html.j2")
@@ -65,7 +76,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         pairs=_or_reason(figures.translated_pairs, run),
         grid=_or_reason(figures.last_sample_grid, run) if config.translation.trains else None,
         has_translation=config.translates,
-        rows=table.astype(object).where(table.notna(), None).to_dict("records"),
+        rows=rows,
         confusions=_confusions(evaluations),
         drift=_drift(run, config) if config.translation.trains else None,
         curves=_curves(run, config),
@@ -76,8 +87,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         plotly=Markup(get_plotlyjs()),
     )
     write_json(folder / "report.json", report)
-    with replacing(folder / "per_class.csv") as part:
-        table.to_csv(part, index=False)
+    write_table(folder / "per_class.csv", list(map(str, table)), rows)
     write_text(folder / "report.md", markdown(report, table))
     write_text(folder / "index.html", page)
 
@@ -101,6 +111,7 @@ def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None
     changed = tables.settings_that_differ({name: config for name, (config, _) in runs.items()})
     base, first = next(iter(reports.items()))
     compared = tables.between_runs(runs[base][0], evaluations)
+    sweep(folder)
     write_json(
         folder / "report.json",
         {key: first[key] for key in ("label_space", "dataset", "split", "images")}
@@ -191,25 +202,30 @@ def _drift(run: Path, config: Config) -> dict[str, Any] | None:
     folder = run / "cyclegan"
     if not (folder / "drift.json").is_file():
         return None
-    found = read_json(folder / "drift.json")
-    drift = found[config.translation.checkpoint]
-    names = drift["classes"]
-    before, after = (ConfusionMatrix.from_counts(drift[key]) for key in ("before", "after"))
-    return {
-        "step": drift["step"],
-        "features": found["features"],
-        "agreement": (before.pixel_accuracy, after.pixel_accuracy),
-        "flips": tables.flips(before, after, names),
-        "plots": {
-            "source frames": figures.plot_div(
-                figures.confusion_figure(before.counts, names), "drift-before"
-            ),
-            "their translations": figures.plot_div(
-                figures.confusion_figure(after.counts, names), "drift-after"
-            ),
-        },
-        "leaderboard": pd.read_csv(folder / "leaderboard.csv").head(LEADERS).to_dict("records"),
-    }
+    found = read_json(folder / "drift.json", ANEW)
+    columns = ["step", "agreement_after", "distance", "score"]
+    leaders = read_table(folder / "leaderboard.csv", columns, ANEW)[:LEADERS]
+    with explain_damage(folder / "leaderboard.csv", ANEW):
+        leaderboard = [{key: float(value) for key, value in row.items()} for row in leaders]
+    with explain_damage(folder / "drift.json", ANEW):
+        drift = found[config.translation.checkpoint]
+        names = drift["classes"]
+        before, after = (ConfusionMatrix.from_counts(drift[key]) for key in ("before", "after"))
+        return {
+            "step": int(drift["step"]),
+            "features": found["features"],
+            "agreement": (before.pixel_accuracy, after.pixel_accuracy),
+            "flips": tables.flips(before, after, names),
+            "plots": {
+                "source frames": figures.plot_div(
+                    figures.confusion_figure(before.counts, names), "drift-before"
+                ),
+                "their translations": figures.plot_div(
+                    figures.confusion_figure(after.counts, names), "drift-after"
+                ),
+            },
+            "leaderboard": leaderboard,
+        }
 
 
 def _curves(run: Path, config: Config) -> dict[str, Markup]:
@@ -237,9 +253,8 @@ def _curves(run: Path, config: Config) -> dict[str, Markup]:
 
 def _run_facts(run: Path) -> dict[str, Any]:
     """Versions, commit and machine of a run; empty when it was not recorded."""
-    path = run / "run.json"
-    facts: dict[str, Any] = read_json(path) if path.is_file() else {}
-    return facts
+    path = run / RUN_FILE
+    return read_run_record(path).model_dump() if path.is_file() else {}
 
 
 def _durations(run: Path, config: Config) -> dict[str, str]:
@@ -251,9 +266,8 @@ def _durations(run: Path, config: Config) -> dict[str, str]:
     }
     durations = {}
     for stage, folders in stages.items():
-        files = [run / folder / "stage.json" for folder in folders]
-        if all(path.is_file() for path in files):
-            durations[stage] = _duration(sum(read_json(path)["seconds"] for path in files))
+        if all((run / folder / STAGE_FILE).is_file() for folder in folders):
+            durations[stage] = _duration(sum(read_stage(run, folder).seconds for folder in folders))
     return durations
 
 

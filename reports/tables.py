@@ -3,17 +3,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, model_validator
 
 from pipeline import bootstrap
 from pipeline.config import Config
 from pipeline.confusion import ConfusionMatrix, Counts
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import explain_damage, read_json, read_record
 from pipeline.labels import LabelSpace, load_label_space
+from pipeline.runs import STAGE_FILE, check_results
 
 Evaluation = dict[str, Any]
 """The content of one `evaluation.json`; with `frames` and `counts` of its `per_image.npz`, which
@@ -64,14 +66,59 @@ def read_evaluations(run: Path, config: Config) -> dict[str, list[Evaluation]]:
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(f"No file {missing[0]}{more}. Run `sim2real evaluate {run}` first.")
+    for arm in files:
+        for seed in config.seeds:
+            name = f"evaluation/{arm}/seed-{seed}"
+            if (run / name / STAGE_FILE).is_file():
+                check_results(run, name)
     return {arm: [_read_evaluation(path) for path in paths] for arm, paths in files.items()}
 
 
+class _Record(BaseModel):
+    """What must be in an `evaluation.json`, for the report to say it; there is more."""
+
+    protocol: dict[str, Any]
+    dataset: str
+    split: str | None
+    images: int
+    seed: int
+    classes: list[str]
+    pictures: dict[str, str]
+    confusion: list[list[int]]
+    void_predictions: list[int] | None = None
+    class_accuracy: dict[str, float | None]
+    class_iou: dict[str, float | None]
+    pixel_accuracy: float | None
+    mean_class_accuracy: float | None
+    mean_iou: float | None
+    frequency_weighted_iou: float | None
+    category_iou: dict[str, float | None] = {}
+    mean_category_iou: float | None = None
+
+    @model_validator(mode="after")
+    def _of_these_classes(self) -> Self:
+        sides = {len(self.confusion), *map(len, self.confusion)}
+        if sides != {len(self.classes)} or not (
+            set(self.classes) == self.class_accuracy.keys() == self.class_iou.keys()
+        ):
+            raise ValueError("counts and scores are not those of `classes`")
+        if "label_space" not in self.protocol:
+            raise ValueError("protocol has no label_space")
+        return self
+
+
 def _read_evaluation(path: Path) -> Evaluation:
-    evaluation: Evaluation = read_json(path)
-    if (path.parent / "per_image.npz").is_file():
-        with np.load(path.parent / "per_image.npz") as arrays:
+    way_out = "Score the network anew with `sim2real run --force evaluation`."
+    read_record(path, _Record, way_out)
+    evaluation: Evaluation = read_json(path, way_out)
+    counts = path.with_name("per_image.npz")
+    if counts.is_file():
+        side = len(evaluation["classes"])
+        with explain_damage(counts, way_out), np.load(counts) as arrays:
             evaluation |= {"frames": arrays["names"].tolist(), "counts": arrays["counts"]}
+            shape = len(evaluation["frames"]), side, side + 1
+            if evaluation["counts"].shape != shape or evaluation["counts"].dtype.kind != "i":
+                raise ValueError("it does not hold a count of each pair of classes for each frame")
     return evaluation
 
 

@@ -45,7 +45,7 @@ def evaluate(
     """Score a checkpoint on every frame of `dataset`.
 
     Writes the files of `segmentation.scores.write_scores` and, unless `config.pictures` is 0,
-    `predictions/*.png` of all frames (class indices as palette pictures, at most `PICTURE_WIDTH`
+    `predictions/NAME.png` of all frames (class indices as palette pictures, at most `PICTURE_WIDTH`
     wide) below `folder`; where the configuration asks for them, whole predictions in
     `predictions_ids/` and `overlays/`.
 
@@ -79,7 +79,7 @@ def evaluate(
                 ids = index[classes.int()].cpu().numpy()
                 hits.append(read_instances(instances[number], ids))
             if config.pictures:
-                pictures[sample.name] = f"predictions/{sample.name.replace('/', '-')}.png"
+                pictures[sample.name] = f"predictions/{sample.name}.png"
                 small = resize_indices(
                     classes.cpu().numpy(), size_within(truth.shape, PICTURE_WIDTH)
                 )

@@ -3,6 +3,7 @@
 import inspect
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
@@ -220,6 +221,12 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
     state |= {f"model.{key}": value for key, value in state.items()}
     own = encoder.state_dict()
     needed = {key for key in own if not key.endswith("num_batches_tracked")}
+    for key in sorted(needed & state.keys()):
+        if not _is_weight(state[key]):
+            raise UserError(
+                f"{path}: {key} is {_described(state[key])}; dense, finite floating-point numbers "
+                "are expected. Give the state_dict of a trained encoder."
+            )
     missing = sorted(key for key in needed if key not in state)
     differing = sorted(k for k in needed if k in state and state[k].shape != own[k].shape)
     if missing or differing:
@@ -229,6 +236,24 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
             f"{path} does not fit the encoder: {len(missing)} keys missing, {len(differing)} of "
             f"another shape ({'; '.join(shown)}). Give the state_dict of this very encoder."
         )
-    weights = {key: state.get(key, value) for key, value in own.items()}
+    weights = {key: state[key] if key in needed else value for key, value in own.items()}
     # smp's encoders drop a classifier's head themselves and refuse a state_dict without one.
     nn.Module.load_state_dict(encoder, weights)
+
+
+def _is_weight(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and not value.is_meta
+        and bool(value.isfinite().all())
+    )
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    what = f"{value.dtype} ({value.layout}, on {value.device})"
+    finite = value.is_meta or not value.is_floating_point() or bool(value.isfinite().all())
+    return what if finite else f"{what}, not all finite"

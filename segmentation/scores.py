@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from pipeline import cityscapes
 from pipeline.bootstrap import intervals
 from pipeline.confusion import ConfusionMatrix, Counts
+from pipeline.csv_files import write_table
 from pipeline.datasets import DatasetSpec, Sample, instance_file
 from pipeline.errors import UserError
-from pipeline.files import replacing, write_json
+from pipeline.files import replacing, sweep, write_json
 from pipeline.images import UInt8, image_size, read_raw
 from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelSpace
 
@@ -107,6 +107,7 @@ def write_scores(
     """
     counts = np.stack([frame.table for frame in frames])
     instances: dict[str, Any] = {}
+    sweep(folder)
     (folder / OFFICIAL).unlink(missing_ok=True)  # of other classes, scored here before
     if cityscapes.has_official_scores(space):
         hits = [frame.hits for frame in frames if frame.hits is not None]
@@ -125,8 +126,7 @@ def write_scores(
         {"name": name, **_frame_scores(ConfusionMatrix.from_counts(table), space)}
         for name, table in zip(names, counts, strict=True)
     ]
-    with replacing(folder / "per_image.csv") as part:
-        pd.DataFrame(rows).to_csv(part, index=False)
+    write_table(folder / "per_image.csv", list(rows[0]), rows)
     matrix = ConfusionMatrix.from_counts(counts.sum(axis=0))
     averaged, left_out = ([c.name for c in space.classes if c.averaged is a] for a in (True, False))
     which = f"of {', '.join(averaged)}"

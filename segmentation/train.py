@@ -10,14 +10,17 @@ from torch import Tensor, nn
 from pipeline.config import ComputeConfig, SegmentationConfig, SelfTrainingConfig
 from pipeline.datasets import DatasetSpec
 from pipeline.errors import UserError
+from pipeline.files import explain_damage
 from pipeline.images import UInt8, grid, write_image
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.loader import batches
 from pipeline.progress import progress
 from pipeline.team import ALONE, Team
 from pipeline.training import (
+    ANEW,
     TrainingLog,
     check_finite,
+    continuing,
     explain_memory,
     follow,
     fused,
@@ -75,13 +78,8 @@ def train(
         model = build_model(config, len(space.classes), pretrained=fresh)
     if start is not None and not resuming:
         check_start(start, config, space)
-        try:
+        with explain_damage(start, ANEW):
             model.load_state_dict(load_checkpoint(start)["model"])
-        except RuntimeError as error:
-            raise UserError(
-                f"The weights in {start} do not fit the network that they are said to be of "
-                f"({str(error).splitlines()[-1].strip()}). Start from another checkpoint."
-            ) from error
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _adamw(model, config)
     teacher = copy.deepcopy(model).requires_grad_(False).eval() if self_training else None
@@ -89,12 +87,12 @@ def train(
     # Continue where an earlier run stopped.
     first = 0
     if resuming:
-        state = load_checkpoint(folder / CHECKPOINT)
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if teacher:
-            teacher.load_state_dict(state["teacher"])
+        with continuing(folder / CHECKPOINT, config.steps, "segmentation") as state:
+            first = state["step"]
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            if teacher:
+                teacher.load_state_dict(state["teacher"])
 
     if team.leads and first < config.steps:
         with explain_memory("segmentation"):
@@ -229,20 +227,22 @@ def check_start(path: Path, config: SegmentationConfig, space: LabelSpace) -> No
     if not path.is_file():
         raise UserError(f"No checkpoint {path} to start from. Give the path of a last.pt of ours.")
     state = load_checkpoint(path)
-    if not {"config", "classes", "model"} <= state.keys():
+    kinds = {"config": dict, "classes": list, "model": dict}
+    if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
         raise UserError(
             f"{path} is no checkpoint of a segmentation training. Give a last.pt of one."
         )
     if state["classes"] != space.class_names:
+        theirs = ", ".join(map(str, state["classes"]))
         raise UserError(
-            f"{path} knows the classes {', '.join(state['classes'])}; label space {space.name} has "
+            f"{path} knows the classes {theirs}; label space {space.name} has "
             f"{', '.join(space.class_names)}. Start from a network of the same classes."
         )
     for field in ("architecture", "encoder", "options"):
-        theirs, ours = state["config"].get(field), getattr(config, field)
-        if theirs != ours:
+        other, ours = state["config"].get(field), getattr(config, field)
+        if other != ours:
             raise UserError(
-                f"{path} has segmentation.{field} {theirs!r}, the arm that starts from it "
+                f"{path} has segmentation.{field} {other!r}, the arm that starts from it "
                 f"{ours!r}. Make them equal."
             )
 
@@ -272,7 +272,8 @@ def _adamw(model: Segmenter, config: SegmentationConfig) -> torch.optim.AdamW:
 def load_segmenter(checkpoint: Path) -> Segmenter:
     """The trained network of a checkpoint, in evaluation mode."""
     state = load_checkpoint(checkpoint)
-    config = SegmentationConfig.model_validate(state["config"])
-    model = build_model(config, len(state["classes"]), pretrained=False)
-    model.load_state_dict(state["model"])
+    with explain_damage(checkpoint, ANEW):
+        config = SegmentationConfig.model_validate(state["config"])
+        model = build_model(config, len(state["classes"]), pretrained=False)
+        model.load_state_dict(state["model"])
     return model.eval()

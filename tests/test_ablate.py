@@ -24,7 +24,7 @@ from pipeline.confusion import ConfusionMatrix
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_text
 from pipeline.labels import load_label_space
-from pipeline.runs import read_run
+from pipeline.runs import locked, read_run
 from reports.ladder import write_ladder
 from tests.conftest import TINY, cli_command
 from tests.test_flow import wait_for
@@ -84,7 +84,7 @@ def make_up(config: Config, stage: Stage, number: int, folder: Path) -> None:
         matrix = ConfusionMatrix.from_counts(counts.sum(axis=0)[:, :19].tolist())
         about = {"protocol": {"label_space": space.name}, "dataset": "toy", "split": "val"}
         about |= {"images": 4, "arm": arm, "seed": int(seed[5:]), "classes": space.class_names}
-        about |= {"confusion": matrix.counts.tolist(), **matrix.metrics(space)}
+        about |= {"pictures": {}, "confusion": matrix.counts.tolist(), **matrix.metrics(space)}
         write_json(folder / "evaluation.json", about)
         np.savez(folder / "per_image.npz", names=["a", "b", "c", "d"], counts=counts)
 
@@ -260,7 +260,8 @@ def test_a_kill_while_files_are_linked(
         take_over(config, tmp_path, [folder / "cyclegan"])
     assert not (tmp_path / "cyclegan").exists()
     assert list(tmp_path.glob(".taken-*"))
-    assert "cyclegan" in take_over(config, tmp_path, [folder / "cyclegan"])
+    with locked(tmp_path):
+        assert "cyclegan" in take_over(config, tmp_path, [folder / "cyclegan"])
     assert not list(tmp_path.rglob(".taken-*"))
 
 

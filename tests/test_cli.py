@@ -265,7 +265,7 @@ def test_ctrl_c_says_how_to_go_on(
 def test_damaged_record(fails: Fails, tiny: Path) -> None:
     Path("r/cyclegan").mkdir(parents=True)
     Path("r/cyclegan/inputs.json").write_text('{"half')
-    assert "is not valid JSON" in fails("run", tiny, "--run", "r")
+    assert "inputs.json is damaged" in fails("run", tiny, "--run", "r")
 
 
 def test_predictions_of_others_are_scored_and_shown(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -219,11 +219,12 @@ class HalfWritten:
     def __init__(self, count: int) -> None:
         self.left, self.save = count, torch.save
 
-    def __call__(self, state: Any, path: Path) -> None:
-        self.save(state, path)
+    def __call__(self, state: Any, file: BinaryIO) -> None:
+        self.save(state, file)
         self.left -= 1
         if self.left == 0:
-            os.truncate(path, path.stat().st_size // 2)
+            file.flush()
+            os.truncate(file.fileno(), os.fstat(file.fileno()).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
 

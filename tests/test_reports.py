@@ -136,7 +136,8 @@ def make_run(
             training = run / "segmentation" / arm / f"seed-{seed}"
             lines = [{"step": s, "loss": 1 / s, "learning_rate": 0.1} for s in range(1, 30)]
             write_text(training / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-            write_json(training / "stage.json", {"seconds": seconds})
+            record = {"fingerprint": "", "seconds": seconds, "inputs": {}}
+            write_json(training / "stage.json", record)
     lines = [{"step": s, **dict.fromkeys(LOSSES, 1 / s)} for s in range(1, 30)]
     write_text(run / "cyclegan/log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     rows = []
@@ -645,7 +646,15 @@ def test_arms_that_some_runs_lack_are_named_once(world: Path, tmp_path: Path) ->
             {"protocol": {"label_space": "three", "classes_averaged": "these, without road"}},
             ["None", "these, without road"],
         ),
-        ({"classes": ["road", "car"]}, ["3 classes", "2 classes"]),
+        (
+            {
+                "classes": ["road", "car"],
+                "confusion": [[1, 0], [0, 1]],
+                "class_accuracy": {"road": 1, "car": 1},
+                "class_iou": {"road": 1, "car": 1},
+            },
+            ["3 classes", "2 classes"],
+        ),
     ],
 )
 def test_unlike_runs_are_not_compared(
@@ -660,6 +669,7 @@ def test_unlike_runs_are_not_compared(
     write_evaluation(path, config, "source_only", 0, COUNTS["source_only"][0])
     evaluation = json.loads((path / "evaluation.json").read_text())
     write_json(path / "evaluation.json", evaluation | change)
+    (path / "per_image.npz").unlink()
 
     with pytest.raises(UserError, match="first and second cannot be compared") as error:
         write_comparison({"first": finished, "second": (config, tmp_path / "run")}, tmp_path)

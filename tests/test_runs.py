@@ -1,7 +1,11 @@
 """Run folders: what counts as done, what is refused, what a force removes."""
 
+import dataclasses
+import hashlib
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import pytest
 
 from flows.stages import (
     Stage,
-    _instances,
+    _instance_files,
     _listing,
     all_inputs,
     check,
@@ -19,11 +23,13 @@ from flows.stages import (
     remove,
     run_stage,
 )
+from pipeline import contents
 from pipeline.config import load_config
+from pipeline.contents import STORE, hashes
 from pipeline.errors import UserError
-from pipeline.files import replacing, write_json
+from pipeline.files import replacing, sweep, write_json
 from pipeline.progress import each, progress
-from pipeline.runs import differences, fingerprint, locked, stage_state
+from pipeline.runs import check_results, differences, fingerprint, locked, stage_state
 
 
 def stage(name: str, calls: list[str], reads: tuple[str, ...] = (), **config: Any) -> Stage:
@@ -170,12 +176,38 @@ def test_files_of_unknown_origin_are_not_continued(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     calls: list[str] = []
-    do(tmp_path, [stage("a", calls)])
-    (tmp_path / "a/stage.json").unlink()
-    (tmp_path / "a/deep").mkdir()
-    (tmp_path / "a/deep/.part-abc.png").write_text("half")
-    do(tmp_path, [stage("a", calls)])
-    assert list((tmp_path / "a/deep").iterdir()) == []
+    (tmp_path / "b/deep").mkdir(parents=True)
+    (tmp_path / "b/deep/.part-abc.png").write_text("half")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/.part-abc.json").write_text("half of inputs.json, the first file of a stage")
+    for folder in (".removed-abc/a", "evaluation/.taken-abc/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "file").write_text("old")
+    with locked(tmp_path):
+        assert do(tmp_path, [stage("a", calls)]) == [True]
+    left = [path.name for path in tmp_path.rglob(".*") if path.name not in (".lock", STORE)]
+    assert left == []
+
+
+def test_what_another_process_writes_is_not_swept(tmp_path: Path) -> None:
+    with replacing(tmp_path / "file.json") as part:
+        part.write_text("half")
+        abandoned = tmp_path / ".part-abc.json"
+        abandoned.write_text("half")
+        sweep(tmp_path)
+        assert part.exists()
+        assert not abandoned.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_files_are_as_open_to_others_as_the_user_wants(tmp_path: Path) -> None:
+    for mask, mode in ((0o077, 0o600), (0o022, 0o644), (0o002, 0o664)):
+        before = os.umask(mask)
+        try:
+            write_json(tmp_path / "file.json", 1)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "file.json").stat().st_mode) == mode
 
 
 def test_identity_holds_labels_and_weights(
@@ -281,10 +313,10 @@ def test_instance_files_are_a_part_of_what_is_scored(
         label = next(copy.rglob("val/*/*_labelIds.png"))
         file = label.with_name(label.name.replace("labelIds", "instanceIds"))
         file.write_bytes(b"instances")
-        _instances.cache_clear()
+        _instance_files.cache_clear()
         after = all_inputs(plan(config, tmp_path))
         file.unlink()
-        _instances.cache_clear()
+        _instance_files.cache_clear()
         return [name for name in before if before[name] != after[name]]
 
     arms = ("source_only", "adapted", "oracle")
@@ -327,3 +359,114 @@ def test_a_quarantined_frame_makes_all_that_reads_the_set_anew(tiny: Path, world
     _listing.cache_clear()
     again = all_inputs(plan(load_config(tiny, [f"source.quarantine={path}"]), tiny.parent))
     assert again == fewer
+
+
+def test_runs_of_earlier_versions_go_on(
+    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They recorded names and sizes of files, and no results."""
+    copy, run = tmp_path / "world", tmp_path / "run"
+    shutil.copytree(world, copy)
+    monkeypatch.setenv("WORLD", str(copy))
+
+    def without(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {k: without(v) for k, v in value.items() if k not in ("content", "reads")}
+
+    def found() -> dict[str, Any]:
+        _listing.cache_clear()
+        return check(run, stages)
+
+    stages = plan(load_config(tiny), run)
+    recorded: dict[str, Any] = {}
+    for item in stages:
+        reads = {name: fingerprint(recorded[name]) for name in item.reads}
+        inputs = {**without(item.inputs()), "reads": reads}
+        recorded[item.name] = inputs
+        write_json(run / item.name / "inputs.json", inputs)
+        record = {"fingerprint": fingerprint(inputs), "seconds": 1, "inputs": inputs}
+        write_json(run / item.name / "stage.json", record)
+    (run / "cyclegan/stage.json").unlink()
+    assert found() == recorded
+    assert stage_state(run, "cyclegan", recorded["cyclegan"]) == "begun"
+    check_results(run, "translated")
+    # What is made anew records the contents; what reads it must be made anew, too.
+    remove(run, named(stages, ["translated"]))
+    anew = found()
+    assert "content" in anew["translated"]["source"]
+    assert anew["segmentation/oracle/seed-0"] == recorded["segmentation/oracle/seed-0"]
+    label = next(copy.rglob("train/*/*_labelIds.png"))
+    label.write_bytes(label.read_bytes() + b"more")
+    with pytest.raises(UserError, match=r"(?s)train\.target\.dataset\.samples: .*--force"):
+        found()
+
+
+def test_a_file_of_the_same_size_with_other_content_is_seen(
+    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, run = tmp_path / "world", tmp_path / "run"
+    shutil.copytree(world, copy)
+    monkeypatch.setenv("WORLD", str(copy))
+    stages = plan(load_config(tiny), run)
+
+    def inputs() -> dict[str, Any]:
+        _listing.cache_clear()
+        return all_inputs(stages)
+
+    before = inputs()
+    label = copy / "toy-sim/labels/00001.png"
+    content = label.read_bytes()
+    os.utime(label, (1, 1))
+    assert inputs() == before  # touched only
+    label.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    changed = {name for name, found in inputs().items() if found != before[name]}
+    assert changed == {
+        *[f"{kind}/source_only/seed-0" for kind in ("segmentation", "evaluation")],
+        *[f"{kind}/adapted/seed-0" for kind in ("segmentation", "evaluation")],
+        "report",
+    }
+
+
+def test_contents_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, run = tmp_path / "data", tmp_path / "run"
+    file.write_bytes(b"one")
+    os.utime(file, (1, 1))
+    one = hashlib.sha256(b"one").hexdigest()
+    assert hashes([file, file], run, "x") == [one, one]
+    looks: list[str] = []
+    look = contents._look
+    monkeypatch.setattr(contents, "_look", lambda path: (looks.append(path), look(path))[1])
+    for forget in (False, True):  # as another process would
+        if forget:
+            contents._STORES.clear()
+            contents._SEEN.clear()
+        assert hashes([file], run, "x") == [one]
+    assert looks == []
+    for damaged in ("", "{}", "[1]", '{"a": 1}', "\x00"):
+        (run / STORE).write_text(damaged)
+        contents._STORES.clear()
+        contents._SEEN.clear()
+        assert hashes([file], run, "x") == [one]
+    file.write_bytes(b"two")
+    assert hashes([file], run, "x") != [one]
+
+
+def test_what_has_just_changed_is_looked_at_again(tmp_path: Path) -> None:
+    """Two changes within a tick of the file system's clock leave the same time."""
+    file = tmp_path / "data"
+    file.write_bytes(b"one")
+    hashes([file], tmp_path / "run", "x")
+    assert json.loads((tmp_path / "run" / STORE).read_text()) == {}
+
+
+def test_damaged_and_missing_results_are_noticed(tmp_path: Path) -> None:
+    calls: list[str] = []
+    first = dataclasses.replace(stage("a", calls), results=("*.txt",))
+    last = stage("b", calls, ("a",))
+    do(tmp_path, [first, last])
+    for damage in (lambda path: path.write_text("mode"), Path.unlink):
+        damage(tmp_path / "a/result.txt")
+        remove(tmp_path, ["b"])
+        with pytest.raises(UserError, match=r"result\.txt.*--force a`"):
+            do(tmp_path, [first, last])

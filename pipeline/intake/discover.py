@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fields
 from pipeline.errors import UserError
-from pipeline.files import parse_yaml, write_text
+from pipeline.files import parse_yaml, sweep, write_text
 from pipeline.images import SUFFIXES, image_size
 from pipeline.intake.common import percent, spaced
 from pipeline.intake.encodings import (
@@ -563,8 +563,10 @@ def write_first_spec(discovery: Discovery, out: Path) -> list[Path]:
     written = [out]
     text = spec_text(discovery, out, quarantine.name if lone else None)
     parse(DatasetSpec, parse_yaml(text), str(out))
+    sweep(out.parent)
     if discovery.observation is not None:
         unnamed = discovery.unnamed()
+        sweep(preview)
         write_preview(preview, discovery.samples, discovery.observation, discovery.names(), unnamed)
         written.append(preview)
     if lone:

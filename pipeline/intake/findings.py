@@ -1,6 +1,5 @@
 """What the data doctor can find, how grave it is and what to do; the report of one data set."""
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.csv_files import write_table
 from pipeline.datasets import DatasetSpec, read_quarantine
 from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.files import sweep
 from pipeline.intake.common import printable
 from pipeline.intake.facts import Files
 from pipeline.labels import LabelSpace
@@ -411,8 +411,7 @@ def write_quarantine(reasons: Mapping[str, str], path: Path) -> int:
     known = read_quarantine(path) if path.is_file() else {}
     all_of_them = {**reasons, **known}
     if all_of_them != known or not path.is_file():
-        with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["name", "reason"])
-            rows.writerows(sorted(all_of_them.items()))
+        sweep(path.parent)
+        rows = [{"name": name, "reason": why} for name, why in sorted(all_of_them.items())]
+        write_table(path, ["name", "reason"], rows)
     return len(all_of_them) - len(known)

@@ -1,0 +1,373 @@
+"""Every command, killed at each change that it makes to a folder, and given once more; and every
+file of a run, damaged.
+
+A process dies by SIGKILL before its n-th renaming, linking or removing of a file (and, in the
+whole walk, also after it), for n = 1, 2, ... until it comes to its end. Each time the same command
+must then leave what it leaves undisturbed, and nothing else.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from cyclegan.checkpoints import load_generator
+from flows import cli
+from flows.ablate import ladder, seconds_by_row
+from flows.prepare import prepare
+from flows.show import show_result, show_status
+from flows.stages import check, plan, run_stage
+from pipeline.config import load_config
+from pipeline.contents import STORE
+from pipeline.datasets import evenly
+from pipeline.errors import UserError
+from pipeline.files import PART, REMOVED, TAKEN, write_json
+from pipeline.runs import locked, read_run
+from pipeline.training import continuing, load_checkpoint
+from reports.ladder import Row, write_ladder
+from reports.report import write_comparison, write_report
+from segmentation.train import load_segmenter
+from tests.conftest import TINY
+
+SETTINGS: dict[str, Any] = {
+    "arms": {"source_only": "source", "adapted": "translated"},
+    "cyclegan": TINY["cyclegan"]
+    | {"steps_per_epoch": 1, "checkpoint_every": 1, "log_every": 1, "sample_every": 1},
+    "segmentation": TINY["segmentation"] | {"steps": 2, "checkpoint_every": 1, "log_every": 1},
+    "evaluation": {"pictures": 1, "save": "label_ids", "overlays": True},
+    "compute": {"accelerator": "cpu", "cache": "cache"},
+}
+SERVER = get_context("forkserver")
+"""Starts each child in milliseconds, with all that a command imports and no thread."""
+SERVER.set_forkserver_preload(
+    [
+        *["tests.test_kills", "albumentations", "torch.utils.tensorboard", "cyclegan.train"],
+        *["cyclegan.translate", "segmentation.train", "segmentation.evaluate", "reports.check"],
+        *["segmentation.score_files", "pipeline.intake.discover", "flows.doctor", "flows.show"],
+    ]
+)
+CHANGES = ("replace", "rename", "link", "unlink", "rmdir")
+"""The functions of `os` that change which files there are."""
+
+
+@dataclass
+class Command:
+    """A command line, or a function, and the part of a finished run that it starts from."""
+
+    do: list[str] | Callable[[], object]
+    stages: tuple[str, ...] = ()
+    """Folders of the run `r` that are there before."""
+    status: int = 0
+    """What it ends with: 1 where a data set has to be mended."""
+    again: int | None = None
+    """What a second call ends with, where that is something else."""
+
+
+def force() -> None:
+    """What `run --force evaluation` does, without a server."""
+    run = Path("r")
+    with locked(run):
+        stages = prepare(load_config(Path("tiny.yaml")), run, ["evaluation"])
+        inputs = check(run, stages)
+        for stage in stages:
+            run_stage(run, stage, inputs[stage.name])
+
+
+def table() -> None:
+    """The table of a ladder, none of whose rows is done."""
+    rows = ladder(load_config(Path("tiny.yaml")))
+    with locked(Path("l")):
+        write_ladder("tiny", rows, Path("l"), {row.name: None for row in rows})
+
+
+TRAINED = ("cyclegan", "translated", "segmentation")
+PREDICTIONS = "r/evaluation/adapted/seed-0/predictions_ids"
+CHEAP = {
+    "report": Command(["report", "r"], (*TRAINED, "evaluation", "report")),
+    "compare": Command(["compare", "r", "--out", "c"], (*TRAINED, "evaluation", "report")),
+    "export": Command(["export", "r", "--to", "x.pth"], TRAINED),
+    "export all": Command(["export", "r", "--to", "reference"], TRAINED),
+    "check": Command(
+        ["check", "gta5", "--root", "folder", "--out", "checked", "--quarantine"], status=1
+    ),
+    "new-dataset": Command(["new-dataset", "folder", "--out", "d/new.yaml"], again=2),
+    "predictions": Command(
+        ["evaluate", "r", "--predictions", PREDICTIONS, "--out", "s"], (*TRAINED, "evaluation")
+    ),
+    "ladder": Command(table),
+}
+DEAR = {
+    "train-cyclegan": Command(["train-cyclegan", "r", "--config", "tiny.yaml"]),
+    "translate": Command(["translate", "r"], ("cyclegan",)),
+    "train-segmentation": Command(["train-segmentation", "r"], ("cyclegan", "translated")),
+    "evaluate": Command(["evaluate", "r"], TRAINED),
+    "force": Command(force, (*TRAINED, "evaluation", "report")),
+}
+
+
+def call(
+    command: Command,
+    folder: Path,
+    *,
+    kill: int = 0,
+    after: bool = False,
+    notes: Path | None = None,
+) -> int:
+    """Do a command in a child process; its status, negative where a signal ended it.
+
+    Args:
+        kill: the number of the change to die at; 0: none.
+        after: die after that change, and not before it.
+        notes: a file to write the names of the changed files to.
+    """
+    child = SERVER.Process(target=_child, args=(command, folder, kill, after, notes))
+    child.start()
+    child.join(240)
+    child.kill()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def _child(command: Command, folder: Path, kill: int, after: bool, notes: Path | None) -> None:
+    os.chdir(folder)
+    for stream in (1, 2):
+        os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    counted = 0
+
+    def watched(change: Callable[..., Any]) -> Callable[..., Any]:
+        def watch(*paths: Any, **how: Any) -> Any:
+            nonlocal counted
+            counted += 1
+            if notes:
+                with notes.open("a") as file:
+                    file.write(f"{change.__name__} {os.path.basename(paths[-1])}\n")
+            if counted == kill and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done = change(*paths, **how)
+            if counted == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+        return watch
+
+    for name in CHANGES:
+        setattr(os, name, watched(getattr(os, name)))
+    status: object = 0
+    try:
+        if isinstance(command.do, list):
+            sys.argv = ["sim2real", *command.do]
+            cli.main()
+        else:
+            command.do()
+    except SystemExit as end:
+        status = end.code or 0
+    os._exit(status if isinstance(status, int) else 1)
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """File -> what is in it, without the times that things took."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        unlike = path.name in {"said", ".lock", STORE} or "/tensorboard/" in name
+        if not path.is_file() or unlike:
+            continue
+        data = path.read_bytes()
+        if path.name in {"progress.json", "stage.json"}:
+            record = json.loads(data)
+            del record["seconds"]
+            record.get("results", {}).pop("index.html", None)
+            found[name] = record
+        elif path.suffix == ".html":
+            found[name] = re.sub(rb"\d+ min \d+ s|\d+ s", b"", data)
+        elif name.startswith("cache/"):
+            found[path.suffix] = len(data)  # files are found by their times
+        else:
+            found[name] = data
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
+    """A folder with a finished run `r`, its configuration and a data set without a spec."""
+    folder = tmp_path_factory.mktemp("kills")
+    text = yaml.safe_dump(TINY | SETTINGS).replace("${WORLD}", str(world))
+    config = yaml.safe_load(text)
+    config["source"]["limit"] = config["target"]["limit"] = 2
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    shutil.copytree(world / "toy-sim", folder / "folder")
+    (folder / "folder/images/lone.png").write_bytes(
+        (folder / "folder/images/00001.png").read_bytes()
+    )
+    for name in ("train-cyclegan", "translate", "train-segmentation", "evaluate", "report"):
+        command = (DEAR | CHEAP)[name]
+        assert call(command, folder) == 0, (folder / "said").read_text()
+    return folder
+
+
+def walk(name: str, finished: Path, tmp_path: Path, *, whole: bool) -> None:
+    """Kill a command at its changes, and look what the next call makes of it.
+
+    Args:
+        whole: at every change, before and after it; else before two of them.
+    """
+    command = (CHEAP | DEAR)[name]
+
+    def start(place: Path) -> Path:
+        run = place / "r"
+        shutil.copytree(finished / "folder", place / "folder")
+        shutil.copy(finished / "tiny.yaml", place)
+        run.mkdir()
+        if command.stages:
+            for file in ("run.json", "config.yaml"):
+                shutil.copy(finished / "r" / file, run)
+            for stage in command.stages:
+                shutil.copytree(finished / "r" / stage, run / stage)
+        return place
+
+    notes = tmp_path / "notes"
+    place = tmp_path / "place"
+    start(place)
+    assert call(command, place, notes=notes) == command.status, (place / "said").read_text()
+    expected = content(place)
+    shutil.rmtree(place)
+    kinds = [re.sub(r"\d+|[0-9a-f]{12,}", "#", line) for line in notes.read_text().splitlines()]
+    assert kinds
+    numbers = range(1, len(kinds) + 1)
+    tries = [(kinds.index(kind) + 1, False) for kind in evenly(list(dict.fromkeys(kinds)), 2)]
+    if whole:
+        tries = [(number, after) for number in numbers for after in (False, True)]
+    for number, after in tries:
+        start(place)
+        where = f"{name}, {'after' if after else 'before'} {number}: {kinds[number - 1]}"
+        assert call(command, place, kill=number, after=after) == -signal.SIGKILL, where
+        ended = after and number == len(kinds)
+        status = call(command, place)
+        said = (place / "said").read_text()
+        due = command.again if ended and command.again is not None else command.status
+        assert status == due, f"{where}: {said}"
+        assert "Traceback" not in said, where
+        found = content(place)
+        assert found.keys() == expected.keys(), where
+        assert [key for key in found if found[key] != expected[key]] == [], where
+        left = [p for p in place.rglob(".*") if p.name.startswith((PART, REMOVED, TAKEN))]
+        assert left == [], where
+        shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("name", [*CHEAP, *DEAR])
+def test_killed_and_given_once_more(name: str, finished: Path, tmp_path: Path) -> None:
+    walk(name, finished, tmp_path, whole=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*CHEAP, *DEAR])
+def test_killed_at_every_change(name: str, finished: Path, tmp_path: Path) -> None:
+    walk(name, finished, tmp_path, whole=True)
+
+
+DAMAGES: dict[str, Callable[[bytes, Path], bytes]] = {
+    "empty": lambda data, run: b"",
+    "braces": lambda data, run: b"{}",
+    "list": lambda data, run: b"[1]",
+    "noise": lambda data, run: np.random.default_rng(0).bytes(200),
+    "half": lambda data, run: data[: len(data) // 2],
+    "other": lambda data, run: (
+        run / "segmentation/adapted/seed-0/checkpoints/last.pt"
+    ).read_bytes(),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_every_damaged_file_is_one_message(
+    damage: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads a damaged file says so, and no hash helps: as in runs of earlier versions."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "r"
+    shutil.copytree(finished / "r", run)
+    for path in run.rglob("stage.json"):
+        write_json(path, {k: v for k, v in json.loads(path.read_text()).items() if k != "results"})
+    files = [p for p in sorted(run.rglob("*")) if p.is_file() and "tensorboard" not in p.parts]
+    # One of a kind is enough of pictures and of what each arm has.
+    files = list({re.sub(r"source_only|adapted|\d", "#", str(p)): p for p in files}.values())
+    commands: list[Callable[[], object]] = [
+        lambda: show_status(run),
+        lambda: show_result(run),
+        lambda: write_report(read_run(run), run, tmp_path / "report"),
+        lambda: write_comparison({"r": (read_run(run), run)}, tmp_path / "compared"),
+        lambda: load_generator(run / "cyclegan/checkpoints/last.pt"),
+        lambda: load_segmenter(run / "segmentation/adapted/seed-0/checkpoints/last.pt"),
+        lambda: check(run, plan(read_run(run), run)),
+        lambda: seconds_by_row([Row("r", "", None, "adapted", read_run(run))], tmp_path),
+    ]
+    said: list[str] = []
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(DAMAGES[damage](whole, run))
+        for command in commands:
+            try:
+                command()
+            except UserError as error:
+                said.append(str(error))
+            except Exception as error:
+                raise AssertionError(f"{path}: {error!r}") from error
+        path.write_bytes(whole)
+    assert len(said) > 10
+    assert [message for message in said if str(tmp_path) not in message] == []
+
+
+@pytest.mark.parametrize("step", [-1, 3, 10**9, True, "1", None, [1]])
+def test_nonsense_in_a_checkpoint_is_one_message(step: object, finished: Path) -> None:
+    path = finished / "nonsense.pt"
+    path_of_network = finished / "r/segmentation/adapted/seed-0/checkpoints/last.pt"
+    torch.save(load_checkpoint(path_of_network) | {"step": step}, path)
+    with pytest.raises(UserError, match=r"nonsense\.pt is damaged"), continuing(path, 2, "x"):
+        pass
+
+
+def test_what_does_not_fit_into_a_network_is_one_message(finished: Path) -> None:
+    path = finished / "other.pt"
+    torch.save({"step": 1, "model": {"weight": torch.ones(3)}}, path)
+    with (
+        pytest.raises(UserError, match=r"other\.pt is damaged.*--force"),
+        continuing(path, 2, "x") as state,
+    ):
+        torch.nn.Linear(2, 2).load_state_dict(state["model"])
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(finished: Path, tmp_path: Path) -> None:
+    whole = finished / "r/cyclegan/checkpoints/last.pt"
+    with zipfile.ZipFile(whole) as records:
+        record = max(records.infolist(), key=lambda info: info.file_size)
+    data = bytearray(whole.read_bytes())
+    data[record.header_offset + record.file_size // 2] ^= 2
+    (tmp_path / "last.pt").write_bytes(data)
+    for load in (load_checkpoint, load_generator):
+        with pytest.raises(UserError, match=r"last\.pt"):
+            load(tmp_path / "last.pt")
+
+
+def test_checkpoints_without_checksums_are_read(tmp_path: Path) -> None:
+    state = {"weight": torch.ones(100)}
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "none.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("none.pt", "old.pt"):
+        assert load_checkpoint(tmp_path / name).keys() == state.keys()
