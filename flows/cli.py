@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Sim-to-real adaptation for semantic segmentation: train a CycleGAN, translate synthetic "
     "frames, train segmentation networks, and report how much of the gap was closed. "
-    "Any command takes --debug, which shows the traceback of an error.",
+    "Any command takes --debug, which shows the traceback of an error, and --allow-code, which "
+    "lets a data set's YAML name a Python file to run.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -475,6 +476,10 @@ def main() -> None:
     _guard_packages()
     from pipeline.launch import torchrun
 
+    if "--allow-code" in sys.argv:
+        from pipeline.reading import ALLOW_CODE
+
+        os.environ[ALLOW_CODE] = "1"  # also for the processes that this one starts
     launch = torchrun()
     if launch is None:
         _command()
@@ -492,8 +497,8 @@ def _command() -> None:
 
     # A plain SIGTERM would leave Prefect's server process behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+    debug = "--debug" in sys.argv
+    arguments = [text for text in sys.argv[1:] if text not in ("--debug", "--allow-code")]
     try:
         app(args=arguments)
     except (UserError, OSError) as error:

@@ -63,9 +63,9 @@ def patient(what: str, root: Path | None, label_space: str, settings: list[str] 
         )
     if settings:
         raise UserError(f"--set is for configurations; {what} is a data set.")
-    known = spec_fields(path.name, path.parent) if is_file else spec_fields(what, Path())
-    if root is not None:
-        known["root"] = str(root.absolute())
+    given = {"root": str(root.absolute())} if root else {}
+    known = spec_fields(path.name, path.parent, given) if is_file else spec_fields(what, Path())
+    known |= given
     if "root" not in known:
         raise UserError(f"Where is data set {what}? Give its folder: --root DIR.")
     spec = parse(DatasetSpec, known, what)

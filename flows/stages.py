@@ -358,6 +358,7 @@ def _frames(spec: DatasetSpec, *, labelled: bool = False) -> Inputs:
         unseen |= {"labels", "encoding", "channel", "decoder", "values", "strict"}
     fields = spec.model_dump(mode="json", exclude=unseen, exclude_defaults=True)
     if labelled and spec.decoder is not None:
+        fields["decoder"] = Path(spec.decoder).name  # not where its file is
         fields["decoder_code"] = decoder_code(spec.decoder)
     return {**fields, "samples": _listing(spec.model_dump_json(), labelled)}
 

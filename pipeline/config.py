@@ -1,27 +1,24 @@
 """The configuration of a run: one YAML file, one frozen value."""
 
-import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
 
-from pipeline.datasets import PATHS, DatasetSpec, spec_fields
+from pipeline.datasets import DatasetSpec, from_folder, layered
 from pipeline.errors import UserError
-from pipeline.files import parse_yaml, read_yaml
+from pipeline.files import escape, expand, parse_yaml, read_settings, read_yaml, short
 from pipeline.launch import torchrun
-from pipeline.schema import Schema, near, parse
+from pipeline.schema import Schema, Side, near, parse
 
-Size = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
+Size = tuple[Side, Side]
 """Width and height in pixels."""
 
 _RECIPES = Path(__file__).parent / "recipes"
 _DATASETS = ("source", "target", "test")
 _FILES = (".yaml", ".yml", ".pth", ".pt")
 _PATHS = ("compute.cache", "translation.weights", "cyclegan.start")
-_VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
 class ComputeConfig(Schema):
@@ -29,7 +26,7 @@ class ComputeConfig(Schema):
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU when there is one."""
-    devices: int = Field(1, ge=1)
+    devices: int = Field(1, ge=1, le=1024)
     """GPUs of this machine (on a CPU: processes) that train one network together, each on an equal
     part of every batch: each `batch_size` is that of all together and a multiple of this. No effect
     on results but for rounding and what is drawn in a step: dropout, and self-training's mixtures.
@@ -40,7 +37,7 @@ class ComputeConfig(Schema):
     compile: bool = False
     """Let torch.compile fuse networks for training: a minute or more before the first step, then
     faster ones that round differently. Needs a C++ compiler."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
     """Processes that read frames ahead, for each data set that is read; 0 reads in the training
     process. No effect on results. With several `devices`, for each of them."""
     cache: Path | None = None
@@ -532,8 +529,8 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
     """Read a configuration.
 
     Each data set is written as `dataset: NAME_OR_FILE` plus the fields that differ, and settings of
-    segmentation may be, as `recipe: NAME_OR_FILE`. `${NAME}` in any text is the environment
-    variable. A relative `root` starts at the file that says it.
+    segmentation may be, as `recipe: NAME_OR_FILE`. `${NAME}` or `$NAME` in any text is the
+    environment variable, `$$` a `$`. A relative `root` starts at the file that says it.
 
     Args:
         settings: `a.b=value` texts that win over the file; values are read as YAML.
@@ -543,15 +540,15 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
     """
     data = read_yaml(path)
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected the settings of a run, found {data!r}")
+        raise UserError(f"{path}: expected the settings of a run, found {short(data)}")
     for setting in settings or []:
         _apply(data, setting)
     problems: list[str] = []
-    data = _expand(data, "", problems)
+    data = expand(data, "", problems)
     for key in _DATASETS:
         if isinstance(data.get(key), dict):
             try:
-                data[key] = _resolve_dataset(data[key], path.parent)
+                data[key] = layered(data[key], path.parent)
             except UserError as error:
                 problems.append(f"  {key}: {error}")
     arms = data.get("arms")
@@ -594,46 +591,23 @@ def _apply(data: dict[str, Any], setting: str) -> None:
     if not equals or not keys:
         raise UserError(f"--set {setting!r}: expected KEY=VALUE, e.g. cyclegan.epochs=5")
     try:
-        value = parse_yaml(text)
+        value = parse_yaml(text, "--set")
     except yaml.YAMLError as error:
         raise UserError(f"--set {setting!r}: the value is not YAML: {error}") from error
+    problems: list[str] = []
+    value = expand(value, f"--set {keys}", problems)
+    if problems:
+        raise UserError("\n".join(problems).strip())
     *parents, last = keys.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise UserError(f"--set {setting!r}: {parent!r} is a value and has no keys below it")
     # On the command line a relative path starts where the user stands.
-    if isinstance(value, str) and (last in PATHS or keys in _PATHS or value.endswith(_FILES)):
+    value = from_folder(last, value, Path())
+    if isinstance(value, str) and (keys in _PATHS or value.endswith(_FILES)):
         value = str(Path(value).absolute())
-    data[last] = value
-
-
-def _expand(value: Any, place: str, problems: list[str]) -> Any:
-    """Replace `${NAME}` by the environment variable in every text below `value`."""
-    if isinstance(value, dict):
-        return {k: _expand(v, f"{place}.{k}".strip("."), problems) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, place, problems) for item in value]
-    if not isinstance(value, str):
-        return value
-    for name in _VARIABLE.findall(value):
-        if name not in os.environ:
-            problems.append(
-                f"  {place}: environment variable {name} is not set (in {value!r}). "
-                f"Set it, or give the value with --set {place}=..."
-            )
-    return os.path.expandvars(value)
-
-
-def _resolve_dataset(fields: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Merge the fields of `dataset` under those given beside it; make `root` absolute."""
-    given = dict(fields)
-    named = given.pop("dataset", None)
-    merged = spec_fields(str(named), base) if named is not None else {}
-    for key in PATHS:
-        if given.get(key):
-            given[key] = str(base.absolute() / str(given[key]))
-    return merged | given
+    data[last] = escape(value)  # the rest of the file is still to be expanded
 
 
 def recipes() -> dict[str, Path]:
@@ -654,9 +628,7 @@ def _resolve_recipe(given: dict[str, Any], base: Path) -> dict[str, Any]:
             f"no recipe {named!r}.{near(named, known)} Known: {', '.join(known)}; or give the path "
             "of a .yaml file."
         )
-    fields = read_yaml(path)
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: expected settings of segmentation, found {fields!r}")
+    fields = read_settings(path, "settings of segmentation", given)
     if isinstance(weights := fields.get("encoder_weights"), str):
         fields["encoder_weights"] = _absolute_file(weights, path.parent)
     return _over(fields, given)

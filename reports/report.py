@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -12,7 +11,7 @@ from pipeline.config import Config
 from pipeline.confusion import ConfusionMatrix
 from pipeline.datasets import missing_classes
 from pipeline.errors import UserError
-from pipeline.files import read_json, replacing, write_json, write_text
+from pipeline.files import read_json, replacing, write_json, write_text, yaml_text
 from pipeline.labels import load_label_space
 from reports import figures, sentences, tables
 from reports.markdown import comparison_markdown, markdown
@@ -267,4 +266,4 @@ def _duration(seconds: float) -> str:
 
 
 def _settings(config: Config) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml_text(config.model_dump(mode="json"))

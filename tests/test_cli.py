@@ -50,7 +50,7 @@ def own_world(tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_status_two_and_no_traceback_from_outside(cli: Cli, tiny: Path) -> None:
-    result = cli("run", tiny, "--set", "cyclegan.bloks=3", "--set", "seeds=no", "--set", "name= ")
+    result = cli("run", tiny, "--set", "cyclegan.bloks=3", "--set", "seeds=few", "--set", "name= ")
     assert result.returncode == 2
     assert result.stdout == ""
     assert "3 errors" in result.stderr
