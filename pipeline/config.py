@@ -404,6 +404,10 @@ class EvaluationConfig(Schema):
     """Keep every frame with its prediction drawn over it, below `overlays/`."""
 
 
+WITHOUT_TARGET_LABELS = {"source_only": "source", "adapted": "translated"}
+"""The usual arms, but for the oracle."""
+
+
 class Config(Schema):
     """A whole run: three data sets, a label space, and how each stage works."""
 
@@ -422,21 +426,21 @@ class Config(Schema):
     translation: TranslationConfig = TranslationConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    arms: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ArmConfig] = Field(
-        default_factory=lambda: {
-            arm: ArmConfig(train={frames: 1})
-            for arm, frames in (
-                ("source_only", "source"),
-                ("adapted", "translated"),
-                ("oracle", "target"),
-            )
-        },
-        min_length=1,
-    )
-    """Arm -> what its network is trained on."""
+    arms: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ArmConfig] = Field(min_length=1)
+    """Arm -> what its network is trained on. Where none are given, `source_only`, `adapted` and, if
+    the target has labels, `oracle`."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     """Seeds of the segmentation training; each arm is trained once with each."""
     compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_arms(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "arms" in value:
+            return value
+        target = value.get("target")
+        labelled = isinstance(target, dict) and target.get("labels") is not None
+        return {**value, "arms": WITHOUT_TARGET_LABELS | ({"oracle": "target"} if labelled else {})}
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -513,6 +517,16 @@ class Config(Schema):
     def labels_read(self) -> frozenset[Frames]:
         """The kinds of frames that some arm is trained on with their labels."""
         return frozenset(kind for arm in self.arms.values() for kind in arm.train)
+
+    @property
+    def without_target_labels(self) -> str:
+        """Which arms read the target's labels, and how to go on without."""
+        reading = [name for name, arm in self.arms.items() if "target" in arm.train]
+        arms = ", ".join(f"{name}: {frames}" for name, frames in WITHOUT_TARGET_LABELS.items())
+        return (
+            f"Of the target's labels learn: {', '.join(reading)}. If the target has none, leave "
+            f"these arms out: `arms: {{{arms}}}`."
+        )
 
     @property
     def translates(self) -> bool:
