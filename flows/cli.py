@@ -333,13 +333,17 @@ def export(
     """
     from cyclegan.checkpoints import export as write
     from flows.stages import translator
+    from pipeline.config import TranslationConfig
     from pipeline.errors import UserError
     from pipeline.runs import read_run
 
     if backwards and not to.suffix:
         raise UserError(f"--backwards is for one generator, and folder {to} gets all networks.")
-    path = translator(read_run(source), source) if source.is_dir() else source
-    print(write(path, to, "target_to_source" if backwards else "source_to_target"))
+    path, batch_norm = source, TranslationConfig().batch_norm
+    if source.is_dir():
+        config = read_run(source)
+        path, batch_norm = translator(config, source), config.translation.batch_norm
+    print(write(path, to, "target_to_source" if backwards else "source_to_target", batch_norm))
 
 
 @app.command()

@@ -171,8 +171,8 @@ class CycleGANConfig(Schema):
 class TranslationConfig(Schema):
     """Translation of the source frames: with a trained generator, or by statistics of the target.
 
-    `checkpoint`, `weights` and `shifts` are for `cyclegan`, `seed` and `fda_beta` for the others,
-    which train nothing: the settings of `cyclegan` are then not used.
+    `checkpoint`, `weights`, `batch_norm` and `shifts` are for `cyclegan`, `seed` and `fda_beta` for
+    the others, which train nothing: the settings of `cyclegan` are then not used.
     """
 
     method: Literal["cyclegan", "histogram_matching", "fda"] = "cyclegan"
@@ -184,7 +184,11 @@ class TranslationConfig(Schema):
     weights: Path | None = None
     """Train no CycleGAN and translate with this generator: a `.pth` file of the reference
     implementation, or a checkpoint of another run."""
-
+    batch_norm: Literal["running", "batch"] = "running"
+    """What batch norms of a generator in `weights` normalise by: the `running` statistics of its
+    training, or those of each frame by itself, the `batch` of one that the reference's test script
+    has unless told `--eval`. Pictures may differ much. `running`, since a frame is then translated
+    alike whatever its size and content, and since it is what networks are evaluated with."""
     shifts: Literal[1, 4, 8, 16] = 1
     """Translations to average, each of the frame shifted by up to 3 pixels (cycle spinning: Coifman
     and Donoho, 1995). Transposed convolutions leave a grid of period 4 in translated frames, other
