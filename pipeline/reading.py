@@ -228,6 +228,7 @@ def _from_file(name: str) -> Any:
             f"install a package that declares the decoder as an entry point of {DECODERS!r}."
         )
     module = sys.modules[file] = ModuleType(file)
+    module.__file__ = file
     # Not by `import`, which may take an older compiled file: what is hashed is what is run.
     exec(compile(_content(file), file, "exec"), module.__dict__)
     return getattr(module, function)

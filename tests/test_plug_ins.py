@@ -153,6 +153,7 @@ class Size:
     width: int = 16
 
 def decode(path):
+    assert __file__.endswith("own.py")
     return np.full((Size().height, Size().width), len(path.suffix) - 3)
 """
 
