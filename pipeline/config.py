@@ -187,8 +187,8 @@ class TranslationConfig(Schema):
     batch_norm: Literal["running", "batch"] = "running"
     """What batch norms of a generator in `weights` normalise by: the `running` statistics of its
     training, or those of each frame by itself, the `batch` of one that the reference's test script
-    has unless told `--eval`. Pictures may differ much. `running`, since a frame is then translated
-    alike whatever its size and content, and since it is what networks are evaluated with."""
+    has unless told `--eval`. The pictures may differ much. `running` treats a colour alike in all
+    frames, and is how networks with batch norms are usually evaluated."""
     shifts: Literal[1, 4, 8, 16] = 1
     """Translations to average, each of the frame shifted by up to 3 pixels (cycle spinning: Coifman
     and Donoho, 1995). Transposed convolutions leave a grid of period 4 in translated frames, other
