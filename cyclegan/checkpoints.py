@@ -19,6 +19,7 @@ from cyclegan.reference import (
 from cyclegan.weights import (
     EXPECTED,
     AffineInstanceNorm,
+    BatchNorm,
     State,
     critic_settings,
     fill,
@@ -33,21 +34,34 @@ from pipeline.errors import UserError
 from pipeline.files import sweep
 from pipeline.training import save_checkpoint
 
+_NORMALISED: dict[BatchNorm, str] = {
+    "running": "They use the running statistics of its training, as the reference's test script "
+    "does with --eval; translation.batch_norm: batch uses those of each frame, as without.",
+    "batch": "They use the statistics of each frame, as the reference's test script does without "
+    "--eval; translation.batch_norm: running uses those of its training, as with it.",
+}
 Direction = Literal["source_to_target", "target_to_source"]
 
 
-def load_generator(path: Path, direction: Direction = "source_to_target") -> Generator:
+def load_generator(
+    path: Path,
+    direction: Direction = "source_to_target",
+    batch_norm: BatchNorm = "running",
+    *,
+    say: bool = False,
+) -> Generator:
     """Build a generator from a file of weights, in evaluation mode on the CPU. Runs no code of it.
 
     Known are the reference's ResNet and U-Net generators of any depth and width, with or without
     dropout, normalised by instance (affine or not) or by batch, and our training checkpoints (the
     averaged weights, where there are any). Running statistics that the reference stored beside
     instance norms until 2018 are dropped, as are the prefixes of DataParallel and torch.compile.
-    Batch norms use their running statistics. A U-Net's weights do not tell whether it has dropout:
-    it is built without.
+    A U-Net's weights do not tell whether it has dropout: it is built without.
 
     Args:
         direction: which generator of a training checkpoint; a file of the reference holds one.
+        batch_norm: what batch norms normalise by (`TranslationConfig`).
+        say: name on standard error what they do, where there are any.
 
     Returns:
         (N, 3, H, W) in [-1, 1] -> the same.
@@ -63,7 +77,7 @@ def load_generator(path: Path, direction: Direction = "source_to_target") -> Gen
             found = some(map(str, networks))
             raise UserError(f"{path} holds no {direction} network, only: {found}. {EXPECTED}.")
         content = networks[direction]
-    return _generator(content, path)
+    return _generator(content, path, batch_norm, say=say)
 
 
 def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]:
@@ -213,11 +227,17 @@ def export_reference(checkpoint: Path, folder: Path) -> list[Path]:
     return paths
 
 
-def export(source: Path, out: Path, direction: Direction = "source_to_target") -> str:
+def export(
+    source: Path,
+    out: Path,
+    direction: Direction = "source_to_target",
+    batch_norm: BatchNorm = "running",
+) -> str:
     """Write a generator as `out` says: `.pth`, `.onnx`, or a folder for all networks of `source`.
 
     Args:
         source: a file that `load_generator` reads; for a folder, a training checkpoint of ours.
+        batch_norm: as `load_generator`, for ONNX; weights are the same either way.
 
     Returns:
         What was written, for the user.
@@ -227,7 +247,7 @@ def export(source: Path, out: Path, direction: Direction = "source_to_target") -
     """
     sweep(out.parent if out.suffix else out)
     if out.suffix == ".onnx":
-        difference = export_onnx(load_generator(source, direction), out)
+        difference = export_onnx(load_generator(source, direction, batch_norm), out)
         return f"{out}: differs from torch by {difference:.1g} at most, of [-1, 1]"
     if out.suffix == ".pth":
         export_generator(load_generator(source, direction), out)
@@ -243,15 +263,19 @@ def _networks(content: dict[str, Any]) -> dict[str, Any]:
     return {**content["networks"], **(averages if isinstance(averages, dict) else {})}
 
 
-def _generator(content: Any, path: Path) -> Generator:
+def _generator(
+    content: Any, path: Path, batch_norm: BatchNorm = "running", *, say: bool = False
+) -> Generator:
     """The generator of a dictionary of weights; `path` is for messages."""
     state = plain_state(content, path)
     settings = CycleGANConfig.model_construct(**generator_settings(state, path))
     # On the meta device nothing is allocated and no random number is drawn.
     with torch.device("meta"):
         network = build_generator(settings)
-        fit_norms(network, state, path)
+        kind = fit_norms(network, state, path, batch_norm)
     fill(network, state, path)
+    if say and kind == "batch":
+        print(f"{path} has batch norms. {_NORMALISED[batch_norm]}", file=sys.stderr, flush=True)
     return network.eval()
 
 

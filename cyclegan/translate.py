@@ -52,9 +52,8 @@ def translate(
     if not checkpoint.is_file():
         raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-cyclegan` first.")
     fabric = make_fabric(compute, training=False)
-    generator = load_generator(checkpoint).to(  # type: ignore[call-overload]
-        fabric.device, memory_format=torch.channels_last
-    )
+    generator = load_generator(checkpoint, batch_norm=config.batch_norm, say=True)
+    generator.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = fabric.setup_module(generator.eval())
     translate_frames(
         source,

@@ -23,6 +23,7 @@ from pipeline.training import read_tensors
 State = dict[str, Tensor]
 Where = Path | str
 Norms = Literal["instance", "affine instance", "batch"]
+BatchNorm = Literal["running", "batch"]
 
 EXPECTED = (
     "Expected the weights of a CycleGAN network: a `latest_net_G_A.pth` of the reference "
@@ -252,11 +253,14 @@ def norms(network: nn.Module, state: State, where: Where) -> Norms:
     return "instance"
 
 
-def fit_norms(network: nn.Module, state: State, where: Where) -> None:
-    """Give a generator the kind of norms that `state` holds; drop what is no weight of them."""
+def fit_norms(network: nn.Module, state: State, where: Where, batch_norm: BatchNorm) -> Norms:
+    """Give a generator the kind of norms that `state` holds; drop what is no weight of them.
+
+    Batch norms that normalise a batch of one frame by its own statistics are affine instance norms.
+    """
     kind = norms(network, state, where)
     if kind == "instance":
-        return
+        return kind
     layers = dict(network.named_modules())
     convolutions = [name for name, layer in layers.items() if isinstance(layer, CONVOLUTIONS)]
     biased = f"{convolutions[0]}.bias" in state
@@ -268,10 +272,15 @@ def fit_norms(network: nn.Module, state: State, where: Where) -> None:
                 layer.bias = None
         elif isinstance(layer, InstanceNorm):
             parent, _, index = name.rpartition(".")
-            norm = nn.BatchNorm2d(channels) if kind == "batch" else AffineInstanceNorm(channels)
+            running = kind == "batch" and batch_norm == "running"
+            norm = nn.BatchNorm2d(channels) if running else AffineInstanceNorm(channels)
             layers[parent].register_module(index, norm)
-            if kind == "batch":  # not stored by torch before 0.4, and not used
+            if running:  # not stored by torch before 0.4, and not used
                 state.setdefault(f"{name}.num_batches_tracked", torch.tensor(0, device="cpu"))
+            else:
+                for key in STATISTICS:
+                    state.pop(f"{name}.{key}", None)
+    return kind
 
 
 def fill(network: nn.Module, state: State, where: Where) -> None:

@@ -1,5 +1,6 @@
 """The command line. Libraries are imported where they are used: `--help` answers at once."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Sim-to-real adaptation for semantic segmentation: train a CycleGAN, translate synthetic "
     "frames, train segmentation networks, and report how much of the gap was closed. "
-    "Any command takes --debug, which shows the traceback of an error.",
+    "Any command takes --debug, which shows the traceback of an error, and --allow-code, which "
+    "lets a data set's YAML name a Python file to run.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -304,13 +306,17 @@ def export(
     """
     from cyclegan.checkpoints import export as write
     from flows.stages import translator
+    from pipeline.config import TranslationConfig
     from pipeline.errors import UserError
     from pipeline.runs import read_run
 
     if backwards and not to.suffix:
         raise UserError(f"--backwards is for one generator, and folder {to} gets all networks.")
-    path = translator(read_run(source), source) if source.is_dir() else source
-    print(write(path, to, "target_to_source" if backwards else "source_to_target"))
+    path, batch_norm = source, TranslationConfig().batch_norm
+    if source.is_dir():
+        config = read_run(source)
+        path, batch_norm = translator(config, source), config.translation.batch_norm
+    print(write(path, to, "target_to_source" if backwards else "source_to_target", batch_norm))
 
 
 @app.command()
@@ -453,6 +459,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     from pipeline.launch import torchrun
 
+    if "--allow-code" in sys.argv:
+        from pipeline.reading import ALLOW_CODE
+
+        os.environ[ALLOW_CODE] = "1"  # also for the processes that this one starts
     launch = torchrun()
     if launch is None:
         _command()
@@ -472,8 +482,8 @@ def _command() -> None:
 
     # A plain SIGTERM would leave Prefect's server process behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+    debug = "--debug" in sys.argv
+    arguments = [text for text in sys.argv[1:] if text not in ("--debug", "--allow-code")]
     try:
         app(args=arguments)
     except (UserError, OSError) as error:

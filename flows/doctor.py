@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from flows.prepare import has_labels
 from pipeline.config import Config, load_config
 from pipeline.datasets import DatasetSpec, spec_fields
 from pipeline.errors import UserError
@@ -53,9 +54,11 @@ def patient(what: str, root: Path | None, label_space: str, settings: list[str] 
         if root is not None:
             raise UserError(f"--root is for data sets; {path} is a configuration. Use --set.")
         config = load_config(path, settings)
+        # A target without any label is no damaged set: what `run` checks says how to go on.
+        labelled = "target" in config.labels_read and has_labels(config.target)
         return Patient(
             {"source": config.source, "target": config.target, "test": config.test},
-            frozenset() if "target" in config.labels_read else frozenset({"target"}),
+            frozenset() if labelled else frozenset({"target"}),
             frozenset({"test"}),
             load_label_space(config.label_space),
             config,
@@ -63,9 +66,9 @@ def patient(what: str, root: Path | None, label_space: str, settings: list[str] 
         )
     if settings:
         raise UserError(f"--set is for configurations; {what} is a data set.")
-    known = spec_fields(path.name, path.parent) if is_file else spec_fields(what, Path())
-    if root is not None:
-        known["root"] = str(root.absolute())
+    given = {"root": str(root.absolute())} if root else {}
+    known = spec_fields(path.name, path.parent, given) if is_file else spec_fields(what, Path())
+    known |= given
     if "root" not in known:
         raise UserError(f"Where is data set {what}? Give its folder: --root DIR.")
     spec = parse(DatasetSpec, known, what)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flows.stages import Stage, check, is_done, named, plan, remove
 from pipeline.config import Config, CycleGANConfig, SegmentationConfig
-from pipeline.datasets import DatasetSpec, list_samples, missing_classes
+from pipeline.datasets import DatasetSpec, label_files, list_samples, missing_classes
 from pipeline.errors import UserError
 from pipeline.labels import load_label_space
 from pipeline.reading import LabelReader, check_sizes, read_frame
@@ -49,7 +49,13 @@ def preflight(config: Config) -> None:
 
 
 def _look_at(config: Config, spec: DatasetSpec, labelled: bool) -> None:
-    samples = list_samples(spec, labelled=labelled)
+    try:
+        samples = list_samples(spec, labelled=labelled)
+    except UserError as error:
+        if not labelled or spec is not config.target:
+            raise
+        what = error if has_labels(spec) else f"Data set {spec.name}: no frame has a label."
+        raise UserError(f"{what} {config.without_target_labels}") from error
     read_frame(spec, samples[0])
     if labelled:
         check_sizes(spec, samples)
@@ -60,6 +66,16 @@ def _look_at(config: Config, spec: DatasetSpec, labelled: bool) -> None:
                 f"Data set {spec.name} names nothing that label space {space.name} has a class "
                 "for. Choose another label_space, or mend `values`."
             )
+
+
+def has_labels(spec: DatasetSpec) -> bool:
+    """Whether at least one frame has a label.
+
+    Raises:
+        UserError: there are no frames.
+    """
+    frames = list_samples(spec, labelled=False)
+    return spec.labels is not None and any(label_files(spec, frame.name) for frame in frames)
 
 
 def _crop_fits(config: Config, spec: DatasetSpec) -> None:

@@ -71,9 +71,10 @@ def ground_truth(
             f"--set is for runs and configurations; {what} is a data set. Use --root and --split, "
             "or a YAML file of its own."
         )
-    known = spec_fields(path.name, path.parent) if is_file else spec_fields(what, Path())
-    known |= {"root": str(root.absolute())} if root else {}
-    known |= {"split": split} if split else {}
+    given = {"root": str(root.absolute())} if root else {}
+    given |= {"split": split} if split else {}
+    known = spec_fields(path.name, path.parent, given) if is_file else spec_fields(what, Path())
+    known |= given
     if "root" not in known:
         raise UserError(f"Where is data set {what}? Give its folder: --root DIR.")
     return parse(DatasetSpec, known, what), load_label_space(label_space or "cityscapes19")

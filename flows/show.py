@@ -18,6 +18,8 @@ from pipeline.labels import load_label_space
 from pipeline.progress import duration, recorded
 from pipeline.runs import INPUTS_FILE, check_results, read_run, read_stage
 from pipeline.schema import parse
+from reports.sentences import NO_ORACLE
+from reports.tables import IDEAL
 
 LADDER = "ladder.json"
 
@@ -51,10 +53,13 @@ def show_result(folder: Path) -> None:
     with explain_damage(path, way_out):
         for arm, values in report["arms"].items():
             table.add_row(arm, *[_percent(values[metric]["mean"]) for metric in metrics])
-        for arm, closed in report["gap_closed_by_arm"].items():
+        closed_by = report["gap_closed_by_arm"] if IDEAL in report["arms"] else {}
+        for arm, closed in closed_by.items():
             table.add_row(f"gap closed by {arm}", *[_percent(closed[metric]) for metric in metrics])
     console = Console()
     console.print(table)
+    if IDEAL not in report["arms"]:
+        console.print(NO_ORACLE, soft_wrap=True)
     console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)
 
 
@@ -102,6 +107,8 @@ def show_status(run: Path) -> None:
     table.add_row("all", "", "", _minutes(worked), _minutes(left) + (" + ?" if unknown else ""))
     console = Console()
     console.print(table)
+    if IDEAL not in config.arms:
+        console.print(NO_ORACLE, soft_wrap=True)
     if (cache := config.compute.cache) is not None and cache.is_dir():
         size = sum(file.stat().st_size for file in cache.glob("*.bin"))
         console.print(

@@ -175,13 +175,16 @@ def _judge_on(config: Config, space: LabelSpace, training: Path, device: Any) ->
 
 def _translation(config: Config, run: Path) -> Stage:
     settings = config.translation
-    networks, chance = {"checkpoint", "weights", "shifts"}, {"method", "seed", "fda_beta"}
+    networks = {"checkpoint", "weights", "batch_norm", "shifts"}
+    chance = {"method", "seed", "fda_beta"}
 
     def inputs() -> Inputs:
         if settings.method == "cyclegan":
             recipe = settings.model_dump(mode="json", exclude=chance)
             if settings.weights is not None:
                 recipe["weights"] = _content(settings.weights, run)
+            if recipe["batch_norm"] == "running":  # what there was before it could be chosen
+                del recipe["batch_norm"]
             return {"version": 2, "config": recipe, "source": _frames(config.source, run)}
         unused = networks if settings.method == "fda" else networks | {"fda_beta"}
         return {
@@ -417,6 +420,7 @@ def _frames(spec: DatasetSpec, run: Path, *, labelled: bool = False) -> Inputs:
         unseen |= {"labels", "encoding", "channel", "decoder", "values", "strict"}
     fields = spec.model_dump(mode="json", exclude=unseen, exclude_defaults=True)
     if labelled and spec.decoder is not None:
+        fields["decoder"] = Path(spec.decoder).name  # not where its file is
         fields["decoder_code"] = decoder_code(spec.decoder)
     return {**fields, **_listing(spec.model_dump_json(), labelled, run)}
 

@@ -1,27 +1,24 @@
 """The configuration of a run: one YAML file, one frozen value."""
 
-import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
 
-from pipeline.datasets import PATHS, DatasetSpec, spec_fields
+from pipeline.datasets import DatasetSpec, from_folder, layered
 from pipeline.errors import UserError
-from pipeline.files import parse_yaml, read_yaml
+from pipeline.files import escape, expand, parse_yaml, read_settings, read_yaml, short
 from pipeline.launch import torchrun
-from pipeline.schema import Schema, near, parse
+from pipeline.schema import Schema, Side, near, parse
 
-Size = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
+Size = tuple[Side, Side]
 """Width and height in pixels."""
 
 _RECIPES = Path(__file__).parent / "recipes"
 _DATASETS = ("source", "target", "test")
 _FILES = (".yaml", ".yml", ".pth", ".pt")
 _PATHS = ("compute.cache", "translation.weights", "cyclegan.start")
-_VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
 class ComputeConfig(Schema):
@@ -29,7 +26,7 @@ class ComputeConfig(Schema):
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU when there is one."""
-    devices: int = Field(1, ge=1)
+    devices: int = Field(1, ge=1, le=1024)
     """GPUs of this machine (on a CPU: processes) that train one network together, each on an equal
     part of every batch: each `batch_size` is that of all together and a multiple of this. No effect
     on results but for rounding and what is drawn in a step: dropout, and self-training's mixtures.
@@ -40,7 +37,7 @@ class ComputeConfig(Schema):
     compile: bool = False
     """Let torch.compile fuse networks for training: a minute or more before the first step, then
     faster ones that round differently. Needs a C++ compiler."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
     """Processes that read frames ahead, for each data set that is read; 0 reads in the training
     process. No effect on results. With several `devices`, for each of them."""
     cache: Path | None = None
@@ -174,8 +171,8 @@ class CycleGANConfig(Schema):
 class TranslationConfig(Schema):
     """Translation of the source frames: with a trained generator, or by statistics of the target.
 
-    `checkpoint`, `weights` and `shifts` are for `cyclegan`, `seed` and `fda_beta` for the others,
-    which train nothing: the settings of `cyclegan` are then not used.
+    `checkpoint`, `weights`, `batch_norm` and `shifts` are for `cyclegan`, `seed` and `fda_beta` for
+    the others, which train nothing: the settings of `cyclegan` are then not used.
     """
 
     method: Literal["cyclegan", "histogram_matching", "fda"] = "cyclegan"
@@ -187,7 +184,11 @@ class TranslationConfig(Schema):
     weights: Path | None = None
     """Train no CycleGAN and translate with this generator: a `.pth` file of the reference
     implementation, or a checkpoint of another run."""
-
+    batch_norm: Literal["running", "batch"] = "running"
+    """What batch norms of a generator in `weights` normalise by: the `running` statistics of its
+    training, or those of each frame by itself, the `batch` of one that the reference's test script
+    has unless told `--eval`. The pictures may differ much. `running` treats a colour alike in all
+    frames, and is how networks with batch norms are usually evaluated."""
     shifts: Literal[1, 4, 8, 16] = 1
     """Translations to average, each of the frame shifted by up to 3 pixels (cycle spinning: Coifman
     and Donoho, 1995). Transposed convolutions leave a grid of period 4 in translated frames, other
@@ -407,6 +408,10 @@ class EvaluationConfig(Schema):
     """Keep every frame with its prediction drawn over it, below `overlays/`."""
 
 
+WITHOUT_TARGET_LABELS = {"source_only": "source", "adapted": "translated"}
+"""The usual arms, but for the oracle."""
+
+
 class Config(Schema):
     """A whole run: three data sets, a label space, and how each stage works."""
 
@@ -425,21 +430,21 @@ class Config(Schema):
     translation: TranslationConfig = TranslationConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    arms: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ArmConfig] = Field(
-        default_factory=lambda: {
-            arm: ArmConfig(train={frames: 1})
-            for arm, frames in (
-                ("source_only", "source"),
-                ("adapted", "translated"),
-                ("oracle", "target"),
-            )
-        },
-        min_length=1,
-    )
-    """Arm -> what its network is trained on."""
+    arms: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ArmConfig] = Field(min_length=1)
+    """Arm -> what its network is trained on. Where none are given, `source_only`, `adapted` and, if
+    the target has labels, `oracle`."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     """Seeds of the segmentation training; each arm is trained once with each."""
     compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_arms(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "arms" in value:
+            return value
+        target = value.get("target")
+        labelled = isinstance(target, dict) and target.get("labels") is not None
+        return {**value, "arms": WITHOUT_TARGET_LABELS | ({"oracle": "target"} if labelled else {})}
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -518,6 +523,16 @@ class Config(Schema):
         return frozenset(kind for arm in self.arms.values() for kind in arm.train)
 
     @property
+    def without_target_labels(self) -> str:
+        """Which arms read the target's labels, and how to go on without."""
+        reading = [name for name, arm in self.arms.items() if "target" in arm.train]
+        arms = ", ".join(f"{name}: {frames}" for name, frames in WITHOUT_TARGET_LABELS.items())
+        return (
+            f"Of the target's labels learn: {', '.join(reading)}. If the target has none, leave "
+            f"these arms out: `arms: {{{arms}}}`."
+        )
+
+    @property
     def translates(self) -> bool:
         """Whether an arm needs translated frames."""
         return "translated" in self.labels_read
@@ -532,8 +547,8 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
     """Read a configuration.
 
     Each data set is written as `dataset: NAME_OR_FILE` plus the fields that differ, and settings of
-    segmentation may be, as `recipe: NAME_OR_FILE`. `${NAME}` in any text is the environment
-    variable. A relative `root` starts at the file that says it.
+    segmentation may be, as `recipe: NAME_OR_FILE`. `${NAME}` or `$NAME` in any text is the
+    environment variable, `$$` a `$`. A relative `root` starts at the file that says it.
 
     Args:
         settings: `a.b=value` texts that win over the file; values are read as YAML.
@@ -543,15 +558,15 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
     """
     data = read_yaml(path)
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected the settings of a run, found {data!r}")
+        raise UserError(f"{path}: expected the settings of a run, found {short(data)}")
     for setting in settings or []:
         _apply(data, setting)
     problems: list[str] = []
-    data = _expand(data, "", problems)
+    data = expand(data, "", problems)
     for key in _DATASETS:
         if isinstance(data.get(key), dict):
             try:
-                data[key] = _resolve_dataset(data[key], path.parent)
+                data[key] = layered(data[key], path.parent)
             except UserError as error:
                 problems.append(f"  {key}: {error}")
     arms = data.get("arms")
@@ -594,46 +609,23 @@ def _apply(data: dict[str, Any], setting: str) -> None:
     if not equals or not keys:
         raise UserError(f"--set {setting!r}: expected KEY=VALUE, e.g. cyclegan.epochs=5")
     try:
-        value = parse_yaml(text)
+        value = parse_yaml(text, "--set")
     except yaml.YAMLError as error:
         raise UserError(f"--set {setting!r}: the value is not YAML: {error}") from error
+    problems: list[str] = []
+    value = expand(value, f"--set {keys}", problems)
+    if problems:
+        raise UserError("\n".join(problems).strip())
     *parents, last = keys.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise UserError(f"--set {setting!r}: {parent!r} is a value and has no keys below it")
     # On the command line a relative path starts where the user stands.
-    if isinstance(value, str) and (last in PATHS or keys in _PATHS or value.endswith(_FILES)):
+    value = from_folder(last, value, Path())
+    if isinstance(value, str) and (keys in _PATHS or value.endswith(_FILES)):
         value = str(Path(value).absolute())
-    data[last] = value
-
-
-def _expand(value: Any, place: str, problems: list[str]) -> Any:
-    """Replace `${NAME}` by the environment variable in every text below `value`."""
-    if isinstance(value, dict):
-        return {k: _expand(v, f"{place}.{k}".strip("."), problems) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, place, problems) for item in value]
-    if not isinstance(value, str):
-        return value
-    for name in _VARIABLE.findall(value):
-        if name not in os.environ:
-            problems.append(
-                f"  {place}: environment variable {name} is not set (in {value!r}). "
-                f"Set it, or give the value with --set {place}=..."
-            )
-    return os.path.expandvars(value)
-
-
-def _resolve_dataset(fields: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Merge the fields of `dataset` under those given beside it; make `root` absolute."""
-    given = dict(fields)
-    named = given.pop("dataset", None)
-    merged = spec_fields(str(named), base) if named is not None else {}
-    for key in PATHS:
-        if given.get(key):
-            given[key] = str(base.absolute() / str(given[key]))
-    return merged | given
+    data[last] = escape(value)  # the rest of the file is still to be expanded
 
 
 def recipes() -> dict[str, Path]:
@@ -654,9 +646,7 @@ def _resolve_recipe(given: dict[str, Any], base: Path) -> dict[str, Any]:
             f"no recipe {named!r}.{near(named, known)} Known: {', '.join(known)}; or give the path "
             "of a .yaml file."
         )
-    fields = read_yaml(path)
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: expected settings of segmentation, found {fields!r}")
+    fields = read_settings(path, "settings of segmentation", given)
     if isinstance(weights := fields.get("encoder_weights"), str):
         fields["encoder_weights"] = _absolute_file(weights, path.parent)
     return _over(fields, given)

@@ -14,7 +14,7 @@ import fnmatch
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,12 +25,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.csv_files import unquoted
 from pipeline.errors import UserError
-from pipeline.files import read_yaml, write_yaml
+from pipeline.files import read_settings, short, write_yaml
 from pipeline.images import (
     SUFFIXES,
 )
 from pipeline.labels import TABLES, LabelSpace, check_name
-from pipeline.schema import Schema, near
+from pipeline.schema import Schema, Side, near
 
 Item = TypeVar("Item")
 
@@ -38,6 +38,8 @@ _BUILT_IN = Path(__file__).parent / "specs"
 PLUG_INS = "sim2real.datasets"
 """The entry-point group in which packages offer data sets: name -> function without arguments that
 returns a `DatasetSpec`."""
+DECODERS = "sim2real.decoders"
+"""The entry-point group in which packages declare functions that a spec may name as `decoder`."""
 PATHS = ("root", "label_root", "quarantine")
 """The fields that hold paths, relative to the file that says them."""
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -45,10 +47,15 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 def _table(values: Any) -> Any:
     """Look up a named table; write keys as text, as they come back from JSON."""
-    if isinstance(values, str):
-        if values not in TABLES:
-            raise ValueError(f"unknown table {values!r}; give a mapping, or {', '.join(TABLES)}")
+    if isinstance(values, str) and values in TABLES:
         values = TABLES[values]
+    elif isinstance(values, str):
+        if values not in (names := [*TABLES, *built_in_specs(), *plug_ins()]):
+            raise ValueError(
+                f"no table {values!r}.{near(values, names)} Give a mapping, or the name of a known "
+                f"table or data set: {', '.join(names)}"
+            )
+        return _table(spec_fields(values, Path()).get("values"))
     return {str(k): v for k, v in values.items()} if isinstance(values, dict) else values
 
 
@@ -90,13 +97,14 @@ class DatasetSpec(Schema):
     RGB colour, or one channel of a colour image."""
     channel: int = Field(0, ge=0, le=3)
     """Which channel holds the value when `encoding` is `channel`: 0 is red."""
-    decoder: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """`package.module:function` of an installed package, for label files that no encoding
-    describes: called with a file's path, it returns raw values as (H, W) integers in 0..65535.
-    Several threads may call it at once."""
+    decoder: str | None = Field(None, pattern=r"^([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*$")
+    """For label files that no encoding describes, `package.module:function` that an installed
+    package declares as an entry point of `sim2real.decoders`, or `FILE.py:function`, relative to
+    the file that says it and run only with `--allow-code`. Called with a label file's path, it
+    returns raw values as (H, W) integers in 0..65535. Several threads may call it at once."""
     values: Annotated[dict[str, str], BeforeValidator(_table)] = Field(default_factory=dict)
-    """Raw value -> name. Colours are written `"R,G,B"`. The words `cityscapes_ids` and
-    `cityscapes_train_ids` stand for these tables."""
+    """Raw value -> name. Colours are written `"R,G,B"`. A word stands for a table: the name of a
+    known data set for its own, `cityscapes_ids` or `cityscapes_train_ids`."""
     splits: dict[str, str] = Field(default_factory=dict)
     """Further splits: name -> a wildcard over frame names, a `.txt` list below `root`, or
     `FILE.mat:KEY`, the frame numbers (from 1) in a MATLAB file below `root`."""
@@ -107,7 +115,7 @@ class DatasetSpec(Schema):
     quarantine: Path | None = None
     """A table (`.csv`, columns `name` and `reason`) of frames to leave out, as `sim2real check
     --quarantine` writes it; relative to the file that says it."""
-    width: int | None = Field(None, ge=16)
+    width: Side | None = None
     """Working width in pixels: frames and labels are resized to it when read, aspect kept;
     none leaves them as they are."""
     strict: bool = False
@@ -126,18 +134,13 @@ class DatasetSpec(Schema):
         for pattern in (self.images, self.labels or "", self.instances or "", *lists):
             if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
                 raise ValueError(f"path {pattern!r} leaves the root; write it relative to root")
-        if self.labels is not None:
-            if set(pattern_fields(self.labels)) != set(fields):
+        for what, beside in (("labels", self.labels), ("instances", self.instances)):
+            if beside is not None and set(pattern_fields(beside)) != set(fields):
                 raise ValueError(
-                    f"images {self.images!r} and labels {self.labels!r} must have the same fields"
+                    f"images {self.images!r} and {what} {beside!r} must have the same fields"
                 )
-            if self.instances and set(pattern_fields(self.instances)) != set(fields):
-                raise ValueError(
-                    f"images {self.images!r} and instances {self.instances!r} must have the same "
-                    "fields"
-                )
-            if not self.values:
-                raise ValueError("labels are given but `values` names none of their raw values")
+        if self.labels is not None and not self.values:
+            raise ValueError("labels are given but `values` names none of their raw values")
         if self.decoder is not None and self.encoding != "ids":
             raise ValueError(
                 f"`decoder` returns ids, and `encoding` is {self.encoding!r}; leave it out"
@@ -169,10 +172,16 @@ def pattern_fields(pattern: str) -> list[str]:
     """The fields of a pattern, each once, in the order in which a frame's name joins them.
 
     Raises:
-        ValueError: a field is no plain word, or follows another without anything between.
+        ValueError: a field is no plain word, or follows another without anything between; or the
+            pattern is a wildcard.
     """
+    if wildcard := re.search(r"[*?]", pattern):
+        raise ValueError(
+            f"pattern {pattern!r} holds {wildcard[0]!r}, and is no wildcard; write a field in "
+            "braces for what varies, e.g. images/{frame}"
+        )
     fields = re.findall(r"\{(.*?)\}", pattern)
-    bad = [field for field in fields if not field.isidentifier()]
+    bad = [field for field in fields if not re.fullmatch(r"[A-Za-z_]\w*", field, re.ASCII)]
     if bad or re.search(r"\}\{", pattern) or len(fields) != pattern.count("{"):
         what = f"field {{{bad[0]}}}" if bad else "its braces"
         raise ValueError(
@@ -201,11 +210,13 @@ def raw_value(raw: str, encoding: str) -> int:
     """The key of `values` as a number: ids as they are, colours as R * 65536 + G * 256 + B."""
     if encoding == "rgb":
         parts = raw.split(",")
-        if len(parts) != 3 or not all(p.strip().isdigit() and int(p) < 256 for p in parts):
+        if len(parts) != 3 or not all(
+            re.fullmatch(r"\s*[0-9]{1,3}\s*", p) and int(p) < 256 for p in parts
+        ):
             raise ValueError(f'value {raw!r} is not a colour; write "R,G,B" with 0..255 each')
         red, green, blue = (int(p) for p in parts)
         return red << 16 | green << 8 | blue
-    if not raw.isdigit() or int(raw) > 65535:
+    if not re.fullmatch("[0-9]{1,5}", raw) or int(raw) > 65535:
         raise ValueError(f"value {raw!r} is not an id; write a whole number in 0..65535")
     return int(raw)
 
@@ -252,36 +263,73 @@ def _from_plug_in(name: str) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude_defaults=True)
 
 
-def spec_fields(name_or_path: str, base: Path) -> dict[str, Any]:
-    """The fields of a data set: built in or of a plug-in by name, else a `.yaml` file.
-
-    A relative path in a file is taken from the folder of the file that says it.
+def spec_fields(name_or_path: str, base: Path, said: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a data set: built in or of a plug-in by name, else of a `.yaml` file.
 
     Args:
         base: the folder that a relative `.yaml` file is looked for in.
+        said: fields that are given elsewhere, and not wanted.
+
+    Raises:
+        UserError: no such data set, or as `layered`.
     """
-    known = built_in_specs()
-    if name_or_path.endswith((".yaml", ".yml")):
-        path = base / name_or_path
-    elif name_or_path in known:
-        path = known[name_or_path]
-    elif name_or_path in (offered := plug_ins()):
-        return _from_plug_in(name_or_path)
+    return layered({"dataset": name_or_path}, base, said)
+
+
+def layered(
+    fields: dict[str, Any], base: Path, said: Collection[str] = (), chain: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The fields of a data set on top of those of the one that its `dataset` names.
+
+    A relative path starts at the file that says it.
+
+    Args:
+        fields: with environment variables in place.
+        base: the folder of the file that says them.
+        said: fields that are said on top of these, and not wanted.
+        chain: the files that led here, each starting from the next.
+
+    Raises:
+        UserError: no such data set, one that starts from itself, or a variable that is not set.
+    """
+    own = {key: from_folder(key, value, base) for key, value in fields.items()}
+    if (named := own.pop("dataset", None)) is None:
+        return own
+    known, name = built_in_specs(), str(named)
+    if name.endswith((".yaml", ".yml")):
+        path = Path(os.path.normpath(base.absolute() / name))
+    elif name in known:
+        path = known[name]
+    elif name in (offered := plug_ins()):
+        return _from_plug_in(name) | own
     else:
         names = [*known, *offered]
-        folder = base / name_or_path
-        hint = f" `sim2real new-dataset {folder}` writes one." if folder.is_dir() else ""
+        folder = base / name
+        hint = f" `sim2real new-dataset {folder}` writes one." if os.path.isdir(folder) else ""
         raise UserError(
-            f"No data set {name_or_path!r}.{near(name_or_path, names)} Known: "
-            f"{', '.join(names)}; or give the path of a .yaml file.{hint}"
+            f"No data set {short(name)}.{near(name, names)} Known: {', '.join(names)}; or give the "
+            f"path of a .yaml file.{hint}"
         )
-    fields = read_yaml(path)
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: expected the fields of a data set, found {fields!r}")
-    for key in PATHS:
-        if fields.get(key) is not None:
-            fields[key] = str(path.parent.absolute() / os.path.expandvars(str(fields[key])))
-    return fields
+    if str(path) in chain:
+        raise UserError(
+            f"Data sets start from one another in a circle: {' -> '.join([*chain, str(path)])}. "
+            "Take `dataset` out of one."
+        )
+    said = {*said, *own}
+    under = read_settings(path, "the fields of a data set", said)
+    return layered(under, path.parent, said, (*chain, str(path))) | own
+
+
+def from_folder(key: str, value: Any, base: Path) -> Any:
+    """The value of a field, absolute where it is a path: one of `PATHS` or a decoder's file."""
+    is_path = key in PATHS or (key == "decoder" and code_file(str(value)))
+    return str(base.absolute() / value) if is_path and isinstance(value, str) else value
+
+
+def code_file(decoder: str) -> str:
+    """The file of a decoder `FILE.py:function`; empty where it is one of a package."""
+    file, _, _ = decoder.rpartition(":")
+    return file if file.endswith(".py") else ""
 
 
 def save_spec(spec: DatasetSpec, path: Path) -> None:

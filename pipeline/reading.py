@@ -2,19 +2,26 @@
 
 import hashlib
 import inspect
+import os
+import sys
+from importlib.metadata import entry_points
 from pathlib import Path
-from pkgutil import resolve_name
+from types import ModuleType
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import DatasetSpec, Sample, raw_value
+from pipeline.datasets import DECODERS, DatasetSpec, Sample, code_file, raw_value
 from pipeline.errors import UserError
+from pipeline.files import open_regular
 from pipeline.images import UInt8, image_size, read_raw, read_rgb, resize_indices, resize_rgb
 from pipeline.labels import IGNORE, LabelSpace
 
+ALLOW_CODE = "SIM2REAL_ALLOW_CODE"
+"""The environment variable that `--allow-code` sets to 1: a decoder's file may be run. Processes
+that are started inherit it."""
 UNNAMED = 254
 """Class index of values without a name, where they are told from those that are ignored."""
 _ROWS = 32  # so many rows of colours at a time stay in the processor's cache
@@ -163,9 +170,9 @@ class LabelReader:
 
 
 def decoder_code(name: str) -> str:
-    """A hash of the module that holds a decoder, so that what it made is known by its code."""
-    source = inspect.getsourcefile(_decoder(name))
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
+    """A hash of the file that holds a decoder, so that what it made is known by its code."""
+    source = code_file(name) or inspect.getsourcefile(_decoder(name))
+    return hashlib.sha256(_content(source)).hexdigest()[:16] if source else ""
 
 
 def _narrow(raw: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
@@ -184,13 +191,53 @@ def _look_up_colors(table: UInt8, rgb: npt.NDArray[np.integer]) -> UInt8:
 
 
 def _decoder(name: str) -> Any:
+    """The function that a spec names, of a file or an installed package that may be run.
+
+    Raises:
+        UserError: it may not, it cannot be imported, or it is no function.
+    """
+    load = _from_file if code_file(name) else _from_package
     try:
-        decode = resolve_name(name)
+        decode = load(name)
+    except UserError:
+        raise
     except Exception as error:  # a stranger's module: whatever its import raises
         raise UserError(
-            f"Decoder {name} cannot be imported ({type(error).__name__}: {error}). Install the "
-            "package that holds it into this environment, or mend `decoder`."
+            f"Decoder {name} cannot be imported ({type(error).__name__}: {error}). Mend it, or "
+            "`decoder`."
         ) from error
     if not callable(decode):
         raise UserError(f"Decoder {name} is no function. Mend `decoder`.")
     return decode
+
+
+def _from_package(name: str) -> Any:
+    declared = {point.value: point for point in entry_points(group=DECODERS)}
+    if name not in declared:
+        raise UserError(
+            f"Decoder {name} is declared by no installed package, so it is not run: a data set's "
+            f"YAML must not choose what code is. Declared: {', '.join(declared) or 'none'}. "
+            f"Install a package that declares it as an entry point of {DECODERS!r}, or write "
+            "FILE.py:FUNCTION, a file beside the YAML, and give --allow-code."
+        )
+    return declared[name].load()
+
+
+def _from_file(name: str) -> Any:
+    file, _, function = name.rpartition(":")
+    if os.environ.get(ALLOW_CODE) != "1":
+        raise UserError(
+            f"Decoder {name} is Python code in a file, which is not run unless you say so: it can "
+            f"do on this machine whatever you can. Read {file}, then give --allow-code; or "
+            f"install a package that declares the decoder as an entry point of {DECODERS!r}."
+        )
+    module = sys.modules[file] = ModuleType(file)
+    module.__file__ = file
+    # Not by `import`, which may take an older compiled file: what is hashed is what is run.
+    exec(compile(_content(file), file, "exec"), module.__dict__)
+    return getattr(module, function)
+
+
+def _content(file: str) -> bytes:
+    with open_regular(Path(file)) as opened:
+        return opened.read()

@@ -1,13 +1,23 @@
 """What all our YAML models share: frozen, no unknown keys, every error shown at once."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import UserError
+from pipeline.files import short
+
+LARGEST = 2**31 - 1
+"""What whole numbers are at most: libraries below us count in 32 bits."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+"""Control characters, and what is no character: not every file, table or page can hold them."""
+Side = Annotated[int, Field(ge=16, le=65_535)]
+"""Width or height in pixels."""
 
 
 class Schema(BaseModel):
@@ -16,6 +26,35 @@ class Schema(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_used(cls, value: Any) -> Any:
+        _check(value)
+        return value
+
+
+def _check(value: Any) -> None:
+    """Raise `ValueError` unless files and libraries can hold every text and number in `value`."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"key {key!r} is no text; write it in quotes")
+            _check(key)
+            _check(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check(item)
+    elif isinstance(value, str | Path):
+        if control := CONTROL.search(str(value)):
+            raise ValueError(
+                f"character {control[0]!a} in {short(str(value))}; write printable text on one line"
+            )
+    elif isinstance(value, int):
+        if abs(value) > LARGEST:
+            raise ValueError(f"a whole number must be at most {LARGEST}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number must be finite")
 
 
 S = TypeVar("S", bound=Schema)
@@ -61,7 +100,9 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
         return f"  {place}: required, but not given."
     message = detail["msg"].removeprefix("Value error, ")
     value = detail["input"]
-    shown = "" if isinstance(value, dict | list) and len(str(value)) > 80 else f" (got {value!r})"
+    shown = (
+        "" if isinstance(value, dict | list) and len(str(value)) > 80 else f" (got {short(value)})"
+    )
     return f"  {place}: {message}{shown}" if place else f"  {message}"
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -12,7 +11,7 @@ from pipeline.confusion import ConfusionMatrix
 from pipeline.csv_files import read_table, write_table
 from pipeline.datasets import missing_classes
 from pipeline.errors import UserError
-from pipeline.files import explain_damage, read_json, sweep, write_json, write_text
+from pipeline.files import explain_damage, read_json, sweep, write_json, write_text, yaml_text
 from pipeline.labels import load_label_space
 from pipeline.runs import RUN_FILE, STAGE_FILE, check_results, read_run_record, read_stage
 from reports import figures, sentences, tables
@@ -281,4 +280,4 @@ def _duration(seconds: float) -> str:
 
 
 def _settings(config: Config) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml_text(config.model_dump(mode="json"))

@@ -10,6 +10,7 @@ FRAMES = {
     "target": "real frames with their labels",
 }
 """What an arm's network learns from -> what it is called in a text."""
+NO_ORACLE = "There is no oracle arm, so the size of the gap to real training data is not known."
 _HEADLINE = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
 
 
@@ -59,7 +60,7 @@ def result_sentences(report: Summary) -> list[str]:
         return [
             f"Against {BEFORE}, with {main} {change}.",
             *_others(report, tried, main),
-            "There is no oracle arm, so the size of the gap to real training data is not known.",
+            NO_ORACLE,
             *sure,
         ]
     ideal, closed = percent(arms[IDEAL][metric]["mean"]), report["gap_closed_by_arm"]

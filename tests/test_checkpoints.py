@@ -186,6 +186,39 @@ def test_the_reference_s_generators(reference: nn.Module, tmp_path: Path) -> Non
     torch.testing.assert_close(network.double()(x), expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "reference", [r for r in REFERENCES if "batch" in describe(r) and "dropout" not in describe(r)]
+)
+@torch.no_grad()
+def test_batch_norms_by_the_statistics_of_each_frame(
+    reference: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(tmp_path, randomised(reference.float()).state_dict())
+    running = load_generator(path).double()
+    assert capsys.readouterr().err == ""
+    network = load_generator(path, batch_norm="batch", say=True).double()
+    assert "They use the statistics of each frame" in capsys.readouterr().err
+    load_generator(path, say=True)
+    assert f"{path} has batch norms. They use the running statistics" in capsys.readouterr().err
+    # The reference's test script takes one frame at a time and leaves the network in training.
+    reference.double().train()
+    x = picture().double()
+    expected = torch.cat([reference(frame[None].clone()) for frame in x])
+    torch.testing.assert_close(network(x), expected, atol=1e-10, rtol=0)
+    assert (running(x) - expected).abs().mean() > 0.01
+
+
+def test_only_batch_norms_are_talked_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = picture(8, 8)
+    for reference in (Resnet(), Resnet(norm="affine"), Resnet(norm="tracked")):
+        path = saved(tmp_path, randomised(reference).state_dict())
+        networks = [load_generator(path, batch_norm=b, say=True) for b in ("running", "batch")]  # type: ignore[arg-type]
+        assert torch.equal(networks[0](x), networks[1](x))
+    assert capsys.readouterr().err == ""
+
+
 def test_what_is_inferred(tmp_path: Path) -> None:
     plain, dropout = Resnet(3, 8).state_dict(), Resnet(3, 8, dropout=True).state_dict()
     for state, drops in ((plain, False), (dropout, True)):

@@ -13,9 +13,13 @@ import pytest
 from PIL import Image
 
 from flows import cli as cli_module
+from flows.prepare import preflight
+from flows.show import show_result
 from pipeline.config import load_config
+from pipeline.files import write_json
 from pipeline.images import read_raw
 from pipeline.runs import write_run
+from reports.sentences import NO_ORACLE
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Fails = Callable[..., str]
@@ -50,7 +54,7 @@ def own_world(tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_status_two_and_no_traceback_from_outside(cli: Cli, tiny: Path) -> None:
-    result = cli("run", tiny, "--set", "cyclegan.bloks=3", "--set", "seeds=no", "--set", "name= ")
+    result = cli("run", tiny, "--set", "cyclegan.bloks=3", "--set", "seeds=few", "--set", "name= ")
     assert result.returncode == 2
     assert result.stdout == ""
     assert "3 errors" in result.stderr
@@ -125,6 +129,41 @@ def test_label_of_another_size(fails: Fails, own_world: Path, tiny: Path) -> Non
     message = fails("run", tiny)
     assert "is 128x64, its label" in message
     assert "is 100x64" in message
+
+
+def test_a_target_without_labels(
+    fails: Fails, own_world: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = own_world / "toy-real/gtFine/train"
+    advice = "learn: oracle. If the target has none, leave these arms out: `arms: {source_only: so"
+    next(labels.rglob("*_labelIds.png")).unlink()
+    message = fails("run", tiny, "--run", "r")
+    assert "1 of 10 images have no label" in message
+    assert advice in message
+    shutil.rmtree(labels)
+    for command in (["check", tiny, "--quarantine"], ["run", tiny, "--run", "r"]):
+        message = fails(*command)
+        assert "Data set cityscapes: no frame has a label. Of the target's labels " in message
+        assert advice in message
+    assert not list(Path().glob("*.quarantine.csv"))
+    capsys.readouterr()
+    config = load_config(tiny, ["target.labels=null"])
+    preflight(config)
+    write_run(Path("r"), config)
+    cli_module.status(Path("r"))
+    assert NO_ORACLE in capsys.readouterr().out
+
+
+def test_the_headline_without_an_oracle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
+    scores = {metric: {"mean": 0.5} for metric in metrics}
+    gap = {"adapted": dict.fromkeys(metrics)}
+    arms = dict.fromkeys(("source_only", "adapted"), scores)
+    write_json(tmp_path / "report/report.json", {"arms": arms, "gap_closed_by_arm": gap})
+    show_result(tmp_path)
+    out = capsys.readouterr().out
+    assert NO_ORACLE in out
+    assert "gap closed by" not in out
 
 
 def test_value_without_a_name_in_strict_mode(fails: Fails, own_world: Path, tiny: Path) -> None:

@@ -1,16 +1,24 @@
 """Configurations: shipped ones load, wrong ones say all that is wrong."""
 
+import copy
+import random
+from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from pipeline.config import Config, load_config
+from pipeline.config import Config, load_config, recipes
 from pipeline.datasets import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
+from pipeline.files import write_yaml
 from pipeline.labels import load_label_space
 from pipeline.runs import read_run, write_run
 from pipeline.schema import parse
+from tests.layouts import load_spec
 
 ROOT = Path(__file__).parent.parent
 RUNS = sorted(p for p in [*(ROOT / "configs").glob("*.yaml"), ROOT / "flows" / "demo.yaml"])
@@ -133,3 +141,294 @@ def test_not_a_file_and_too_large(tmp_path: Path) -> None:
     huge.write_text("[1, 2]")
     with pytest.raises(UserError, match="expected the settings of a run"):
         load_config(huge)
+
+
+# Variables, and folders whose names look like them.
+
+
+def test_a_dollar_is_read_back_from_the_run_s_own_copy(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "w$HOME ${x}"
+    here.mkdir()
+    monkeypatch.setenv("WORLD", str(here))
+    moved = here / "tiny.yaml"
+    moved.write_text(tiny.read_text())
+    monkeypatch.chdir(here)
+    config = load_config(
+        Path("tiny.yaml"),
+        ["source.name=5$$", "test.root=here", "target.label_root=$WORLD/x", "compute.cache=c$$"],
+    )
+    assert config.source.root == here / "toy-sim"
+    assert config.source.name == "5$"
+    assert config.test.root == here / "here"
+    assert config.target.label_root == here / "x"
+    assert config.compute.cache == here / "c$"
+    write_run(tmp_path / "run", config)
+    assert read_run(tmp_path / "run") == config
+
+
+def test_a_setting_names_a_variable_that_is_not_set(tiny: Path) -> None:
+    with pytest.raises(UserError, match=r"^--set source.root: environment variable NO_SUCH is not"):
+        load_config(tiny, ["source.root=$NO_SUCH"])
+    with pytest.raises(UserError, match=r"^--set name: `\$` names no variable"):
+        load_config(tiny, ["name=5$"])
+
+
+def test_a_variable_of_a_recipe(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r.yaml").write_text("encoder_weights: ${WEIGHTS}/a.pth\nsteps: 7\n")
+    text = yaml.safe_load(tiny.read_text())
+    text["segmentation"] = {"recipe": "r.yaml"}
+    tiny.write_text(yaml.safe_dump(text))
+    with pytest.raises(
+        UserError, match=r"segmentation\.recipe: .*r\.yaml:\n  encoder_weights: env"
+    ):
+        load_config(tiny)
+    assert load_config(tiny, ["segmentation.encoder_weights=none"]).segmentation.steps == 7
+    monkeypatch.setenv("WEIGHTS", "/w$")
+    assert load_config(tiny).segmentation.encoder_weights == "/w$/a.pth"
+
+
+# Arms where the target has no labels.
+
+
+def test_the_usual_arms_have_an_oracle_only_with_labels(tiny: Path) -> None:
+    assert list(load_config(tiny).arms) == ["source_only", "adapted", "oracle"]
+    config = load_config(tiny, ["target.labels=null"])
+    assert list(config.arms) == ["source_only", "adapted"]
+    assert config.labels_read == {"source", "translated"}
+    assert list(load_config(tiny, ["target.labels=null", "arms={o: target}"]).arms) == ["o"]
+
+
+# Whatever is written, it is accepted or a message.
+
+
+def places(
+    model: type[BaseModel], at: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Where a text or a number can be written: keys and indices, and which of the two."""
+    for name, field in model.model_fields.items():
+        yield from _inside(field.annotation, (*at, name))
+
+
+def _inside(annotation: Any, at: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
+    kind, inner = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        yield from _inside(inner[0], at)
+    elif kind in (Union, UnionType):
+        for choice in inner:
+            yield from _inside(choice, at)
+    elif kind is Literal:
+        yield at, "text"
+    elif kind is tuple:
+        yield from _inside(inner[0], (*at, -1 if inner[1:] == (inner[0],) else 0))
+    elif kind is dict:
+        key = {"arms": "source_only", "values": "7", "train": "source"}.get(at[-1], "road")
+        yield from _inside(inner[1], (*at, key))
+    elif annotation in (int, float):
+        yield at, "number" if annotation is int else "fraction"
+    elif annotation in (str, Path):
+        yield at, "text"
+    elif annotation is Any:
+        yield at, "text"
+        yield at, "number"
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield from places(annotation, at)
+
+
+def put(data: Any, at: tuple[Any, ...], value: Any) -> None:
+    """Write `value` into nested mappings and lists; -1 stands for both items of a pair."""
+    *parents, last = at
+    for i, key in enumerate(parents):
+        if not isinstance(data.get(key), dict):
+            data[key] = {}
+        if isinstance(at[i + 1], int):
+            data[key] = [value] * (2 if at[i + 1] == -1 else 1)
+            return
+        data = data[key]
+    data[last] = value
+
+
+OWN: dict[str, Any] = {
+    "name": "own",
+    "root": "here",
+    "images": "i/{frame}",
+    "labels": "l/{frame}",
+    "values": {7: "road", 8: "sky"},
+    "splits": {"a": "*"},
+    "about": {
+        "kind": "real",
+        "size": "various",
+        "licence": "none",
+        "url": "none",
+        "table": "own",
+    },
+}
+BASE: dict[str, Any] = {
+    "name": "odd",
+    "arms": {"source_only": {"train": {"source": 1}}},
+    "source": OWN,
+    "target": OWN,
+    "test": OWN,
+}
+PLACES = [(at, kind) for at, kind in places(Config) if at[0] not in ("target", "test")]
+CONTROL = ["a\0b", "a\ud800b", "a\nb", "a\x1b[2Jb", "\x85", "\udcff", "\u2028"]
+TEXTS = ["", " ", "é", "x" * 5000, "*", "[a]", "{", "}{", "..", "/", "$$", "a:b", "~", "\ufeff"]
+LARGE = [2**31, 2**32, 2**63, 10**30, 10**90, -(2**31), -(10**30), -(2**63)]
+NOT_FINITE = [float("inf"), float("-inf"), float("nan")]
+NUMBERS = [-1, 0, 2**31 - 1, 1e300, -1e-300, 0.5]
+
+
+def test_every_kind_of_place_is_walked() -> None:
+    names = {".".join(map(str, at)) for at, _ in PLACES}
+    assert {"source.width", "seeds.0", "segmentation.crop.-1", "source.values.7"} <= names
+    assert {"arms.source_only.self_training.mask_block", "source.about.frames"} <= names
+    assert {"cyclegan.semantics.probe_frames", "segmentation.options.road"} <= names
+    assert len(PLACES) > 100
+
+
+@pytest.mark.parametrize(
+    ("at", "kind"), PLACES, ids=lambda v: v if isinstance(v, str) else ".".join(map(str, v))
+)
+def test_odd_values_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: tuple[Any, ...], kind: str
+) -> None:
+    data: Any = None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.config.read_yaml", lambda _: data)
+    refused, others = {
+        "text": (CONTROL, TEXTS),
+        "number": ([*LARGE, *NOT_FINITE], NUMBERS),
+        "fraction": (NOT_FINITE, [*LARGE, *NUMBERS]),
+    }[kind]
+    for value in [*refused, *others]:
+        data = copy.deepcopy(BASE)
+        put(data, at, value)
+        message = ""
+        try:
+            load_config(Path("odd.yaml"))
+        except UserError as error:
+            message = str(error)
+        assert value in others or at[0] in message, (value, message)
+
+
+@pytest.mark.parametrize("key", ["a\0b", "a\ud800b", "x" * 5000, "$HOME", "é"])
+def test_odd_keys_anywhere(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "odd.yaml"
+    for at in (
+        (key,),
+        ("source", key),
+        ("source", "splits", key),
+        ("source", "values", key),
+        (
+            *("arms", key),
+            *("segmentation", "options", key),
+        ),
+    ):
+        data = copy.deepcopy(BASE)
+        put(data, at, "road")
+        path.write_text(yaml.safe_dump(data))
+        try:
+            config = load_config(path)
+        except UserError:
+            continue
+        assert not {"\0", "\ud800"} & set(key)
+        write_run(tmp_path / "run", config)
+        assert read_run(tmp_path / "run") == config
+
+
+ODD: list[Any] = [
+    *[
+        None,
+        True,
+        False,
+        -1,
+        0,
+        7,
+        2**40,
+        1.5,
+        1e300,
+        float("nan"),
+        "",
+        "x",
+        "$HOME",
+        "$",
+        "${",
+        "a.b",
+    ],
+    *[[], {}, [[]], {"": None}, {"x": {"y": [1, {"z": "w"}]}}, {1: 2}, {None: 1}, [None, {}]],
+    *["gta5", "../up.yaml", "self.yaml", "translated", "a:b", "a.py:b", "*", "{", "}", "[", "ids"],
+]
+
+
+def spoilt(data: Any, draw: random.Random) -> Any:
+    """`data` with something in it replaced, left out, doubled, wrapped or renamed."""
+    spot: Any = data
+    holder: Any = None
+    key: Any = None
+    while isinstance(spot, dict | list) and spot and (holder is None or draw.random() < 0.7):
+        holder = spot
+        key = draw.choice(list(spot)) if isinstance(spot, dict) else draw.randrange(len(spot))
+        spot = spot[key]
+    change = draw.randrange(5)
+    if change == 0:
+        holder[key] = copy.deepcopy(draw.choice(ODD))
+    elif change == 1:
+        del holder[key]
+    elif change == 2:
+        for _ in range(draw.choice([1, 3, 40])):
+            holder[key] = draw.choice([lambda x: [x], lambda x: {"x": x}])(holder[key])
+    elif isinstance(holder, dict):
+        names = [item for item in ODD if not isinstance(item, list | dict)]
+        renamed = draw.choice(names if change == 3 else list(data))
+        holder[renamed] = holder[key]
+    else:
+        holder.append(copy.deepcopy(draw.choice(ODD)))
+    return data
+
+
+SPOILT = 20
+FILES = [*RUNS, *built_in_specs().values(), *recipes().values()]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_spoilt_files_are_messages(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SIM2REAL_DATA", "GTA5_ROOT", "CITYSCAPES_ROOT"):
+        monkeypatch.setenv(name, "/data")
+    draw = random.Random(path.stem)
+    for spec in (ROOT / "configs").glob("*sim.yaml"):
+        (tmp_path / spec.name).write_text(spec.read_text())
+    text, spoilt_path = path.read_text(), tmp_path / "self.yaml"
+    fine = 0
+    for number in range(SPOILT):
+        if number % 4 == 0:  # characters of the text; otherwise what it says
+            at = draw.randrange(len(text))
+            piece = draw.choice(
+                ["", "\t", "'", "\n", ": ", "- ", "&a ", "*a", "!!set ", "0", "\0", "}"]
+            )
+            changed = text[:at] + piece + text[at + draw.randrange(9) :]
+        else:
+            data = yaml.safe_load(text)
+            for _ in range(draw.randrange(1, 4)):
+                data = spoilt(data, draw) if data else data
+            changed = yaml.safe_dump(data)
+        spoilt_path.write_text(changed)
+        try:
+            if "source:" in text:
+                config = load_config(spoilt_path)
+                write_yaml(tmp_path / "copy.yaml", config.model_dump(mode="json"))
+                assert load_config(tmp_path / "copy.yaml") == config
+            elif path.parent.name == "recipes":
+                base = BASE | {"segmentation": {"recipe": "self.yaml"}}
+                (tmp_path / "run.yaml").write_text(yaml.safe_dump(base))
+                load_config(tmp_path / "run.yaml")
+            else:
+                load_spec(spoilt_path)
+            fine += 1
+        except UserError:
+            continue
+    assert fine < SPOILT

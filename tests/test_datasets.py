@@ -11,6 +11,8 @@ from scipy.io import savemat
 
 from pipeline.datasets import (
     DatasetSpec,
+    built_in_specs,
+    layered,
     list_samples,
     save_spec,
     spec_fields,
@@ -272,12 +274,19 @@ def test_wrong_encodings(tmp_path: Path) -> None:
         ({"values": {7: "road", "07": "sky"}}, "named both 'road' and 'sky'"),
         ({"encoding": "rgb", "values": {"1,2": "road"}}, "value '1,2' is not a colour"),
         ({"images": "../{frame}"}, "leaves the root"),
-        ({"images": "images/*.png"}, "no field in braces"),
+        ({"images": "images/a.png"}, "no field in braces"),
+        ({"images": "images/{frame}*.png"}, "holds '*', and is no wildcard; write a field"),
+        ({"labels": "labels/{frame}_?"}, "holds '?', and is no wildcard; write a field"),
+        ({"instances": "{frame}*"}, "holds '*', and is no wildcard; write a field"),
+        ({"images": "x/{℘}"}, "field {℘} cannot be read"),
         ({"images": "{a}{b}", "labels": None}, "something between them"),
         ({"images": "x/{0a}"}, "field {0a} cannot be read"),
         ({"images": "x/{a"}, "its braces cannot be read"),
         ({"labels": "labels/{other}"}, "must have the same fields"),
-        ({"values": "carla"}, "unknown table 'carla'"),
+        ({"values": "carla"}, "no table 'carla'. Did you mean 'carla_old' or 'carla_new'"),
+        ({"values": "camvid32"}, "value '64,128,64' is not an id"),
+        ({"values": {"²": "road"}}, "value '²' is not an id"),
+        ({"values": {"9" * 5000: "road"}}, "is not an id"),
         ({"imagse": "x"}, "Did you mean 'images'"),
         ({"values": {}}, "names none of their raw values"),
         (
@@ -294,6 +303,66 @@ def test_bad_specs(tmp_path: Path, fields: dict[str, Any], message: str) -> None
     with pytest.raises(UserError) as error:
         own(tmp_path, **fields)
     assert message in str(error.value)
+
+
+def test_glob_characters_in_literal_parts_of_a_pattern_are_legal(tmp_path: Path) -> None:
+    assert own(tmp_path, images="set [1]/{frame}", labels="l[a-c]/{frame}_[x]").labels
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("carla_new", "24"), ("gta5", "34"), ("cityscapes_train_ids", "255")]
+)
+def test_a_known_table_by_name(tmp_path: Path, name: str, table: str) -> None:
+    values = own(tmp_path, values=name).values
+    assert table in values
+    if name in built_in_specs():
+        assert values == spec(name, tmp_path).values
+
+
+def test_every_known_table_is_one(tmp_path: Path) -> None:
+    for name in built_in_specs():
+        encoding = spec(name, tmp_path).encoding
+        assert own(tmp_path, values=name, encoding=encoding).values == spec(name, tmp_path).values
+
+
+def test_a_data_set_starts_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_spec(place: str, text: str) -> Path:
+        path = tmp_path / place
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
+
+    monkeypatch.delenv("NOWHERE", raising=False)
+    write_spec("a/base.yaml", "dataset: cityscapes\nroot: data\nname: base\nquarantine: $NOWHERE\n")
+    own = write_spec("own.yaml", "dataset: a/base.yaml\nname: own\nquarantine: q.csv\nwidth: 64\n")
+    found = load_spec(own)
+    assert (found.name, found.width) == ("own", 64)
+    assert (found.root, found.quarantine) == (tmp_path / "a/data", tmp_path / "q.csv")
+    assert found.labels == spec("cityscapes", tmp_path).labels
+    layers = layered({"dataset": "own.yaml", "width": 32, "root": "x"}, tmp_path)
+    assert (layers["width"], layers["root"]) == (32, str(tmp_path / "x"))
+    with pytest.raises(UserError, match=r"base\.yaml:\n  quarantine: environment variable NOWHERE"):
+        spec_fields("a/base.yaml", tmp_path)
+    assert "quarantine" not in spec_fields("a/base.yaml", tmp_path, said=["quarantine"])
+
+
+def test_data_sets_that_start_from_themselves(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.yaml").write_text("dataset: sub/b.yaml\n")
+    (tmp_path / "sub/b.yaml").write_text("dataset: ../c.yaml\n")
+    (tmp_path / "c.yaml").write_text("dataset: sub/../a.yaml\n")
+    with pytest.raises(UserError, match="in a circle: ") as error:
+        spec_fields("a.yaml", tmp_path)
+    files = [tmp_path / name for name in ("a.yaml", "sub/b.yaml", "c.yaml", "a.yaml")]
+    assert " -> ".join(map(str, files)) in str(error.value)
+
+
+def test_a_saved_spec_with_dollars_is_read_back(tmp_path: Path) -> None:
+    root = tmp_path / "w$HOME"
+    root.mkdir()
+    before = own(root, name="5$", images="$a/{frame}", labels="$${frame}_$b", splits={"$": "$*"})
+    save_spec(before, root / "dataset.yaml")
+    assert load_spec(root / "dataset.yaml") == before
 
 
 def test_unknown_data_set_suggests_near_names(tmp_path: Path) -> None:

@@ -563,9 +563,9 @@ def test_names_that_a_spec_cannot_hold(
     folder: Path, tmp_path: Path, scenes: list[tuple[Array, Array]]
 ) -> None:
     fill(folder, scenes, "x/{i}.png", "y/{i}.png")
-    for bad in ("a$HOME", "a\x7f"):
+    for bad in ("a\udcff", "a\x7f"):
         moved = folder.rename(folder.with_name(bad))
-        with pytest.raises(UserError, match="spec cannot hold"):
+        with pytest.raises(UserError, match=r"spec cannot hold|printable text"):
             write_first_spec(discover(moved), tmp_path / "first.yaml")
         moved.rename(folder)
     (folder / "x").rename(folder / "x\x7f")
@@ -579,6 +579,18 @@ def test_names_that_a_spec_cannot_hold(
     odd.rename(folder / "x" / "1.png")
     (folder / os.fsdecode(b"\xe9.doc")).write_text("no frame")
     assert discover(folder).frames == len(scenes)
+
+
+def test_a_folder_with_a_dollar(
+    folder: Path, tmp_path: Path, scenes: list[tuple[Array, Array]]
+) -> None:
+    fill(folder, scenes, "x$HOME/{i}.png", "y/{i}.png")
+    moved = folder.rename(folder.with_name("a$$HOME"))
+    write_first_spec(discover(moved), tmp_path / "first.yaml")
+    spec = load_spec(tmp_path / "first.yaml")
+    assert spec.root == moved
+    assert spec.images == "x$HOME/{frame}.png"
+    assert len(list_samples(spec, labelled=True)) == len(scenes)
 
 
 @pytest.mark.parametrize("bad", ["a{b}", "set [old]", "what?"])

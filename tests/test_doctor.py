@@ -268,13 +268,15 @@ def test_label_without_image(sim: Path) -> None:
     assert not finding.quarantines
 
 
-def test_label_of_a_decoder(sim: Path) -> None:
+def test_label_of_a_decoder(sim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (sim / "own.py").write_text("from numpy import load\n")
+    monkeypatch.setenv("SIM2REAL_ALLOW_CODE", "1")
     for n in range(1, FRAMES + 1):
         np.save(label(sim, n).with_suffix(".npy"), ids(sim, n))
     np.save(label(sim, 3).with_suffix(".npy"), np.zeros((0, 0), np.uint8))
     image(sim, 4).unlink()
 
-    report = look(sim, labels="labels/{frame}.npy", decoder="numpy:load")
+    report = look(sim, labels="labels/{frame}.npy", decoder=f"{sim}/own.py:load")
 
     findings = found(report)
     assert set(findings) == {"unreadable", "no-image"}

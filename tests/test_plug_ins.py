@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import DatasetSpec, list_samples, plug_ins, spec_fields
+from pipeline.datasets import DatasetSpec, layered, list_samples, plug_ins, spec_fields
 from pipeline.errors import UserError
 from pipeline.images import write_image
 from pipeline.labels import load_label_space
-from pipeline.reading import LabelReader
+from pipeline.reading import LabelReader, decoder_code
 from pipeline.schema import parse
+from tests.conftest import Cli
+from tests.layouts import load_spec
 
 SPACE = load_label_space("cityscapes19")
 EXAMPLE = Path(__file__).parent.parent / "docs" / "plug_in"
@@ -61,6 +63,10 @@ def test_a_package_offers_a_data_set(
     classes = LabelReader(spec, SPACE).read(first)
     names = np.array(SPACE.class_names)[classes]
     assert names.tolist() == [["sky"] * 16, ["road"] * 10 + ["car"] * 6]
+    base = {"name": "more", "dataset": "hexsim", "root": hexsim}
+    assert parse(DatasetSpec, layered(base, hexsim), "more").decoder == "hexsim:decode"
+    named = {"name": "own", "root": hexsim, "images": "{frame}", "values": "hexsim"}
+    assert DatasetSpec(**named).values == spec.values
 
 
 def test_it_is_listed_on_the_command_line(installed: Path) -> None:
@@ -85,6 +91,15 @@ def own(root: Path, decoder: str) -> LabelReader:
     )
 
 
+def offer(folder: Path, group: str, **points: str) -> None:
+    """Make `folder` hold what an installed package with these entry points leaves."""
+    info = folder / "other-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    lines = [f"{name} = {value}" for name, value in points.items()]
+    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]) + "\n")
+
+
 @pytest.mark.parametrize(
     ("decoder", "message"),
     [
@@ -93,7 +108,6 @@ def own(root: Path, decoder: str) -> LabelReader:
             "cannot be imported (ModuleNotFoundError: No module named 'hexsim_typo')",
         ),
         ("os.path:no_such", "cannot be imported"),
-        ("a..b:f", "cannot be imported"),
         ("os.path:sep", "is no function"),
         ("os.path:getsize", "returned int64 values of shape ()"),
         ("os.path:isfile", "returned bool values of shape ()"),
@@ -101,11 +115,116 @@ def own(root: Path, decoder: str) -> LabelReader:
         ("tests.test_plug_ins:negative", "returned values in -1..3"),
     ],
 )
-def test_bad_decoders(hexsim: Path, decoder: str, message: str) -> None:
+def test_bad_decoders(
+    hexsim: Path, monkeypatch: pytest.MonkeyPatch, decoder: str, message: str
+) -> None:
+    offer(hexsim, "sim2real.decoders", own=decoder)
+    monkeypatch.syspath_prepend(str(hexsim))
     with pytest.raises(UserError) as error:
         reader = own(hexsim, decoder)
         reader.read(list_samples(reader.spec, labelled=True)[0])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("decoder", ["runpy:run_path", "os:system", "spy:decode"])
+def test_a_spec_cannot_choose_what_code_is_run(
+    hexsim: Path, monkeypatch: pytest.MonkeyPatch, decoder: str
+) -> None:
+    offer(hexsim, "sim2real.datasets", own=decoder)  # the group of data sets is another one
+    (hexsim / "spy.py").write_text(f"open({str(hexsim / 'imported')!r}, 'w')\ndecode = open\n")
+    monkeypatch.syspath_prepend(str(hexsim))
+    monkeypatch.setenv("SIM2REAL_ALLOW_CODE", "1")
+    for look in (lambda: own(hexsim, decoder), lambda: decoder_code(decoder)):
+        with pytest.raises(UserError) as error:
+            look()
+        assert f"Decoder {decoder} is declared by no installed package" in str(error.value)
+        assert "an entry point of 'sim2real.decoders'" in str(error.value)
+        assert "FILE.py:FUNCTION" in str(error.value)
+    assert not (hexsim / "imported").exists()
+
+
+DECODER = """
+from dataclasses import dataclass
+import numpy as np
+
+@dataclass
+class Size:
+    height: int = 2
+    width: int = 16
+
+def decode(path):
+    assert __file__.endswith("own.py")
+    return np.full((Size().height, Size().width), len(path.suffix) - 3)
+"""
+
+
+@pytest.fixture
+def beside(hexsim: Path) -> Path:
+    """A spec whose decoder is a file beside it; both below a folder of the frames."""
+    (hexsim / "code").mkdir()
+    (hexsim / "code" / "own.py").write_text(DECODER)
+    path = hexsim / "code" / "spec.yaml"
+    path.write_text(
+        "name: own\nroot: ..\nimages: images/{frame}.png\nlabels: labels/{frame}.rle\n"
+        "decoder: own.py:decode\nvalues: {1: road}\n"
+    )
+    return path
+
+
+def test_a_file_beside_the_spec_is_run_when_allowed(
+    beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = spec_fields("code/spec.yaml", beside.parent.parent)
+    file = beside.parent / "own.py"
+    assert fields["decoder"] == f"{file}:decode"
+    spec = parse(DatasetSpec, fields, "spec.yaml")
+    for value in (None, "0", "true"):
+        monkeypatch.setenv("SIM2REAL_ALLOW_CODE", value or "")
+        with pytest.raises(UserError, match="is not run unless you say so") as error:
+            LabelReader(spec, SPACE)
+        assert f"Read {file}, then give --allow-code" in str(error.value)
+        assert "'sim2real.decoders'" in str(error.value)
+    monkeypatch.setenv("SIM2REAL_ALLOW_CODE", "1")
+    sample = list_samples(spec, labelled=True)[0]
+    assert (LabelReader(spec, SPACE).read(sample) == SPACE.index_of("road")).all()
+    before = decoder_code(fields["decoder"])
+    file.write_text(DECODER.replace("- 3", "- 4"))  # of the same size
+    assert decoder_code(fields["decoder"]) != before
+    assert not LabelReader(spec, SPACE).raw(sample.label or file).any()
+    assert not list(beside.parent.glob("__pycache__"))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def decode(:", "cannot be imported (SyntaxError"),
+        ("1 / 0", "cannot be imported (ZeroDivisionError"),
+        ("other = 1", "cannot be imported (AttributeError"),
+        ("decode = 1", "is no function"),
+        (None, "cannot be imported (FileNotFoundError"),
+    ],
+)
+def test_bad_files_of_decoders(
+    beside: Path, monkeypatch: pytest.MonkeyPatch, code: str | None, message: str
+) -> None:
+    file = beside.parent / "own.py"
+    file.unlink()
+    if code is not None:
+        file.write_text(code)
+    monkeypatch.setenv("SIM2REAL_ALLOW_CODE", "1")
+    with pytest.raises(UserError) as error:
+        LabelReader(load_spec(beside), SPACE)
+    assert message in str(error.value)
+
+
+def test_the_command_line_allows_it(beside: Path, cli: Cli) -> None:
+    refused = cli("check", beside)
+    assert refused.returncode == 2
+    assert "is not run unless you say so" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    allowed = cli("check", beside, "--allow-code")
+    assert "2 frames, 2 labelled" in allowed.stdout, allowed.stderr
+    assert "road (1) on all" in allowed.stdout
 
 
 def negative(_: Path) -> np.ndarray:
@@ -114,11 +233,7 @@ def negative(_: Path) -> np.ndarray:
 
 
 def test_a_plug_in_that_fails_names_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = tmp_path / "broken-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    entries = "bad = broken_sim:dataset\nodd = os:getcwd\n"
-    (info / "entry_points.txt").write_text(f"[sim2real.datasets]\n{entries}")
+    offer(tmp_path, "sim2real.datasets", bad="broken_sim:dataset", odd="os:getcwd")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=r"'bad' comes from broken_sim:dataset, which fails: Mod"):
         spec_fields("bad", tmp_path)
@@ -127,10 +242,7 @@ def test_a_plug_in_that_fails_names_itself(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = tmp_path / "other-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[sim2real.datasets]\ngta5 = other_sim:dataset\n")
+    offer(tmp_path, "sim2real.datasets", gta5="other_sim:dataset")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=r"other_sim:dataset offers a data set 'gta5', which is bu"):
         plug_ins()

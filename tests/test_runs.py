@@ -331,7 +331,7 @@ def test_instance_files_are_a_part_of_what_is_scored(
         ("source.about={kind: real, licence: x, url: x, table: x, size: 1x1}", set()),
         ("source.splits={some: '0000[1-9]'}", set()),
         ("source.values={7: road}", {"segmentation"}),
-        ("source.decoder=tests.test_cache:constant", {"segmentation"}),
+        (f"source.decoder={__file__}:constant", {"segmentation"}),
         ("source.width=64", {"cyclegan", "translated", "segmentation"}),
         ("compute.cache=somewhere", set()),
     ],
@@ -346,6 +346,18 @@ def test_what_a_setting_makes_anew(tiny: Path, setting: str, changed: set[str]) 
         if {**inputs, "reads": {}} != {**other[name], "reads": {}}
     }
     assert own == changed
+
+
+def test_a_decoder_s_file_is_known_by_its_content(tiny: Path, tmp_path: Path) -> None:
+    def inputs(file: Path) -> object:
+        config = load_config(tiny, [f"source.decoder={file}:decode"])
+        return all_inputs(plan(config, tmp_path))["segmentation/source_only/seed-0"]
+
+    for folder, code in (("a", "one"), ("b", "one"), ("c", "two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text(code)  # hashed, not run
+    assert inputs(tmp_path / "a/own.py") == inputs(tmp_path / "b/own.py")
+    assert inputs(tmp_path / "a/own.py") != inputs(tmp_path / "c/own.py")
 
 
 def test_a_quarantined_frame_makes_all_that_reads_the_set_anew(tiny: Path, world: Path) -> None:

@@ -208,6 +208,8 @@ def test_what_makes_a_translation_anew(tiny: Path) -> None:
     assert inputs(matched) == inputs("{method: histogram_matching, fda_beta: 0.3}")
     assert inputs(fda) != inputs("{method: fda, fda_beta: 0.3}")
     assert inputs(fda) == inputs("{method: fda, shifts: 4}", "cyclegan.epochs=9")
+    assert inputs("{}") == inputs("{batch_norm: running}") != inputs("{batch_norm: batch}")
+    assert "batch_norm" not in str(inputs("{}"))
     # The target's frames are read, its labels are not.
     assert inputs(fda) != inputs(fda, "target.limit=5")
     assert inputs(fda) == inputs(fda, "target.values={7: road}")

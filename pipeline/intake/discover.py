@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fields
 from pipeline.errors import UserError
-from pipeline.files import parse_yaml, sweep, write_text
+from pipeline.files import expand, parse_yaml, sweep, write_text
 from pipeline.images import SUFFIXES, image_size
 from pipeline.intake.common import percent, spaced
 from pipeline.intake.encodings import (
@@ -35,7 +35,6 @@ from pipeline.intake.encodings import (
 )
 from pipeline.intake.findings import write_quarantine
 from pipeline.intake.layouts import (
-    CONTROL,
     SPLITS,
     Listing,
     Pairs,
@@ -49,7 +48,7 @@ from pipeline.intake.layouts import (
 )
 from pipeline.intake.preview import preview_name, write_preview
 from pipeline.labels import VOCABULARY
-from pipeline.schema import parse
+from pipeline.schema import CONTROL, parse
 
 SAMPLE = 64
 """Label files whose values are counted, evenly spaced."""
@@ -562,7 +561,7 @@ def write_first_spec(discovery: Discovery, out: Path) -> list[Path]:
             raise UserError(f"{path} is there already. Remove it, or name another with --out.")
     written = [out]
     text = spec_text(discovery, out, quarantine.name if lone else None)
-    parse(DatasetSpec, parse_yaml(text), str(out))
+    parse(DatasetSpec, expand(parse_yaml(text), "", []), str(out))
     sweep(out.parent)
     if discovery.observation is not None:
         unnamed = discovery.unnamed()
@@ -583,10 +582,10 @@ def _root(discovery: Discovery, out: Path) -> str:
 
 def _check_names(*names: str) -> None:
     for name in names:
-        if "$" in name or CONTROL.search(name):
+        if CONTROL.search(name):
             raise UserError(
-                f"A spec cannot hold {name!r}: `$` begins a variable there, and it is plain UTF-8 "
-                "text. Rename the folder, link to it under another name, or name another --out."
+                f"A spec cannot hold {name!r}: it is plain UTF-8 text. Rename the folder, link to "
+                "it under another name, or name another --out."
             )
 
 
@@ -610,7 +609,10 @@ def spec_text(discovery: Discovery, out: Path, quarantine: str | None) -> str:
         lines.append(f"split: {_quoted(discovery.split)}" + (f"  # of {known}" if known else ""))
     if discovery.lists:
         lines.append("splits:")
-        lines += [f"  {_quoted(k)}: {_quoted(path)}" for k, path in discovery.lists.items()]
+        lines += [
+            f"  {json.dumps(k, ensure_ascii=False)}: {_quoted(path)}"
+            for k, path in discovery.lists.items()
+        ]
     if quarantine is not None:
         assert pairs is not None
         lines.append(f"quarantine: {_quoted(quarantine)}  # {len(pairs.lone_images):,} unlabelled")
@@ -648,8 +650,8 @@ def _value_lines(discovery: Discovery, observation: Observation, preview: str) -
 
 
 def _quoted(text: object) -> str:
-    """Text as YAML takes it whatever it holds: JSON's strings are YAML's."""
-    return json.dumps(str(text), ensure_ascii=False)
+    """A value as YAML takes it whatever it holds: JSON's strings are YAML's, but for `$`."""
+    return json.dumps(str(text).replace("$", "$$"), ensure_ascii=False)
 
 
 def _wrapped(lines: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.images import SUFFIXES
 from pipeline.intake.common import printable
+from pipeline.schema import CONTROL
 
 FEW = 12
 """More sibling folders, or endings of names in one folder, than this are values of a field."""
@@ -33,8 +34,6 @@ _SPEAKING = re.compile(
     r"label|lbl|seg|mask|annot|semantic|class|colou?r|rgb|image|img|photo|frame|picture|depth|"
     r"disp|normal|flow|instance|panoptic|(?<![a-z])(gt|ss|raw|ids?)(?![a-z])"
 )
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
-"""What a line of YAML cannot hold."""
 _ILLEGAL = re.compile(rf"[{{}}\[\]*?]|{CONTROL.pattern}")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # Python's stand-in for a byte that is no UTF-8
 _SEPARATED = r"[_\-. ]"
