@@ -7,15 +7,16 @@ from flows.stages import Stage, check, is_done, named, plan, remove
 from pipeline.config import Config, CycleGANConfig, SegmentationConfig
 from pipeline.datasets import DatasetSpec, list_samples, missing_classes
 from pipeline.errors import UserError
+from pipeline.intake.headers import check_headers
 from pipeline.labels import load_label_space
-from pipeline.reading import LabelReader, check_sizes, read_frame
+from pipeline.reading import LabelReader, read_frame
 from pipeline.runs import write_run
 
 
 def preflight(config: Config) -> None:
     """Check that every data set, name and size of a configuration can work.
 
-    Looks at the listing and all sizes of each data set, decodes its first frame and label, and
+    Looks at the listing and all headers of each data set, decodes its first frame and label, and
     builds the network once. Frames beyond the first are decoded when they are read.
 
     Raises:
@@ -30,14 +31,14 @@ def preflight(config: Config) -> None:
             problems.append(str(error))
 
     kinds = config.labels_read
-    collect(lambda: _look_at(config, config.source, bool(kinds & {"source", "translated"})))
-    collect(lambda: _look_at(config, config.target, "target" in kinds))
+    trains = "translated" in kinds and config.translation.trains
+    crop = config.cyclegan.crop if trains else None
+    collect(lambda: _look_at(config, config.source, bool(kinds & {"source", "translated"}), crop))
+    collect(lambda: _look_at(config, config.target, "target" in kinds, crop))
     collect(lambda: _look_at(config, config.test, True))
     if "translated" in kinds and (weights := config.translation.weights) is not None:
         collect(lambda: _generator(weights))
-    if "translated" in kinds and config.translation.trains:
-        for spec in (config.source, config.target):
-            collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
+    if trains:
         collect(lambda: _translator(config))
         if config.cyclegan.start is not None:
             collect(lambda: _start(config.cyclegan))
@@ -48,11 +49,13 @@ def preflight(config: Config) -> None:
         raise UserError("\n".join(dict.fromkeys(problems)))
 
 
-def _look_at(config: Config, spec: DatasetSpec, labelled: bool) -> None:
+def _look_at(
+    config: Config, spec: DatasetSpec, labelled: bool, crop: tuple[int, int] | None = None
+) -> None:
     samples = list_samples(spec, labelled=labelled)
+    check_headers(spec, samples, crop=crop)
     read_frame(spec, samples[0])
     if labelled:
-        check_sizes(spec, samples)
         space = load_label_space(config.label_space)
         LabelReader(spec, space).read(samples[0])
         if len(missing_classes(spec, space)) == len(space.classes):
@@ -60,16 +63,6 @@ def _look_at(config: Config, spec: DatasetSpec, labelled: bool) -> None:
                 f"Data set {spec.name} names nothing that label space {space.name} has a class "
                 "for. Choose another label_space, or mend `values`."
             )
-
-
-def _crop_fits(config: Config, spec: DatasetSpec) -> None:
-    sample = list_samples(spec, labelled=False)[0]
-    height, width = read_frame(spec, sample).shape[:2]
-    if width < config.cyclegan.crop[0] or height < config.cyclegan.crop[1]:
-        raise UserError(
-            f"cyclegan.crop {list(config.cyclegan.crop)} is larger than {sample.image}, which is "
-            f"read at {width}x{height}. Lower the crop, or raise `width` of {spec.name}."
-        )
 
 
 def _translator(config: Config) -> None:

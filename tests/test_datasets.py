@@ -18,8 +18,9 @@ from pipeline.datasets import (
     translated_spec,
 )
 from pipeline.errors import UserError
+from pipeline.intake.headers import check_headers
 from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelClass, LabelSpace, load_label_space
-from pipeline.reading import LabelReader, check_sizes, read_frame
+from pipeline.reading import LabelReader, read_frame
 from pipeline.schema import parse
 from tests.layouts import load_spec
 
@@ -202,11 +203,11 @@ def test_hidden_files_are_no_frames(tmp_path: Path) -> None:
 def test_all_sizes_from_headers(tmp_path: Path) -> None:
     for name in "abc":
         pair(tmp_path, [[7, 7]], f"{name}.png")
-    check_sizes(own(tmp_path), list_samples(own(tmp_path), labelled=True))
+    check_headers(own(tmp_path), list_samples(own(tmp_path), labelled=True))
     for name in "bc":
         write(tmp_path / f"labels/{name}.png", [[7]])
-    with pytest.raises(UserError, match=r"2 pair\(s\): .*b\.png is 2x1, its label .*b\.png is 1x1"):
-        check_sizes(own(tmp_path), list_samples(own(tmp_path), labelled=True))
+    with pytest.raises(UserError, match=r": 2 of 3\. .*b\.png: image 2x1, label 1x1"):
+        check_headers(own(tmp_path), list_samples(own(tmp_path), labelled=True))
 
 
 def test_deep_frames_are_refused_not_cut(tmp_path: Path) -> None:
@@ -228,7 +229,9 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
     write(tmp_path / "images/a.png", np.zeros((4, 6, 3)))
     write(tmp_path / "labels/a.png", np.full((4, 5), 7))
     (sample,) = list_samples(own(tmp_path), labelled=True)
-    with pytest.raises(UserError, match=r"a\.png is 6x4, its label .*a\.png is 5x4"):
+    with pytest.raises(
+        UserError, match=r"images/a\.png and its label .*labels/a\.png: image 6x4, label 5x4"
+    ):
         LabelReader(own(tmp_path), CITYSCAPES).read(sample)
 
 
@@ -255,7 +258,7 @@ def test_unnamed_values_are_ignored_or_refused(tmp_path: Path) -> None:
 def test_wrong_encodings(tmp_path: Path) -> None:
     pair(tmp_path, [[[7, 7, 7]]], "colour.png")
     (sample,) = list_samples(own(tmp_path), labelled=True)
-    with pytest.raises(UserError, match="is a colour image"):
+    with pytest.raises(UserError, match=r"colour\.png is no label .*a colour image \(3 channels\)"):
         LabelReader(own(tmp_path), CITYSCAPES).read(sample)
     other = tmp_path / "other"
     pair(other, [[7]])

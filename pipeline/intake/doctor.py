@@ -19,9 +19,9 @@ import numpy as np
 
 from pipeline.datasets import DatasetSpec, label_files, list_samples, pattern_fields
 from pipeline.images import SUFFIXES
-from pipeline.intake.common import some, spaced
+from pipeline.intake.common import Files, some, spaced
 from pipeline.intake.compare import NEAR_RMS, nearest
-from pipeline.intake.facts import SIGNATURE, Examiner, Files, FrameFacts
+from pipeline.intake.facts import SIGNATURE, Examiner, FrameFacts
 from pipeline.intake.findings import (
     EXAMPLES,
     KINDS,
@@ -34,6 +34,7 @@ from pipeline.intake.findings import (
     finding,
     ordered,
 )
+from pipeline.intake.headers import masks, renumbered
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.progress import each
 
@@ -122,7 +123,12 @@ def split_specs(spec: DatasetSpec) -> dict[str, DatasetSpec]:
 
 
 def examine(
-    spec: DatasetSpec, space: LabelSpace, *, workers: int = 0, labelled: bool = True
+    spec: DatasetSpec,
+    space: LabelSpace,
+    *,
+    workers: int = 0,
+    labelled: bool = True,
+    crop: tuple[int, int] | None = None,
 ) -> DatasetReport:
     """Decode every frame and label of a data set and say what is wrong with it.
 
@@ -131,6 +137,7 @@ def examine(
             threads are as fast as processes, and start at once.
         labelled: look at the labels, if the spec has any; without, as a target that no arm learns
             the labels of.
+        crop: what CycleGAN is to cut out of the frames, width and height.
 
     Raises:
         UserError: the spec finds no frame. Faults of files are findings.
@@ -138,7 +145,7 @@ def examine(
     if not labelled:
         spec = spec.model_copy(update={"labels": None})
     files, orphans = list_files(spec)
-    examiner = Examiner(spec, space)
+    examiner = Examiner(spec, space, crop)
     gathered = _Gathered(examiner, len(files))
     found = _facts(examiner, files, workers or os.cpu_count() or 1)
     for facts in each(found, f"check: {spec.name}", len(files)):
@@ -182,6 +189,7 @@ class _Gathered:
         self.image_bytes = self.label_bytes = self.label_pixels = self.unnamed_pixels = 0
         self.image_hashes: list[bytes] = []
         self.label_hashes: list[bytes] = []
+        self.palettes: list[bytes] = []
         self.signatures = np.zeros((total, SIGNATURE * SIGNATURE), np.uint8)
         self.signed = np.zeros(total, bool)
         self.alignments: list[tuple[float, float, float] | None] = []
@@ -205,6 +213,7 @@ class _Gathered:
                 if pixels > self.seen_most.get(value, (0, ""))[0]:
                     self.seen_most[value] = pixels, files.name
         self.alignments.append(facts.alignment)
+        self.palettes.append(facts.palette)
         self.image_hashes.append(facts.image_hash)
         plain = facts.marks.keys() & {"constant-label", "ignored-label"}
         self.label_hashes.append(b"" if plain else facts.label_hash)
@@ -222,6 +231,11 @@ class _Gathered:
         space, names = self.examiner.space, self.examiner.names
         table = FrameTable(tuple(files), tuple(self.image_hashes), self.signatures, self.signed)
         self._duplicates(table)
+        for i, detail in masks([item.name for item in files]).items():
+            self.mark("mask-frames", files[i], detail)
+        for i, detail in renumbered(self.palettes).items():
+            if files[i].name not in self.marked["palette-differs"]:
+                self.mark("palette-differs", files[i], detail)
         findings = [
             finding(kind, len(files), self.marked[kind], self.marks[kind])
             for kind in KINDS
