@@ -1,11 +1,12 @@
 """Everything that is looked at before any work starts."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from flows.stages import Stage, check, is_done, named, plan, remove
 from pipeline.config import Config, CycleGANConfig, SegmentationConfig
-from pipeline.datasets import DatasetSpec, list_samples, missing_classes
+from pipeline.datasets import DatasetSpec, list_samples, missing_classes, not_here
 from pipeline.errors import UserError
 from pipeline.intake.headers import check_headers
 from pipeline.labels import load_label_space
@@ -53,6 +54,8 @@ def _look_at(
     config: Config, spec: DatasetSpec, labelled: bool, crop: tuple[int, int] | None = None
 ) -> None:
     samples = list_samples(spec, labelled=labelled)
+    if seen := not_here(spec):
+        print(f"Note: data set {spec.name}: {seen}.", file=sys.stderr)
     check_headers(spec, samples, crop=crop)
     read_frame(spec, samples[0])
     if labelled:

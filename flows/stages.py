@@ -18,7 +18,7 @@ from pipeline.datasets import (
     DatasetSpec,
     Sample,
     digest,
-    instance_file,
+    instance_finder,
     list_samples,
     translated_spec,
 )
@@ -344,7 +344,7 @@ def _instances(spec_json: str) -> str | None:
     """A hash of the listing of a data set's instance files; their pattern where there are none."""
     spec = DatasetSpec.model_validate_json(spec_json)
     names = [sample.name for sample in list_samples(spec, labelled=False)]
-    files = [(name, instance_file(spec, name)) for name in names]
+    files = zip(names, map(instance_finder(spec), names), strict=True)
     found = [Sample(name, file) for name, file in files if file is not None]
     return digest(found) if found else spec.instances
 

@@ -229,9 +229,7 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
     write(tmp_path / "images/a.png", np.zeros((4, 6, 3)))
     write(tmp_path / "labels/a.png", np.full((4, 5), 7))
     (sample,) = list_samples(own(tmp_path), labelled=True)
-    with pytest.raises(
-        UserError, match=r"images/a\.png and its label .*labels/a\.png: image 6x4, label 5x4"
-    ):
+    with pytest.raises(UserError, match=r"images/a\.png and .*labels/a\.png: image 6x4, label 5x4"):
         LabelReader(own(tmp_path), CITYSCAPES).read(sample)
 
 
@@ -263,7 +261,7 @@ def test_wrong_encodings(tmp_path: Path) -> None:
     other = tmp_path / "other"
     pair(other, [[7]])
     rgb = own(other, encoding="rgb", values={"7,7,7": "road"})
-    with pytest.raises(UserError, match=r"has 1 channel\(s\)"):
+    with pytest.raises(UserError, match=r"1 channel\(s\), where `encoding: rgb` is said"):
         LabelReader(rgb, CITYSCAPES).read(list_samples(rgb, labelled=True)[0])
 
 
@@ -407,7 +405,7 @@ def test_listed_splits_tell_folders_apart(tmp_path: Path) -> None:
         "val": ["Town02/0000"],
         "both": ["Town01/0001", "Town02/0001"],
     }
-    (tmp_path / "val.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "val.txt").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"val\.txt cannot be read as a list"):
         list_samples(own(tmp_path, **fields, split="val"), labelled=False)
 

@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fields
+from pipeline.datasets import (
+    DatasetSpec,
+    built_in_specs,
+    list_samples,
+    read_list,
+    spec_fields,
+)
 from pipeline.errors import UserError
 from pipeline.files import parse_yaml, write_text
 from pipeline.images import SUFFIXES, image_size
@@ -367,13 +373,12 @@ def _lists(
         file = spec.root / path
         if CONTROL.search(path) or not file.is_file() or file.stat().st_size > _LIST_BYTES:
             continue
-        text = file.read_text(encoding="utf-8", errors="replace")
-        lines = {line.strip() for line in text.splitlines() if line.strip()}
         split = Path(path).stem
         chosen = spec.model_copy(update={"splits": {split: path}, "split": split})
         try:
+            lines = {line.strip() for line in read_list(file).split("\n") if line.strip()}
             samples = list_samples(chosen, labelled=False)
-        except UserError:  # it lists no frame
+        except UserError:  # it lists others than frames, too
             continue
         names = [sample.name for sample in samples]
         if len(names) < 0.8 * len(lines) or split in found:

@@ -5,7 +5,6 @@ and the file names of each frame, and counts by raw value, whatever the number o
 """
 
 import os
-import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.datasets import DatasetSpec, label_files, list_samples, pattern_fields
+from pipeline.datasets import (
+    DatasetSpec,
+    label_finder,
+    list_samples,
+    not_here,
+    pattern_fields,
+    pattern_glob,
+)
 from pipeline.images import SUFFIXES
 from pipeline.intake.common import Files, some, spaced
 from pipeline.intake.compare import NEAR_RMS, nearest
@@ -62,8 +68,9 @@ def list_files(spec: DatasetSpec) -> tuple[list[Files], list[Path]]:
     if spec.labels is None:
         return [Files(s.name, s.image, None) for s in samples], []
     files = []
+    label_files = label_finder(spec)
     for sample in samples:
-        label, other, *_ = [*label_files(spec, sample.name), None, None]
+        label, other, *_ = [*label_files(sample.name), None, None]
         files.append(Files(sample.name, sample.image, label, other))
     return files, _labels_without_image(spec, files)
 
@@ -85,16 +92,17 @@ def _labels_without_image(spec: DatasetSpec, files: list[Files]) -> list[Path]:
     assert spec.labels is not None
     listed = {item.name for item in files}
     used = {path for item in files for path in (item.image, item.label, item.other_label)}
+    label_files = label_finder(spec)
     for sample in list_samples(_whole(spec), labelled=False):
         if sample.name not in listed:
-            used |= {sample.image, *label_files(spec, sample.name)}
-    pattern = spec.labels
+            used |= {sample.image, *label_files(sample.name)}
+    fixed = {}
     if spec.split is not None and spec.split not in spec.splits:
-        pattern = pattern.replace("{split}", spec.split)
-    ending = Path(pattern).suffix
+        fixed = {"split": spec.split}
+    ending = Path(spec.labels).suffix
     given = ending.lower() in SUFFIXES or (spec.decoder is not None and ending)
     root = spec.label_root or spec.root
-    found = root.glob(re.sub(r"\{\w+\}", "*", pattern) + ("" if given else ".*"))
+    found = root.glob(pattern_glob(spec.labels, fixed) + ("" if given else ".*"))
     return sorted(
         path
         for path in found
@@ -114,7 +122,8 @@ def split_specs(spec: DatasetSpec) -> dict[str, DatasetSpec]:
     names = {sample.name.split("/")[place] for sample in found}
     if spec.labels is not None:
         # `{split}/{frame}` matches folders of labels, too; they have no labels themselves.
-        with_labels = {s.name.split("/")[place] for s in found if label_files(spec, s.name)}
+        label_files = label_finder(spec)
+        with_labels = {s.name.split("/")[place] for s in found if label_files(s.name)}
         names = with_labels or names
     return {name: spec.model_copy(update={"split": name}) for name in sorted(names)}
 
@@ -286,7 +295,10 @@ class _Gathered:
         )
 
     def _graver(self, finding: Finding) -> Finding:
-        """Values without a name are grave where they are many, or where the spec is strict."""
+        """Values without a name are grave where they are many, or where the spec is strict; labels
+        without a class where all are such."""
+        if finding.kind == "ignored-label" and finding.share == 1:
+            return replace(finding, severity="must fix")
         if finding.kind != "unnamed-values":
             return finding
         share = self.unnamed_pixels / self.label_pixels
@@ -364,6 +376,8 @@ class _Gathered:
             found.append(finding("no-image", 0, [p.stem for p in orphans], shown))
         if total < FEW_FRAMES:
             found.append(fact("few-frames", total, f"{total} frames"))
+        if seen := not_here(self.spec):
+            found.append(fact("listed-absent", 1, seen))
         if len(self.sizes) > 1:
             sizes = [f"{n} of {w}x{h}" for (w, h), n in self.sizes.most_common(4)]
             more = f" and {len(self.sizes) - 4} more sizes" if len(self.sizes) > 4 else ""

@@ -216,6 +216,12 @@ KINDS: dict[str, Kind] = {
     "frame-mode": Kind(
         "look", "Frames in another colour model", "Convert them to RGB, and compare the colours."
     ),
+    "split-unusable": Kind(
+        "look", "Splits that cannot be used", "Mend `splits`, or the list that it names."
+    ),
+    "listed-absent": Kind(
+        "look", "Listed frames that are not here", "Unpack the rest, or go on with a part."
+    ),
     "few-frames": Kind("look", "Very few frames", "Check `root`, `split` and `limit`."),
     "shared-unscored": Kind(
         "look", "Frames that are also in another part", "See whether the two are meant to overlap."
