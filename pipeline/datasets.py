@@ -371,7 +371,7 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
 def _find(spec: DatasetSpec, fixed: dict[str, str]) -> list[tuple[dict[str, str], Path]]:
     """Every frame that the pattern matches: its fields in order, and its path."""
     any_suffix = Path(spec.images).suffix.lower() not in SUFFIXES
-    expression = _expression(spec.images) + (r"\.\w+" if any_suffix else "")
+    expression = _expression(spec.images)
     matches = []
     for path in spec.root.glob(pattern_glob(spec.images, fixed) + (".*" if any_suffix else "")):
         below = path.relative_to(spec.root)
@@ -383,7 +383,7 @@ def _find(spec: DatasetSpec, fixed: dict[str, str]) -> list[tuple[dict[str, str]
     if spec.labels is None or spec.label_root not in (None, spec.root):
         return matches
     # Where labels lie among the frames, the pattern may match them, too.
-    label = re.compile(_expression(spec.labels) + r"(\.\w+)?")
+    label = re.compile(_expression(spec.labels))
     names = {tuple(sorted(fields.items())) for fields, _ in matches}
     frames = []
     for fields, path in matches:
@@ -403,13 +403,13 @@ def pattern_glob(pattern: str, fixed: Mapping[str, str]) -> str:
 
 
 def _expression(pattern: str) -> str:
-    """A regular expression that matches what a pattern does, with its fields as groups."""
+    """A regular expression of the paths that a pattern means, with its fields as groups."""
     parts = re.split(r"\{(\w+)\}", pattern)
     expression = re.escape(parts[0])
     for field, literal in zip(parts[1::2], parts[2::2], strict=True):
         first = f"(?P<{field}>" not in expression
         expression += (f"(?P<{field}>[^/]+)" if first else f"(?P={field})") + re.escape(literal)
-    return expression
+    return expression + ("" if Path(pattern).suffix.lower() in SUFFIXES else r"\.\w+")
 
 
 def _members(spec: DatasetSpec, rule: str, images: dict[str, Path]) -> list[str]:
