@@ -10,7 +10,7 @@ from pipeline.datasets import DatasetSpec, list_samples, missing_classes, not_he
 from pipeline.errors import UserError
 from pipeline.intake.headers import check_headers
 from pipeline.labels import load_label_space
-from pipeline.reading import LabelReader, read_frame
+from pipeline.reading import LabelReader, read_frame, working_size
 from pipeline.runs import write_run
 
 
@@ -74,7 +74,21 @@ def _translator(config: Config) -> None:
 
     check_crop(config.cyclegan)
     if config.cyclegan.paired:
-        pairs(config.source, config.target)
+        both = pairs(config.source, config.target)
+        specs = config.source, config.target
+        sizes = [
+            [working_size(spec, size) for size in check_headers(spec, samples)]
+            for spec, samples in zip(specs, both, strict=True)
+        ]
+        differ = [i for i, (one, other) in enumerate(zip(*sizes, strict=True)) if one != other]
+        if differ:
+            images = [samples[differ[0]].image for samples in both]
+            read = [f"{size[differ[0]][0]}x{size[differ[0]][1]}" for size in sizes]
+            raise UserError(
+                f"{len(differ):,} of {len(both[0]):,} pairs: {images[0]} is read at {read[0]}, "
+                f"its pair {images[1]} at {read[1]}. Pairs must have one size: set `width` of both "
+                "data sets."
+            )
 
 
 def _start(config: CycleGANConfig) -> None:

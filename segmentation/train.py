@@ -204,7 +204,8 @@ def train(
             if team.size > 1:
                 names = [*names, f"what {team.size - 1} other device(s) had"]
             log.add(step, names, losses)
-            save = step == config.steps or step % config.checkpoint_every == 0
+            # Where a training continues, labels were seen.
+            save = labelled and (step == config.steps or step % config.checkpoint_every == 0)
             if save or step % config.log_every == 0:
                 log.flush(learning_rate=config.learning_rate * factor)
             if save:

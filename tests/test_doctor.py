@@ -329,6 +329,29 @@ def test_palettes_that_each_file_has_for_itself(sim: Path) -> None:
         check_headers(spec, list_samples(spec, labelled=True))
 
 
+def test_labels_among_frames_by_their_pixels(sim: Path) -> None:
+    for n in (3, 4):
+        shutil.copy(label(sim, n), sim / f"images/mask_{n}.png")
+    frames = spec_of(sim, labels=None)
+
+    finding = found(look(sim, labels=None))["mask-frames"]
+
+    assert finding.frames == ("mask_3", "mask_4")
+    assert finding.quarantines
+    with pytest.raises(UserError, match=r"Labels among the frames: 2 of 26\. .*mask_3\.png: one"):
+        check_headers(frames, list_samples(frames, labelled=False))
+
+
+def test_a_set_of_grey_frames_is_no_set_of_labels(sim: Path) -> None:
+    for n in range(1, FRAMES + 1):
+        grey = Image.open(image(sim, n)).convert("L").point(lambda v: v // 16 * 16)
+        grey.save(image(sim, n))
+    frames = spec_of(sim)
+
+    assert set(found(look(sim))) == {"grey-frame"}
+    check_headers(frames, list_samples(frames, labelled=True))
+
+
 PALETTES = {
     "one for all": [bytes(range(200)) + bytes(range(100))] * 3,
     "cut off behind what is used": [bytes(range(240))[:n] for n in (30, 60, 240)],

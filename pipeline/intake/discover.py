@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pipeline.datasets import (
 )
 from pipeline.errors import UserError
 from pipeline.files import parse_yaml, write_text
-from pipeline.images import SUFFIXES, image_size
+from pipeline.images import SUFFIXES, image_size, read_header
 from pipeline.intake.common import percent, spaced
 from pipeline.intake.encodings import (
     PLAUSIBLE,
@@ -40,6 +41,7 @@ from pipeline.intake.encodings import (
     wildest,
 )
 from pipeline.intake.findings import write_quarantine
+from pipeline.intake.headers import renumbered
 from pipeline.intake.layouts import (
     CONTROL,
     SPLITS,
@@ -179,7 +181,12 @@ def discover(folder: Path) -> Discovery:
     observation, ranked = None, list[Fit]()
     if pairs:
         samples = _sample(folder, pairs)
-        observation = observe([label for _, label in samples], kind(pairs.labels))
+        files = [label for _, label in samples]
+        shown = kind(pairs.labels)
+        if shown == "ids" and 2 * len(renumbered(_palettes(files))) >= len(files):
+            remarks.append("label files have palettes that differ: their colours are read")
+            shown = "rgb"
+        observation = observe(files, shown)
         ranked = fits(observation)
         remarks += _sizes(samples)
         remarks += observation.remarks
@@ -429,6 +436,14 @@ def _sizes(samples: Iterable[tuple[Path, Path]]) -> list[str]:
         if one != other:
             differ.append(f"{image} is {one[0]}x{one[1]}, its label {other[0]}x{other[1]}")
     return [f"sizes differ in {len(differ)} sampled pairs: {differ[0]}"] if differ else []
+
+
+def _palettes(files: Iterable[Path]) -> list[bytes]:
+    palettes = []
+    for file in files:
+        with suppress(UserError):
+            palettes.append(read_header(file).palette)
+    return palettes
 
 
 def _frames_spec(folder: Path, images: Series) -> DatasetSpec:

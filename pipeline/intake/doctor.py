@@ -40,7 +40,7 @@ from pipeline.intake.findings import (
     finding,
     ordered,
 )
-from pipeline.intake.headers import masks, renumbered
+from pipeline.intake.headers import LIKE_LABEL, masks, renumbered
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.progress import each
 
@@ -199,6 +199,7 @@ class _Gathered:
         self.image_hashes: list[bytes] = []
         self.label_hashes: list[bytes] = []
         self.palettes: list[bytes] = []
+        self.like_labels: list[int] = []
         self.signatures = np.zeros((total, SIGNATURE * SIGNATURE), np.uint8)
         self.signed = np.zeros(total, bool)
         self.alignments: list[tuple[float, float, float] | None] = []
@@ -223,6 +224,8 @@ class _Gathered:
                     self.seen_most[value] = pixels, files.name
         self.alignments.append(facts.alignment)
         self.palettes.append(facts.palette)
+        if facts.like_label:
+            self.like_labels.append(place)
         self.image_hashes.append(facts.image_hash)
         plain = facts.marks.keys() & {"constant-label", "ignored-label"}
         self.label_hashes.append(b"" if plain else facts.label_hash)
@@ -240,7 +243,10 @@ class _Gathered:
         space, names = self.examiner.space, self.examiner.names
         table = FrameTable(tuple(files), tuple(self.image_hashes), self.signatures, self.signed)
         self._duplicates(table)
-        for i, detail in masks([item.name for item in files]).items():
+        among = masks([item.name for item in files])
+        if len(self.like_labels) < len(files):
+            among |= dict.fromkeys(self.like_labels, LIKE_LABEL)
+        for i, detail in sorted(among.items()):
             self.mark("mask-frames", files[i], detail)
         for i, detail in renumbered(self.palettes).items():
             if files[i].name not in self.marked["palette-differs"]:

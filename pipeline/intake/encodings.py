@@ -291,7 +291,7 @@ def observe(paths: Sequence[Path], kind: Kind) -> Observation:
     unreadable = []
     for path in paths:
         try:
-            raw = read_raw(path)
+            raw = read_raw(path, colors=encoding == "rgb")
         except UserError:
             unreadable.append(path)
             continue

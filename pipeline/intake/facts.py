@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.files import open_regular
 from pipeline.images import Header, UInt8, frame_fault, read_header, read_raw, read_rgb
 from pipeline.intake.common import Files
-from pipeline.intake.headers import cityscapes_colors, header_faults
+from pipeline.intake.headers import cityscapes_colors, header_faults, like_label
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.reading import UNNAMED, LabelReader, label_fault, not_ids, sizes_differ
 
@@ -71,6 +71,8 @@ class FrameFacts:
     values: list[tuple[int, int]] = field(default_factory=list)
     label_pixels: int = 0
     unnamed_pixels: int = 0
+    like_label: bool = False
+    """Whether the image is drawn like a label."""
     palette: bytes = b""
     """Of a label of ids."""
 
@@ -112,6 +114,7 @@ class Examiner:
         facts.image_bytes, facts.image_hash = _hashed(path)
         if frame_fault(header) or (rgb := _decoded(read_rgb, path, facts)) is None:
             return
+        facts.like_label = header.channels == 1 and like_label(path)
         if header.wide:
             facts.marks["frame-depth-cut"] = "16 bits a channel, read as 8"
         if header.transparent:

@@ -8,10 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
-from pipeline.datasets import DatasetSpec, Sample
+import numpy as np
+
+from pipeline.datasets import DatasetSpec, Sample, evenly
 from pipeline.errors import UserError
-from pipeline.images import Header, frame_fault, read_header
+from pipeline.images import Header, frame_fault, read_header, read_raw
 from pipeline.intake.findings import KINDS, MOST_FRAMES
 from pipeline.labels import VOCABULARY, load_label_space
 from pipeline.progress import each
@@ -23,6 +26,10 @@ _MASK = re.compile(
     re.IGNORECASE,
 )
 """What follows the name of a frame in that of its label, where both are in one folder."""
+
+FEW_VALUES = 64
+"""A picture of one channel with at most so many values is drawn as labels are, no photograph."""
+_DECODED = 20  # pictures of one channel that a run decodes before it starts
 
 Size = tuple[int, int]
 
@@ -60,6 +67,10 @@ def check_headers(
         for kind, detail in marks.items():
             faults[kind][i] = detail
     faults["mask-frames"] = masks([sample.name for sample in samples])
+    one_channel = [i for i, (_, image, _) in enumerate(looks) if image and image.channels == 1]
+    drawn = [i for i in evenly(one_channel, _DECODED) if like_label(samples[i].image)]
+    if len(one_channel) < len(samples) or len(drawn) < min(_DECODED, len(one_channel)):
+        faults["mask-frames"] |= dict.fromkeys(drawn, LIKE_LABEL)
     for i, detail in renumbered([palette for _, _, palette in looks]).items():
         faults["palette-differs"].setdefault(i, detail)
     told = [
@@ -105,6 +116,17 @@ def header_faults(
         if image is not None and (seen := sizes_differ(spec, image.size, label.size)):
             faults["size-differs"] = seen
     return faults
+
+
+def like_label(path: Path) -> bool:
+    """Whether a picture of one channel has as few values as labels have, and more than one."""
+    try:
+        return 1 < len(np.unique(read_raw(path))) <= FEW_VALUES
+    except UserError:  # which is found where frames are decoded
+        return False
+
+
+LIKE_LABEL = f"one channel of at most {FEW_VALUES} values, among other frames"
 
 
 def masks(names: Sequence[str]) -> dict[int, str]:
