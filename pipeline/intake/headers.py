@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -154,14 +154,20 @@ def cityscapes_colors() -> dict[tuple[int, ...], str]:
 def misdrawn(spec: DatasetSpec, palette: bytes) -> str | None:
     """Whether a palette draws indices in the colours of other names than the spec's."""
     agree, differ = 0, []
-    for index, color in enumerate(_colors(palette)):
-        if expected := cityscapes_colors().get(color):
-            named = spec.values.get(str(index), "unlabeled")
-            if named == expected:
-                agree += 1
-            elif named in VOCABULARY - {"unlabeled"}:  # one's own names may be anything
-                differ.append(f"{index} ({named}) is drawn as {expected}")
+    for index, expected in _drawn(palette).items():
+        named = spec.values.get(str(index), "unlabeled")
+        if named == expected:
+            agree += 1
+        elif named in VOCABULARY - {"unlabeled"}:  # one's own names may be anything
+            differ.append(f"{index} ({named}) is drawn as {expected}")
     return f"index {'; '.join(differ[:3])}" if len(differ) >= max(2, agree + 1) else None
+
+
+@lru_cache(256)  # most files of a set have one palette
+def _drawn(palette: bytes) -> dict[int, str]:
+    """Index -> the name in whose colour a palette draws it."""
+    known = cityscapes_colors()
+    return {index: known[color] for index, color in enumerate(_colors(palette)) if color in known}
 
 
 def renumbered(palettes: Sequence[bytes]) -> dict[int, str]:
