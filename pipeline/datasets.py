@@ -439,9 +439,10 @@ def _members(spec: DatasetSpec, rule: str, images: dict[str, Path]) -> list[str]
         what, wanted = f"list {path}", len(lines)
         chosen, missing = _match_lines(lines, images)
     if missing or not chosen:
+        seen = ", ".join(entry[:80] for entry in missing[:3]) or "it is empty"
         raise UserError(
             f"Data set {spec.name}, split {spec.split!r}: {len(missing):,} of {wanted:,} entries "
-            f"of {what} match no frame: {', '.join(missing[:3]) or 'it is empty'}. Frames are like "
+            f"of {what} match no frame: {seen}. Frames are like "
             f"{', '.join(names[:3])}. Mend the split, or add the frames."
         )
     return [name for name in names if name in chosen]
