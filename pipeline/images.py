@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from pipeline.errors import UserError
 from pipeline.files import open_regular, replacing
@@ -102,8 +102,10 @@ def open_image(path: Path) -> Iterator[OpenImage]:
     except FileNotFoundError as error:
         raise UserError(f"No file {path}.") from error
     except Exception as error:  # decoders raise all sorts of things on damaged files
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = f"it is none of {', '.join(FORMATS)}" if unknown else str(error)
         raise UserError(
-            f"{path} cannot be read as an image ({error}). The file is damaged or of a foreign "
+            f"{path} cannot be read as an image ({why}). The file is damaged or of a foreign "
             "format: replace it, or take the frame out of the data set."
         ) from error
 

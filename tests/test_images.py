@@ -176,7 +176,7 @@ def test_formats_for_other_programs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 64\n%%EndComments\n%%EOF\n")
     for read in (read_header, read_rgb, read_raw):
-        with pytest.raises(UserError, match=r"cannot be read as an image \(cannot identify"):
+        with pytest.raises(UserError, match=r"cannot be read as an image \(it is none of PNG"):
             read(path)
 
 

@@ -73,11 +73,7 @@ def check_headers(
         faults["mask-frames"] |= dict.fromkeys(drawn, LIKE_LABEL)
     for i, detail in renumbered([palette for _, _, palette in looks]).items():
         faults["palette-differs"].setdefault(i, detail)
-    told = [
-        _told(spec, samples, kind, where)
-        for kind, where in faults.items()
-        if where and KINDS[kind].severity == "must fix"
-    ]
+    told = [_told(spec, samples, kind, where) for kind, where in faults.items() if where]
     if told:
         raise UserError("\n".join(told))
     return [image.size for _, image, _ in looks if image is not None]
@@ -87,10 +83,12 @@ def _told(spec: DatasetSpec, samples: Sequence[Sample], kind: str, where: dict[i
     known, (first, detail) = KINDS[kind], next(iter(where.items()))
     sample = samples[first]
     of_label = kind.startswith("label") or kind == "palette-differs"
+    if kind != "unreadable":  # which names its file
+        detail = f"{sample.label if of_label else sample.image}: {detail}"
     listed = known.quarantines and len(where) <= MOST_FRAMES * len(samples)
     return (
         f"Data set {spec.name}: {known.title}: {len(where):,} of {len(samples):,}. "
-        f"{sample.label if of_label else sample.image}: {detail.removesuffix('.')}. {known.advice}"
+        f"{detail.removesuffix('.')}. {known.advice}"
         + (" `sim2real check --quarantine` lists them." if listed else "")
     )
 
