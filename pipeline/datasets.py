@@ -426,7 +426,7 @@ def _members(spec: DatasetSpec, rule: str, images: dict[str, Path]) -> list[str]
         chosen = {name for name in names if fnmatch.fnmatchcase(name, rule)}
         what, wanted, missing = f"wildcard {rule!r}", 1, [] if chosen else [rule]
     elif ".mat:" in rule:
-        numbers = _matlab_numbers(_list_file(spec), rule.rpartition(":")[2])
+        numbers = _matlab_numbers(_list_file(spec), rule.partition(".mat:")[2])
         last = {name: name.rsplit("/", 1)[-1] for name in names}
         chosen = {n for n in names if last[n].isdecimal() and int(last[n]) in numbers}
         what, wanted = f"list {rule}", len(numbers)
@@ -513,7 +513,7 @@ def not_here(spec: DatasetSpec) -> str | None:
     if ".mat:" not in rule:
         return None
     path = _list_file(spec)
-    listed = len(_matlab_numbers(path, rule.rpartition(":")[2]))
+    listed = len(_matlab_numbers(path, rule.partition(".mat:")[2]))
     whole = spec.model_copy(update={"limit": None, "quarantine": None})
     here = len(list_samples(whole, labelled=False))
     if here >= listed:
@@ -540,8 +540,8 @@ def _matlab_numbers(path: Path, key: str) -> set[int]:
         keys = ", ".join(k for k in table if not k.startswith("_"))
         raise UserError(f"{path} has no {key!r}; it has {keys or 'nothing'}.")
     numbers = np.asarray(table[key]).ravel()
-    if not np.issubdtype(numbers.dtype, np.number) or not (
-        np.isreal(numbers).all() and (numbers >= 0).all() and (numbers % 1 == 0).all()
+    if numbers.dtype.kind not in "iuf" or not (
+        (numbers >= 0).all() and (numbers < 1e15).all() and (numbers % 1 == 0).all()
     ):
         raise UserError(f"{path}: {key!r} holds no numbers of frames.")
     return set(numbers.astype(int).tolist())

@@ -405,17 +405,21 @@ def test_splits_of_a_matlab_file(tmp_path: Path) -> None:
 def test_a_part_of_the_listed_frames_is_said_not_refused(tmp_path: Path) -> None:
     for i in (2, 4):
         pair(tmp_path, [[7]], f"{i:05d}.png")
-    savemat(tmp_path / "split.mat", {"a": [[2.0], [4.0], [6.0]], "b": [[9]], "c": [[0.5]]})
+    savemat(
+        tmp_path / "split.mat",
+        {"a": [[2.0], [4.0], [6.0]], "b": [[9]], "c": [[0.5]], "d": [[np.nan]]},
+    )
     chosen = {
-        key: own(tmp_path, splits={"x": f"split.mat:{key}"}, split="x", limit=1) for key in "abc"
+        key: own(tmp_path, splits={"x": f"split.mat:{key}"}, split="x", limit=1) for key in "abcd"
     }
     assert len(list_samples(chosen["a"], labelled=True)) == 1
     assert str(not_here(chosen["a"])).endswith("lists 3 frames of split x, and 2 of them are here")
     assert not_here(own(tmp_path)) is None
     with pytest.raises(UserError, match=r"1 of 1 entries of list split\.mat:b match no frame: 9"):
         list_samples(chosen["b"], labelled=True)
-    with pytest.raises(UserError, match="'c' holds no numbers of frames"):
-        list_samples(chosen["c"], labelled=True)
+    for key in "cd":
+        with pytest.raises(UserError, match=f"'{key}' holds no numbers of frames"):
+            list_samples(chosen[key], labelled=True)
 
 
 LISTS = {
