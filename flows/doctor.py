@@ -1,6 +1,6 @@
 """`sim2real check`: the data doctor on one data set, or on all that a configuration names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -33,6 +33,8 @@ class Patient:
     """Parts that networks are scored on."""
     space: LabelSpace
     config: Config | None
+    crop: tuple[int, int] | None
+    """What CycleGAN cuts out of the frames of source and target, if it is trained."""
     beside: Path | None
     """The file that says it all, without its ending; none for a data set known by name."""
 
@@ -62,6 +64,7 @@ def patient(what: str, root: Path | None, label_space: str, settings: list[str] 
             frozenset({"test"}),
             load_label_space(config.label_space),
             config,
+            config.cyclegan.crop if config.translates and config.translation.trains else None,
             path.with_suffix(""),
         )
     if settings:
@@ -78,7 +81,7 @@ def patient(what: str, root: Path | None, label_space: str, settings: list[str] 
     scored = frozenset(part for part in parts if _is_scored(part))
     space = load_label_space(label_space)
     return Patient(
-        parts, frozenset(), scored, space, None, path.with_suffix("") if is_file else None
+        parts, frozenset(), scored, space, None, None, path.with_suffix("") if is_file else None
     )
 
 
@@ -90,13 +93,34 @@ def look(patient: Patient) -> dict[str, DatasetReport]:
     """Examine every part, and compare them: those of a configuration, or the splits of a set."""
     reports = {}
     for part, spec in patient.parts.items():
-        reports[part] = examine(spec, patient.space, labelled=part not in patient.unlabelled)
+        reports[part] = examine(
+            spec,
+            patient.space,
+            labelled=part not in patient.unlabelled,
+            crop=patient.crop if part in {"source", "target"} else None,
+        )
+    if patient.config is not None and "target" in patient.parts:
+        reports["target"] = _without_labels(patient.config, reports["target"])
     if patient.config is None:
         reports = {
             part: report if report.spec.split else compare_splits(report, scored=_is_scored)
             for part, report in reports.items()
         }
     return compare(reports, scored=patient.scored, one_set=patient.config is None)
+
+
+def _without_labels(config: Config, target: DatasetReport) -> DatasetReport:
+    """Say of a target that has no label at all which arms ask for one."""
+    arms = ", ".join(name for name, arm in config.arms.items() if "target" in arm.train)
+    advice = (
+        f"The target has no labels: take the arms that read them ({arms}) out of `arms`, or add "
+        "the labels."
+    )
+    findings = (
+        replace(found, advice=advice) if (found.kind, found.share) == ("no-label", 1) else found
+        for found in target.findings
+    )
+    return replace(target, findings=tuple(findings))
 
 
 def tell(reports: dict[str, DatasetReport], console: Console) -> None:

@@ -1,21 +1,29 @@
 """Everything that is looked at before any work starts."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from flows.stages import Stage, check, is_done, named, plan, remove
 from pipeline.config import Config, CycleGANConfig, SegmentationConfig
-from pipeline.datasets import DatasetSpec, label_files, list_samples, missing_classes
+from pipeline.datasets import (
+    DatasetSpec,
+    label_finder,
+    list_samples,
+    missing_classes,
+    not_here,
+)
 from pipeline.errors import UserError
+from pipeline.intake.headers import check_headers
 from pipeline.labels import load_label_space
-from pipeline.reading import LabelReader, check_sizes, read_frame
+from pipeline.reading import LabelReader, read_frame, working_size
 from pipeline.runs import write_run
 
 
 def preflight(config: Config) -> None:
     """Check that every data set, name and size of a configuration can work.
 
-    Looks at the listing and all sizes of each data set, decodes its first frame and label, and
+    Looks at the listing and all headers of each data set, decodes its first frame and label, and
     builds the network once. Frames beyond the first are decoded when they are read.
 
     Raises:
@@ -30,14 +38,14 @@ def preflight(config: Config) -> None:
             problems.append(str(error))
 
     kinds = config.labels_read
-    collect(lambda: _look_at(config, config.source, bool(kinds & {"source", "translated"})))
-    collect(lambda: _look_at(config, config.target, "target" in kinds))
+    trains = "translated" in kinds and config.translation.trains
+    crop = config.cyclegan.crop if trains else None
+    collect(lambda: _look_at(config, config.source, bool(kinds & {"source", "translated"}), crop))
+    collect(lambda: _look_at(config, config.target, "target" in kinds, crop))
     collect(lambda: _look_at(config, config.test, True))
     if "translated" in kinds and (weights := config.translation.weights) is not None:
         collect(lambda: _generator(weights))
-    if "translated" in kinds and config.translation.trains:
-        for spec in (config.source, config.target):
-            collect(lambda spec=spec: _crop_fits(config, spec))  # type: ignore[misc]
+    if trains:
         collect(lambda: _translator(config))
         if config.cyclegan.start is not None:
             collect(lambda: _start(config.cyclegan))
@@ -48,7 +56,9 @@ def preflight(config: Config) -> None:
         raise UserError("\n".join(dict.fromkeys(problems)))
 
 
-def _look_at(config: Config, spec: DatasetSpec, labelled: bool) -> None:
+def _look_at(
+    config: Config, spec: DatasetSpec, labelled: bool, crop: tuple[int, int] | None = None
+) -> None:
     try:
         samples = list_samples(spec, labelled=labelled)
     except UserError as error:
@@ -56,9 +66,11 @@ def _look_at(config: Config, spec: DatasetSpec, labelled: bool) -> None:
             raise
         what = error if has_labels(spec) else f"Data set {spec.name}: no frame has a label."
         raise UserError(f"{what} {config.without_target_labels}") from error
+    if seen := not_here(spec):
+        print(f"Note: data set {spec.name}: {seen}.", file=sys.stderr)
+    check_headers(spec, samples, crop=crop)
     read_frame(spec, samples[0])
     if labelled:
-        check_sizes(spec, samples)
         space = load_label_space(config.label_space)
         LabelReader(spec, space).read(samples[0])
         if len(missing_classes(spec, space)) == len(space.classes):
@@ -75,17 +87,10 @@ def has_labels(spec: DatasetSpec) -> bool:
         UserError: there are no frames.
     """
     frames = list_samples(spec, labelled=False)
-    return spec.labels is not None and any(label_files(spec, frame.name) for frame in frames)
-
-
-def _crop_fits(config: Config, spec: DatasetSpec) -> None:
-    sample = list_samples(spec, labelled=False)[0]
-    height, width = read_frame(spec, sample).shape[:2]
-    if width < config.cyclegan.crop[0] or height < config.cyclegan.crop[1]:
-        raise UserError(
-            f"cyclegan.crop {list(config.cyclegan.crop)} is larger than {sample.image}, which is "
-            f"read at {width}x{height}. Lower the crop, or raise `width` of {spec.name}."
-        )
+    if spec.labels is None:
+        return False
+    label_files = label_finder(spec)
+    return any(label_files(frame.name) for frame in frames)
 
 
 def _translator(config: Config) -> None:
@@ -94,7 +99,21 @@ def _translator(config: Config) -> None:
 
     check_crop(config.cyclegan)
     if config.cyclegan.paired:
-        pairs(config.source, config.target)
+        both = pairs(config.source, config.target)
+        specs = config.source, config.target
+        sizes = [
+            [working_size(spec, size) for size in check_headers(spec, samples)]
+            for spec, samples in zip(specs, both, strict=True)
+        ]
+        differ = [i for i, (one, other) in enumerate(zip(*sizes, strict=True)) if one != other]
+        if differ:
+            images = [samples[differ[0]].image for samples in both]
+            read = [f"{size[differ[0]][0]}x{size[differ[0]][1]}" for size in sizes]
+            raise UserError(
+                f"{len(differ):,} of {len(both[0]):,} pairs: {images[0]} is read at {read[0]}, "
+                f"its pair {images[1]} at {read[1]}. Pairs must have one size: set `width` of both "
+                "data sets."
+            )
 
 
 def _start(config: CycleGANConfig) -> None:

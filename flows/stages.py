@@ -19,7 +19,7 @@ from pipeline.datasets import (
     DatasetSpec,
     Sample,
     digest,
-    instance_file,
+    instance_finder,
     list_samples,
     translated_spec,
 )
@@ -388,7 +388,7 @@ def _instances(spec: DatasetSpec | None, run: Path) -> Inputs:
 def _instance_files(spec_json: str, run: Path) -> Inputs:
     spec = DatasetSpec.model_validate_json(spec_json)
     names = [sample.name for sample in list_samples(spec, labelled=False)]
-    files = [(name, instance_file(spec, name)) for name in names]
+    files = zip(names, map(instance_finder(spec), names), strict=True)
     found = [Sample(name, file) for name, file in files if file is not None]
     if not found:
         return {"instances": spec.instances}

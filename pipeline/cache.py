@@ -29,7 +29,7 @@ from pipeline.progress import each
 from pipeline.reading import LabelReader, decoder_code, read_frame
 
 Reader = Callable[[int], UInt8]
-_VERSION = 1
+_VERSION = 2
 _GROUP = 64
 
 

@@ -9,13 +9,18 @@ when their fields are equal:
 A pattern without a file name ending matches any common image format.
 """
 
+import codecs
 import csv
 import fnmatch
+import glob
 import hashlib
+import io
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -25,7 +30,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.csv_files import unquoted
 from pipeline.errors import UserError
-from pipeline.files import read_settings, short, write_yaml
+from pipeline.files import open_regular, read_settings, short, write_yaml
 from pipeline.images import (
     SUFFIXES,
 )
@@ -43,6 +48,7 @@ DECODERS = "sim2real.decoders"
 PATHS = ("root", "label_root", "quarantine")
 """The fields that hold paths, relative to the file that says them."""
 _FIELD = re.compile(r"\{(\w+)\}")
+_LIST_BYTES = 64 * 1024 * 1024
 
 
 def _table(values: Any) -> Any:
@@ -379,7 +385,7 @@ def list_samples(spec: DatasetSpec, *, labelled: bool) -> list[Sample]:
             )
         found[name] = path
     names = sorted(found)
-    if spec.split in spec.splits:
+    if names and spec.split in spec.splits:
         images = {name: found[name].relative_to(spec.root) for name in names}
         names = _members(spec, spec.splits[spec.split], images)
     if spec.quarantine is not None:
@@ -412,28 +418,47 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def _find(spec: DatasetSpec, fixed: dict[str, str]) -> list[tuple[dict[str, str], Path]]:
-    """Every image that the pattern matches: its fields in order, and its path."""
-    pattern = spec.images
-    for field, value in fixed.items():
-        pattern = pattern.replace("{" + field + "}", value)
-    any_suffix = Path(pattern).suffix.lower() not in SUFFIXES
-    parts = re.split(r"\{(\w+)\}", spec.images)
-    expression = re.escape(parts[0])
-    for field, literal in zip(parts[1::2], parts[2::2], strict=True):
-        first = f"(?P<{field}>" not in expression
-        expression += (f"(?P<{field}>[^/]+)" if first else f"(?P={field})") + re.escape(literal)
-    if any_suffix:
-        expression += r"\.\w+"
-    glob = _FIELD.sub("*", pattern) + (".*" if any_suffix else "")
+    """Every frame that the pattern matches: its fields in order, and its path."""
+    any_suffix = Path(spec.images).suffix.lower() not in SUFFIXES
+    expression = _expression(spec.images)
     matches = []
-    for path in spec.root.glob(glob):
+    for path in spec.root.glob(pattern_glob(spec.images, fixed) + (".*" if any_suffix else "")):
         below = path.relative_to(spec.root)
         match = re.fullmatch(expression, below.as_posix())
         # What is hidden is other programs', or our own and unfinished.
         hidden = any(part.startswith(".") for part in below.parts)
         if match and path.suffix.lower() in SUFFIXES and not hidden:
             matches.append((match.groupdict(), path))
-    return matches
+    if spec.labels is None or spec.label_root not in (None, spec.root):
+        return matches
+    # Where labels lie among the frames, the pattern may match them, too.
+    label = re.compile(_expression(spec.labels))
+    names = {tuple(sorted(fields.items())) for fields, _ in matches}
+    frames = []
+    for fields, path in matches:
+        match = label.fullmatch(path.relative_to(spec.root).as_posix())
+        owner = match.groupdict() if match else fields
+        if owner == fields or tuple(sorted(owner.items())) not in names:
+            frames.append((fields, path))
+    return frames
+
+
+def pattern_glob(pattern: str, fixed: Mapping[str, str]) -> str:
+    """A wildcard that finds what a pattern may match; `fixed` are the values of some fields."""
+    parts = re.split(r"\{(\w+)\}", pattern)
+    parts[::2] = map(glob.escape, parts[::2])
+    parts[1::2] = (glob.escape(fixed[field]) if field in fixed else "*" for field in parts[1::2])
+    return "".join(parts)
+
+
+def _expression(pattern: str) -> str:
+    """A regular expression of the paths that a pattern means, with its fields as groups."""
+    parts = re.split(r"\{(\w+)\}", pattern)
+    expression = re.escape(parts[0])
+    for field, literal in zip(parts[1::2], parts[2::2], strict=True):
+        first = f"(?P<{field}>" not in expression
+        expression += (f"(?P<{field}>[^/]+)" if first else f"(?P={field})") + re.escape(literal)
+    return expression + ("" if Path(pattern).suffix.lower() in SUFFIXES else r"\.\w+")
 
 
 def _members(spec: DatasetSpec, rule: str, images: dict[str, Path]) -> list[str]:
@@ -441,33 +466,108 @@ def _members(spec: DatasetSpec, rule: str, images: dict[str, Path]) -> list[str]
 
     Args:
         images: name -> image below the root.
+
+    Raises:
+        UserError: a rule that selects nothing, or a line of a list that is no frame.
     """
+    names = list(images)
     if not _is_list(rule):
-        return [name for name in images if fnmatch.fnmatchcase(name, rule)]
-    file, _, key = rule.partition(".mat:")
-    path = spec.root / (file + ".mat" if key else rule)
-    if not path.is_file():
+        chosen = {name for name in names if fnmatch.fnmatchcase(name, rule)}
+        what, wanted, missing = f"wildcard {rule!r}", 1, [] if chosen else [rule]
+    elif ".mat:" in rule:
+        numbers = _matlab_numbers(_list_file(spec), rule.partition(".mat:")[2])
+        last = {name: name.rsplit("/", 1)[-1] for name in names}
+        chosen = {n for n in names if last[n].isdecimal() and int(last[n]) in numbers}
+        what, wanted = f"list {rule}", len(numbers)
+        # Who unpacked a part of the frames has no other list: what is missing is told elsewhere.
+        missing = [] if chosen else sorted(map(str, numbers))
+    else:
+        path = _list_file(spec)
+        lines = [line.strip() for line in read_list(path).split("\n")]
+        lines = [line for line in lines if line and not line.startswith("#")]
+        what, wanted = f"list {path}", len(lines)
+        chosen, missing = _match_lines(lines, images)
+    if missing or not chosen:
+        seen = ", ".join(entry[:80] for entry in missing[:3]) or "it is empty"
+        raise UserError(
+            f"Data set {spec.name}, split {spec.split!r}: {len(missing):,} of {wanted:,} entries "
+            f"of {what} match no frame: {seen}. Frames are like "
+            f"{', '.join(names[:3])}. Mend the split, or add the frames."
+        )
+    return [name for name in names if name in chosen]
+
+
+def _match_lines(lines: Sequence[str], images: Mapping[str, Path]) -> tuple[set[str], list[str]]:
+    """The names of the frames that the lines of a list mean, and the lines that mean none.
+
+    A line is a frame's name or its image's path, or the end of either; or a path that ends in the
+    image's, as on the machine where the list was made. Further columns, as of labels, are left out.
+    """
+    paths = {_plain_parts(image): name for name, image in images.items()}
+    spellings = [*paths.items(), *((tuple(name.split("/")), name) for name in images)]
+    columns = [(line, re.split(r"[\t,;]| +", line)[0]) for line in lines]
+    asked = [[_plain_parts(Path(text.replace("\\", "/"))) for text in both] for both in columns]
+    lengths = {len(parts) for both in asked for parts in both}
+    ends: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for parts, name in spellings:
+        for length in lengths & set(range(1, len(parts) + 1)):
+            ends[parts[-length:]].add(name)
+    chosen: set[str] = set()
+    missing = []
+    for (line, _), both in zip(columns, asked, strict=True):
+        longer = ({paths[p[i:]]} for p in both for i in range(1, len(p)) if p[i:] in paths)
+        found = next((ends[parts] for parts in both if parts in ends), next(longer, set()))
+        chosen |= found
+        if not found:
+            missing.append(line)
+    return chosen, missing
+
+
+def split_file(spec: DatasetSpec) -> Path | None:
+    """The file that lists the spec's split, if one does."""
+    rule = spec.splits.get(spec.split or "", "")
+    return spec.root / re.sub(r"(?<=\.mat):.*", "", rule) if _is_list(rule) else None
+
+
+def _list_file(spec: DatasetSpec) -> Path:
+    path = split_file(spec)
+    assert path is not None
+    if not path.exists():
         raise UserError(f"Data set {spec.name}: split {spec.split!r} is listed in {path}: no file.")
-    if key:
-        numbers = _matlab_numbers(path, key)
-        last = {name: name.rsplit("/", 1)[-1] for name in images}
-        return [name for name in images if last[name].isdecimal() and int(last[name]) in numbers]
+    return path
+
+
+def read_list(path: Path) -> str:
+    """A list or table that others wrote: UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        UserError: no text, or too large for a list of frames.
+    """
+    with open_regular(path) as file:
+        data = file.read(_LIST_BYTES + 1)
+    if len(data) > _LIST_BYTES:
+        raise UserError(f"{path} has more than {_LIST_BYTES:,} bytes: it is no list of frames.")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} cannot be read as a list of frames: {error}") from error
-    # A line is a frame's name or its image's path, or the end of either.
-    listed = {_plain_parts(Path(line.strip())) for line in lines if line.strip()}
-    lengths = {len(parts) for parts in listed}
+        raise UserError(
+            f"{path} cannot be read as a list of frames: {error}. Save it as UTF-8."
+        ) from error
 
-    def is_listed(parts: tuple[str, ...]) -> bool:
-        return any(parts[-n:] in listed for n in lengths)
 
-    return [
-        name
-        for name, image in images.items()
-        if is_listed(tuple(name.split("/"))) or is_listed(_plain_parts(image))
-    ]
+def not_here(spec: DatasetSpec) -> str | None:
+    """How many frames that a MATLAB file lists for the spec's split are not there, if any."""
+    rule = spec.splits.get(spec.split or "", "")
+    if ".mat:" not in rule:
+        return None
+    path = _list_file(spec)
+    listed = len(_matlab_numbers(path, rule.partition(".mat:")[2]))
+    whole = spec.model_copy(update={"limit": None, "quarantine": None})
+    here = len(list_samples(whole, labelled=False))
+    if here >= listed:
+        return None
+    return f"{path} lists {listed:,} frames of split {spec.split}, and {here:,} of them are here"
 
 
 def _plain_parts(path: Path) -> tuple[str, ...]:
@@ -479,16 +579,21 @@ def _matlab_numbers(path: Path, key: str) -> set[int]:
     from scipy.io import loadmat
 
     try:
-        table = loadmat(path)
+        with open_regular(path) as file:
+            table = loadmat(file)
+    except UserError:
+        raise
     except Exception as error:  # scipy raises whatever its parser meets in a damaged file
         raise UserError(f"{path} cannot be read as a MATLAB file: {error}") from error
     if key not in table:
         keys = ", ".join(k for k in table if not k.startswith("_"))
         raise UserError(f"{path} has no {key!r}; it has {keys or 'nothing'}.")
-    numbers = np.asarray(table[key])
-    if not np.issubdtype(numbers.dtype, np.number):
+    numbers = np.asarray(table[key]).ravel()
+    if numbers.dtype.kind not in "iuf" or not (
+        (numbers >= 0).all() and (numbers < 1e15).all() and (numbers % 1 == 0).all()
+    ):
         raise UserError(f"{path}: {key!r} holds no numbers of frames.")
-    return set(numbers.ravel().astype(int).tolist())
+    return set(numbers.astype(int).tolist())
 
 
 def read_quarantine(path: Path) -> dict[str, str]:
@@ -503,14 +608,13 @@ def read_quarantine(path: Path) -> dict[str, str]:
             "`quarantine` out."
         )
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, strict=True)
-            if rows.fieldnames != ["name", "reason"]:
-                raise UserError(
-                    f"{path} begins with the columns {rows.fieldnames}; name,reason were expected."
-                )
-            return {unquoted(row["name"]): unquoted(row["reason"] or "") for row in rows}
-    except (csv.Error, UnicodeDecodeError) as error:
+        rows = csv.DictReader(io.StringIO(read_list(path), newline=""), strict=True)
+        if rows.fieldnames != ["name", "reason"]:
+            raise UserError(
+                f"{path} begins with the columns {rows.fieldnames}; name,reason were expected."
+            )
+        return {unquoted(row["name"]): unquoted(row["reason"] or "") for row in rows}
+    except csv.Error as error:
         raise UserError(f"{path} cannot be read as a table: {error}") from error
 
 
@@ -518,8 +622,9 @@ def _with_labels(spec: DatasetSpec, found: dict[str, Path]) -> list[Sample]:
     if spec.labels is None:
         raise UserError(f"Data set {spec.name} has no labels, and labels are needed here.")
     samples, orphans = [], []
+    label_files = label_finder(spec)
     for name, image in found.items():
-        labels = label_files(spec, name)
+        labels = label_files(name)
         if len(labels) > 1:
             raise UserError(
                 f"Data set {spec.name}: frame {name!r} has two labels: {labels[0]} and "
@@ -537,26 +642,50 @@ def _with_labels(spec: DatasetSpec, found: dict[str, Path]) -> list[Sample]:
     return samples
 
 
-def label_files(spec: DatasetSpec, name: str) -> list[Path]:
-    """Every file that is the label of the frame `name`: one, if all is well."""
+def label_finder(spec: DatasetSpec) -> Callable[[str], list[Path]]:
+    """A function from a frame's name to every file that is its label: one, if all is well."""
     assert spec.labels is not None
-    return _beside_label(spec, spec.labels, name)
+    return _finder(spec, spec.labels)
 
 
-def instance_file(spec: DatasetSpec, name: str) -> Path | None:
-    """The file that tells the objects of the frame `name` apart, if there is one."""
-    files = _beside_label(spec, spec.instances, name) if spec.instances else []
-    return files[0] if files else None
+def instance_finder(spec: DatasetSpec) -> Callable[[str], Path | None]:
+    """A function from a frame's name to the file that tells its objects apart, if there is one."""
+    if not spec.instances:
+        return lambda name: None
+    find = _finder(spec, spec.instances)
+    return lambda name: next(iter(find(name)), None)
 
 
-def _beside_label(spec: DatasetSpec, pattern: str, name: str) -> list[Path]:
-    fields = dict(zip(pattern_fields(spec.images), name.split("/"), strict=True))
-    stem = _FIELD.sub(lambda match: fields[match[1]], pattern)
+def _finder(spec: DatasetSpec, pattern: str) -> Callable[[str], list[Path]]:
+    """A function from a frame's name to the files that `pattern` means; lists each folder once."""
+    fields = pattern_fields(spec.images)
+    root = spec.label_root or spec.root
     ending = Path(pattern).suffix
     given = ending.lower() in SUFFIXES or (spec.decoder is not None and ending)
-    root = spec.label_root or spec.root
-    paths = (root / (stem + suffix) for suffix in (("",) if given else SUFFIXES))
-    return [path for path in paths if path.is_file()]
+
+    @cache
+    def beside(folder: Path) -> dict[str, list[Path]]:
+        """Name without ending -> the images of a folder, as `SUFFIXES` are ordered."""
+        named: dict[str, list[Path]] = defaultdict(list)
+        try:
+            with os.scandir(folder) as entries:
+                found = [folder / entry.name for entry in entries if entry.is_file()]
+        except (FileNotFoundError, NotADirectoryError):
+            found = []
+        for path in sorted(p for p in found if p.suffix.lower() in SUFFIXES):
+            named[path.stem].append(path)
+        for paths in named.values():
+            paths.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()))
+        return named
+
+    def find(name: str) -> list[Path]:
+        values = dict(zip(fields, name.split("/"), strict=True))
+        path = root / _FIELD.sub(lambda match: values[match[1]], pattern)
+        if given:
+            return [path] if path.is_file() else []
+        return beside(path.parent).get(path.name, [])
+
+    return find
 
 
 def missing_classes(spec: DatasetSpec, space: LabelSpace) -> list[str]:

@@ -1,18 +1,31 @@
 """Reading and writing pictures: RGB uint8 arrays, errors that name the file."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.files import open_regular, replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """File name endings that count as images, in the order in which they are looked for."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+"""What `SUFFIXES` stand for. Files of other formats are refused whatever they are called: PIL would
+hand PostScript to Ghostscript, which runs it."""
+
+MAX_PIXELS, MAX_BYTES = 1 << 27, 1 << 29
+"""Larger images are refused before they are decoded: 16384x8192 pixels, 512 MiB of a file."""
+
+_STRETCHED = {"L;2": 85, "L;4": 17}
+"""Grey values of few bits are stretched by PIL to 0..255; in a label they are ids."""
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -22,68 +35,207 @@ JPEG_OPTIONS = [
 ]
 
 
+class Header(NamedTuple):
+    """What an image file says of itself in front of its pixels."""
+
+    format: str
+    size: tuple[int, int]
+    """Width and height."""
+    mode: str
+    """PIL's word for a pixel: `P` is an index into a palette, `L` a grey value of 8 bits, ..."""
+    stored: str
+    """PIL's word for how a pixel is stored: `L;4` has 4 bits, `RGB;16B` three times 16, ..."""
+    lossy: bool
+    """Stored by JPEG or lossy WebP, which do not keep values."""
+    orientation: int
+    """By EXIF; 1 is upright."""
+    transparent: bool
+    palette: bytes
+    """R, G, B of each index in turn; empty without a palette."""
+
+    @property
+    def channels(self) -> int:
+        """Numbers a pixel; 1 for an index into a palette."""
+        return Image.getmodebands(self.mode)
+
+    @property
+    def wide(self) -> bool:
+        """Whether a channel has 16 bits."""
+        return ";16" in self.stored and not self.stored.startswith("BGR")  # those are 5, 6, 5 bits
+
+
+class OpenImage(NamedTuple):
+    """An image file that is open: nothing of its pixels is decoded yet."""
+
+    image: ImageFile.ImageFile
+    header: Header
+    file: BinaryIO
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[OpenImage]:
+    """Open an image file of one of `FORMATS`; the only way in which images are opened.
+
+    Raises:
+        UserError: no such file, no regular file, too large, damaged or of a foreign format; also
+            for what goes wrong in the block, where pixels are decoded.
+    """
+    try:
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+                raise UserError(
+                    f"{path} has {size:,} bytes; images of at most {MAX_BYTES:,} bytes are read. "
+                    "Replace the file, or take the frame out of the data set."
+                )
+            start = file.read(34)
+            file.seek(0)
+            Image.MAX_IMAGE_PIXELS = None  # PIL only warns of images that are refused here
+            image = Image.open(file, formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"{path} is {image.width}x{image.height}; images of at most {MAX_PIXELS:,} "
+                    "pixels are read. Cut it into parts, or take the frame out of the data set."
+                )
+            yield OpenImage(image, _header(image, start), file)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"No file {path}.") from error
+    except Exception as error:  # decoders raise all sorts of things on damaged files
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = f"it is none of {', '.join(FORMATS)}" if unknown else str(error)
+        raise UserError(
+            f"{path} cannot be read as an image ({why}). The file is damaged or of a foreign "
+            "format: replace it, or take the frame out of the data set."
+        ) from error
+
+
+def read_header(path: Path) -> Header:
+    """What an image file says of itself, without decoding pixels; `UserError` when it is none."""
+    with open_image(path) as opened:
+        return opened.header
+
+
+def _header(image: ImageFile.ImageFile, start: bytes) -> Header:
+    kind, mode = image.format or "", image.mode
+    compression = image.info.get("compression")
+    return Header(
+        kind,
+        image.size,
+        mode,
+        _stored(image, start),
+        kind in {"JPEG", "MPO"}
+        or compression in {"jpeg", "tiff_jpeg", "webp"}
+        or (kind == "WEBP" and bool({start[12:16], start[30:34]} & {b"VP8 ", b"ALPH"})),
+        _orientation(image),
+        mode in {"RGBA", "LA", "PA"} or "transparency" in image.info,
+        _palette(image) if mode == "P" else b"",
+    )
+
+
+def _stored(image: ImageFile.ImageFile, start: bytes) -> str:
+    if not image.tile:  # WebP
+        return image.mode
+    codec, args = image.tile[0][0], image.tile[0][3]
+    raw, *more = args if isinstance(args, tuple) else (args,)
+    if codec.startswith("ppm") and more != [255]:  # the greatest value, which PIL makes 255
+        return f"{raw};16B" if more == [65535] else f"{raw} of 0 to {more[0]}"
+    if image.format == "BMP" and image.mode == "L" and start[14] >= 40 and start[28] != 8:
+        return "grey of less than 8 bits"  # which PIL takes for 8 bits
+    return str(raw)
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    if image.format == "TIFF":
+        return int(getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation, 1))
+    if not image.info.keys() & {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}:
+        return 1
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block turns nothing
+        return 1
+
+
+def _palette(image: Image.Image) -> bytes:
+    if image.palette is None:
+        return b""
+    stored, colors = image.palette.getdata()
+    if stored == "RGB":
+        return bytes(colors)
+    one = Image.new("P", (1, 1))
+    one.putpalette(colors, stored)
+    return bytes(one.getpalette() or [])
+
+
 def read_rgb(path: Path) -> UInt8:
     """Read an image file as (H, W, 3) uint8 RGB.
 
     Raises:
-        UserError: the file is missing, damaged or no image.
+        UserError: as `open_image`, or `frame_fault` finds something.
     """
-    with open_image(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise UserError(
-                f"{path} has {image.mode} pixels; frames of 8 bits a channel are expected. "
-                "Convert the file."
-            )
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # PIL asks for it
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    with open_image(path) as (image, header, _):
+        if fault := frame_fault(header):
+            raise UserError(f"{path} is not read as a frame: {fault[1]}. Convert the file.")
+        image.load()
+        # PIL asks for RGBA between a palette with transparency and RGB.
+        full = image.convert("RGBA") if image.mode == "P" and header.transparent else image
+        return np.asarray(full if full.mode == "RGB" else full.convert("RGB"))
 
 
-def read_raw(path: Path) -> npt.NDArray[np.integer]:
-    """Read a label file as it is stored: palette indices, 8- or 16-bit values, or channels.
+def frame_fault(header: Header) -> tuple[str, str] | None:
+    """Why a frame is not read, if so: the kind of fault, and what is seen.
+
+    Labels are drawn on frames as some program showed them, turned by their EXIF data or not, and no
+    file says which. So nothing is turned here, and what is to be turned is refused.
+    """
+    if header.orientation != 1:
+        seen = f"EXIF orientation {header.orientation}, which no label says whether it follows"
+        return "rotated-frame", seen
+    if header.mode.startswith(("I", "F")):
+        return "frame-depth", f"pixels of mode {header.mode}; frames of 8 bits a channel are read"
+    return None
+
+
+def read_raw(path: Path, *, colors: bool = False) -> npt.NDArray[Any]:
+    """Read a label file as it is stored: palette indices, numbers, or channels.
+
+    Args:
+        colors: read a palette file by the colours of its indices.
 
     Returns:
         (H, W) for palette and greyscale files, (H, W, C) in RGB order otherwise.
 
     Raises:
-        UserError: the file is missing, damaged or no image.
+        UserError: as `open_image`.
     """
-    with open_image(path, decode=False) as header:
-        wide = ";16" in str(getattr(header, "tile", ""))
-    with open_image(path) as image:
-        # PIL cuts 16-bit colour down to 8 bits and says nothing; OpenCV keeps it, but expands
-        # palettes into colours. So each reads what it reads right.
-        raw = np.asarray(image)
-        if raw.ndim == 2 or not wide:
-            return raw
-        unchanged = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if unchanged is None:
-        raise UserError(f"{path} cannot be read as an image. Replace the file.")
+    with open_image(path) as opened:
+        return stored_values(opened, colors=colors)
+
+
+def stored_values(opened: OpenImage, *, colors: bool = False) -> npt.NDArray[Any]:
+    """As `read_raw`, of a file that is open."""
+    image, header, file = opened
+    raw = np.asarray(image)
+    if header.mode == "P" and colors:
+        table = np.zeros((256, 3), np.uint8)
+        given = np.frombuffer(header.palette, np.uint8).reshape(-1, 3)[:256]
+        table[: len(given)] = given
+        return np.asarray(table[raw])
+    if raw.ndim == 2 or not header.wide:
+        return raw // _STRETCHED[header.stored] if header.stored in _STRETCHED else raw
+    # PIL cuts 16-bit colour down to 8 bits and says nothing; OpenCV keeps it, but expands
+    # palettes into colours. So each reads what it reads right.
+    file.seek(0)
+    unchanged = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if unchanged is None or unchanged.ndim != 3 or unchanged.shape[:2] != raw.shape[:2]:
+        raise ValueError("its 16-bit channels cannot be decoded")
     order = [2, 1, 0, 3][: unchanged.shape[2]]
     return np.asarray(unchanged)[:, :, order]
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height from an image file's header; `UserError` when it is none."""
-    with open_image(path, decode=False) as image:
-        return image.size
-
-
-def open_image(path: Path, *, decode: bool = True) -> Image.Image:
-    """Open an image file with PIL; `UserError` names a file that cannot be read."""
-    try:
-        with path.open("rb") as file:
-            image = Image.open(file)
-            if decode:
-                image.load()
-    except FileNotFoundError as error:
-        raise UserError(f"No file {path}.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path} cannot be read as an image ({error}). The file is damaged or of a foreign "
-            "format: replace it, or take the frame out of the data set."
-        ) from error
-    return image
+    return read_header(path).size
 
 
 def write_image(path: Path, rgb: UInt8) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import os
+import re
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,7 +17,16 @@ import numpy.typing as npt
 from pipeline.datasets import DECODERS, DatasetSpec, Sample, code_file, raw_value
 from pipeline.errors import UserError
 from pipeline.files import open_regular
-from pipeline.images import UInt8, image_size, read_raw, read_rgb, resize_indices, resize_rgb
+from pipeline.images import (
+    Header,
+    UInt8,
+    image_size,
+    open_image,
+    read_rgb,
+    resize_indices,
+    resize_rgb,
+    stored_values,
+)
 from pipeline.labels import IGNORE, LabelSpace
 
 ALLOW_CODE = "SIM2REAL_ALLOW_CODE"
@@ -24,49 +34,55 @@ ALLOW_CODE = "SIM2REAL_ALLOW_CODE"
 that are started inherit it."""
 UNNAMED = 254
 """Class index of values without a name, where they are told from those that are ignored."""
+_PLAIN = re.compile(r"1|L;?[24]?|P;?[124]?|LA|RGB[AX]?|BGR[AX]?|(I|LA|RGBA?);16[BLNS]*|I;32[BLNS]*")
+"""How the values of labels may be stored: not where PIL inverts, scales or cuts them."""
 _ROWS = 32  # so many rows of colours at a time stay in the processor's cache
 
 
 def read_frame(spec: DatasetSpec, sample: Sample) -> UInt8:
     """A frame as (H, W, 3) uint8 RGB at the data set's working width."""
     rgb = read_rgb(sample.image)
-    return resize_rgb(rgb, _working_size(spec, (rgb.shape[1], rgb.shape[0])))
+    return resize_rgb(rgb, working_size(spec, (rgb.shape[1], rgb.shape[0])))
 
 
-def _working_size(spec: DatasetSpec, size: tuple[int, int]) -> tuple[int, int]:
+def working_size(spec: DatasetSpec, size: tuple[int, int]) -> tuple[int, int]:
+    """The width and height at which a frame of `size` is read."""
     if spec.width is None or spec.width == size[0]:
         return size
     return spec.width, max(1, round(size[1] * spec.width / size[0]))
 
 
-def check_sizes(spec: DatasetSpec, samples: list[Sample]) -> None:
-    """Compare each image's size with its label's, from the files' headers alone.
-
-    Raises:
-        UserError: counts the pairs that differ and names the first.
-    """
-    if spec.decoder is not None:
-        return  # no header to look at: sizes are compared when labels are read
-    problems = []
-    for sample in samples:
-        assert sample.label is not None, "list_samples was not asked for labels"
-        if problem := _sizes_differ(spec, sample, image_size(sample.label)):
-            problems.append(problem)
-    if problems:
-        raise UserError(f"Data set {spec.name}, {len(problems)} pair(s): {problems[0]}")
-
-
-def _sizes_differ(spec: DatasetSpec, sample: Sample, label: tuple[int, int]) -> str | None:
+def sizes_differ(spec: DatasetSpec, image: tuple[int, int], label: tuple[int, int]) -> str | None:
     """What is wrong with the size of a frame beside its label's (width, height), if anything."""
-    image = image_size(sample.image)
     # Translated frames are stored at the working width beside labels of the original size.
-    if image in (label, _working_size(spec, label)):
+    if image in (label, working_size(spec, label)):
         return None
-    return (
-        f"Sizes differ: image {sample.image} is {image[0]}x{image[1]}, its label {sample.label} "
-        f"is {label[0]}x{label[1]}. `sim2real check --quarantine` lists such frames, and the "
-        "spec's `quarantine` leaves them out."
-    )
+    return f"image {image[0]}x{image[1]}, label {label[0]}x{label[1]}"
+
+
+def label_fault(spec: DatasetSpec, header: Header) -> tuple[str, str] | None:
+    """Why a label file is not read, as its header shows: the kind of fault and what is seen."""
+    encoding, channels = spec.encoding, header.channels
+    said = f"where `encoding: {encoding}` is said"
+    if header.lossy:
+        return "label-jpeg", f"{header.format} blurs ids into their neighbours"
+    if header.orientation != 1:
+        return "rotated-frame", f"the label has EXIF orientation {header.orientation}"
+    if header.mode == "F":
+        return "label-depth", "floating point pixels"
+    if not _PLAIN.fullmatch(header.stored):
+        return "label-depth", f"pixels stored as {header.stored}, which are changed when read"
+    if encoding == "ids" and channels > 1:
+        return "label-colours", f"a colour image ({channels} channels), {said}"
+    if encoding == "rgb" and channels < 3 and header.mode != "P":
+        return "label-ids", f"{channels} channel(s), {said}"
+    if encoding == "rgb" and header.wide:
+        return "label-depth", "16 bits a channel, where colours of 8 bits are read"
+    if encoding == "channel" and channels == 1:
+        return "label-ids", f"1 channel, {said}"
+    if encoding == "channel" and channels <= spec.channel:
+        return "label-channel", f"{channels} channels, and channel {spec.channel} is said"
+    return None
 
 
 class LabelReader:
@@ -98,8 +114,11 @@ class LabelReader:
         assert sample.label is not None, "list_samples was not asked for labels"
         raw = self.raw(sample.label)
         size = (raw.shape[1], raw.shape[0])
-        if problem := _sizes_differ(self.spec, sample, size):
-            raise UserError(problem)
+        if problem := sizes_differ(self.spec, image_size(sample.image), size):
+            raise UserError(
+                f"Sizes differ, {sample.image} and its label {sample.label}: {problem}. `sim2real "
+                "check --quarantine` lists such frames; the spec's `quarantine` leaves them out."
+            )
         classes = self.classes(raw)
         if self.spec.strict and (unnamed := classes == UNNAMED).any():
             found = np.unique(raw.reshape(*size[::-1], -1)[unnamed], axis=0)[:10]
@@ -109,7 +128,7 @@ class LabelReader:
                 f"({unnamed.mean():.1%} of its pixels). Name them in `values` of data set "
                 f"{self.spec.name} ('unlabeled' ignores them), or set `strict: false`."
             )
-        return classes if native else resize_indices(classes, _working_size(self.spec, size))
+        return classes if native else resize_indices(classes, working_size(self.spec, size))
 
     def classes(self, raw: npt.NDArray[np.integer]) -> UInt8:
         """Raw values as `raw` returns them -> (H, W) uint8 class indices."""
@@ -127,27 +146,20 @@ class LabelReader:
         """
         if self._decode is not None:
             return self._decoded(path, self._decode)
-        raw = read_raw(path)
-        encoding = self.spec.encoding
-        if encoding == "ids":
-            if raw.ndim != 2:
+        with open_image(path) as opened:
+            if fault := label_fault(self.spec, opened.header):
                 raise UserError(
-                    f"{path} is a colour image, and data set {self.spec.name} says `encoding: "
-                    "ids`. Set `encoding` to rgb or channel."
+                    f"{path} is no label of data set {self.spec.name}: {fault[1]}. Mend the file, "
+                    "or the data set's `encoding`; `sim2real check` says more."
                 )
-            return _narrow(raw)
-        channels = 1 if raw.ndim == 2 else raw.shape[2]
-        needed = 3 if encoding == "rgb" else self.spec.channel + 1
-        if raw.ndim == 2 or channels < needed:
-            raise UserError(
-                f"{path} has {channels} channel(s), and data set {self.spec.name} says "
-                f"`encoding: {encoding}`, which needs {max(needed, 3)}. Set `encoding` to ids."
-            )
-        if encoding == "channel":
-            return _narrow(raw[:, :, self.spec.channel])
-        if raw.dtype != np.uint8:
-            raise UserError(f"{path} is a 16-bit colour image; colours of 8 bits are expected.")
-        return np.ascontiguousarray(raw[:, :, :3])
+            raw = stored_values(opened, colors=self.spec.encoding == "rgb")
+        if self.spec.encoding == "rgb":
+            return np.ascontiguousarray(raw[:, :, :3])
+        if self.spec.encoding == "channel":
+            raw = raw[:, :, self.spec.channel]
+        if problem := not_ids(raw):
+            raise UserError(f"{path} is no label of data set {self.spec.name}: {problem}.")
+        return np.ascontiguousarray(raw, np.uint16 if raw.dtype.itemsize > 1 else np.uint8)
 
     def _decoded(self, path: Path, decode: Any) -> npt.NDArray[np.integer]:
         try:
@@ -175,9 +187,14 @@ def decoder_code(name: str) -> str:
     return hashlib.sha256(_content(source)).hexdigest()[:16] if source else ""
 
 
-def _narrow(raw: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-    """(H, W) values as uint8 or uint16, contiguous."""
-    return np.ascontiguousarray(raw, None if raw.dtype == np.uint8 else np.uint16)
+def not_ids(raw: npt.NDArray[Any]) -> str | None:
+    """What is wrong with values (H, W) of more than 16 bits as ids, if anything."""
+    if raw.dtype.itemsize <= 2 or not raw.size or 0 <= raw.min() <= raw.max() <= 65535:
+        return None
+    return (
+        f"values from {raw.min()} to {raw.max()}, where ids are 0..65535: write 255 where there is "
+        "no label, and ids of classes rather than of instances"
+    )
 
 
 def _look_up_colors(table: UInt8, rgb: npt.NDArray[np.integer]) -> UInt8:

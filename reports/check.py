@@ -95,8 +95,8 @@ class _Pictures:
 
 def _file(path: Path) -> str | None:
     try:
-        image = open_image(path)
-        return photo(np.asarray(image.convert("RGB")), WIDTH)
+        with open_image(path) as opened:
+            return photo(np.asarray(opened.image.convert("RGB")), WIDTH)
     except Exception:  # decoders raise all sorts of things on damaged files
         return None
 

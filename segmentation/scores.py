@@ -11,7 +11,7 @@ from pipeline import cityscapes
 from pipeline.bootstrap import intervals
 from pipeline.confusion import ConfusionMatrix, Counts
 from pipeline.csv_files import write_table
-from pipeline.datasets import DatasetSpec, Sample, instance_file
+from pipeline.datasets import DatasetSpec, Sample, instance_finder
 from pipeline.errors import UserError
 from pipeline.files import replacing, sweep, write_json
 from pipeline.images import UInt8, image_size, read_raw
@@ -57,7 +57,7 @@ def instance_files(
     """Each frame's file of instances, or None; and what a protocol says of it."""
     if not cityscapes.has_official_scores(space):
         return None, "none: they are defined for the classes of cityscapes19"
-    files = [instance_file(dataset, sample.name) for sample in samples]
+    files = list(map(instance_finder(dataset), [sample.name for sample in samples]))
     found = [file for file in files if file is not None]
     if len(found) < len(files):
         return None, f"none: {len(files) - len(found)} of {len(files)} frames have no instance file"

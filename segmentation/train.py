@@ -37,6 +37,8 @@ from segmentation.models import Segmenter, build_model, share_batch_norms
 from segmentation.self_training import lesson, mask_out, unnoticed, weighted_cross_entropy
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
+PATIENCE = 50
+"""Steps without a labelled pixel after which nothing is to be learnt."""
 
 
 def train(
@@ -67,7 +69,8 @@ def train(
             pictures of mixed frames to `samples/`.
 
     Raises:
-        UserError: a name is unknown, a frame or label cannot be read, a loss is not finite.
+        UserError: a name is unknown, a frame or label cannot be read, no label holds a class, a
+            loss is not finite.
     """
     # Network and optimiser.
     fabric = make_fabric(compute, training=True, device=team.device)
@@ -131,7 +134,17 @@ def train(
         team.leader(lambda: progress(folder, title, config.steps, done=first)) as advance,
         explain_memory("segmentation"),
     ):
+        labelled = first > 0
         for step, (batch, *frames) in enumerate(zip(*loaders, strict=True), first + 1):
+            # On the CPU still, where to look costs no wait for a device.
+            labelled = labelled or bool((batch["label"] != IGNORE).any())
+            if not labelled and step == min(PATIENCE, config.steps):
+                raise UserError(
+                    f"{title}: no pixel of the labels in the first {step} steps belongs to a class "
+                    f"of label space {space.name}; the last frame was {batch['name'][-1]}. Mend "
+                    "the data set's `values` or `encoding`, or choose another label_space: "
+                    "`sim2real check` shows what the labels hold."
+                )
             factor = learning_rate_factor(step - 1, config)
             for group in optimizer.param_groups:
                 group["lr"] = group["full_rate"] * factor
@@ -189,7 +202,8 @@ def train(
             if team.size > 1:
                 names = [*names, f"what {team.size - 1} other device(s) had"]
             log.add(step, names, losses)
-            save = step == config.steps or step % config.checkpoint_every == 0
+            # Where a training continues, labels were seen.
+            save = labelled and (step == config.steps or step % config.checkpoint_every == 0)
             if save or step % config.log_every == 0:
                 log.flush(learning_rate=config.learning_rate * factor)
             if save:

@@ -14,14 +14,16 @@ from pipeline.datasets import (
     built_in_specs,
     layered,
     list_samples,
+    not_here,
     save_spec,
     spec_fields,
     translated_path,
     translated_spec,
 )
 from pipeline.errors import UserError
+from pipeline.intake.headers import check_headers
 from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelClass, LabelSpace, load_label_space
-from pipeline.reading import LabelReader, check_sizes, read_frame
+from pipeline.reading import LabelReader, read_frame
 from pipeline.schema import parse
 from tests.layouts import load_spec
 
@@ -108,6 +110,44 @@ def test_any_common_image_format(tmp_path: Path, suffix: str) -> None:
     write(tmp_path / "labels/a.png", np.full((8, 8), 7))
     (sample,) = list_samples(own(tmp_path), labelled=True)
     assert np.abs(read_frame(own(tmp_path), sample).astype(int) - 100).max() <= 3
+
+
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    for image, label in (("a.PNG", "a.PNG"), ("b.JPG", "b.png"), ("c.png", "c.Tif")):
+        write(tmp_path / "images" / image, np.zeros((1, 1, 3)))
+        write(tmp_path / "labels" / label, [[7]])
+    samples = list_samples(own(tmp_path), labelled=True)
+    assert [s.label.name for s in samples if s.label] == ["a.PNG", "b.png", "c.Tif"]
+    write(tmp_path / "labels/a.png", [[7]])
+    with pytest.raises(UserError, match=r"frame 'a' has two labels: .*a\.PNG and .*a\.png"):
+        list_samples(own(tmp_path), labelled=True)
+
+
+def test_brackets_and_stars_in_folders_are_themselves(tmp_path: Path) -> None:
+    root = tmp_path / "root [1]*"
+    for folder in ("im[ab]ges *", "images x"):
+        write(root / folder / "a.png", np.zeros((1, 1, 3)))
+    write(root / "labels/a.png", [[7]])
+    (sample,) = list_samples(own(root, images="im[ab]ges */{frame}"), labelled=True)
+    assert sample.image.parent.name == "im[ab]ges *"
+    write(root / "[val]/a.png", np.zeros((1, 1, 3)))
+    chosen = own(root, images="{split}/{frame}", labels=None, split="[val]")
+    assert [s.name for s in list_samples(chosen, labelled=False)] == ["[val]/a"]
+
+
+def test_labels_beside_their_frames_are_no_frames(tmp_path: Path) -> None:
+    for name in ("a", "b", "b_mask_c"):
+        write(tmp_path / f"{name}.jpg", np.zeros((1, 1, 3)))
+        write(tmp_path / f"{name}_mask.png", [[7]])
+    spec = own(tmp_path, images="{frame}", labels="{frame}_mask")
+    for labelled in (True, False):
+        samples = list_samples(spec, labelled=labelled)
+        assert [s.image.name for s in samples] == ["a.jpg", "b.jpg", "b_mask_c.jpg"]
+    annot = own(tmp_path / "x", images="{split}/{frame}", labels="{split}annot/{frame}")
+    write(tmp_path / "x/train/a.png", np.zeros((1, 1, 3)))
+    write(tmp_path / "x/trainannot/a.png", [[7]])
+    with pytest.raises(UserError, match=r"Found: train\. Set `split`"):
+        list_samples(annot, labelled=True)
 
 
 def test_limit_is_evenly_spaced(world: Path) -> None:
@@ -204,11 +244,11 @@ def test_hidden_files_are_no_frames(tmp_path: Path) -> None:
 def test_all_sizes_from_headers(tmp_path: Path) -> None:
     for name in "abc":
         pair(tmp_path, [[7, 7]], f"{name}.png")
-    check_sizes(own(tmp_path), list_samples(own(tmp_path), labelled=True))
+    check_headers(own(tmp_path), list_samples(own(tmp_path), labelled=True))
     for name in "bc":
         write(tmp_path / f"labels/{name}.png", [[7]])
-    with pytest.raises(UserError, match=r"2 pair\(s\): .*b\.png is 2x1, its label .*b\.png is 1x1"):
-        check_sizes(own(tmp_path), list_samples(own(tmp_path), labelled=True))
+    with pytest.raises(UserError, match=r": 2 of 3\. .*b\.png: image 2x1, label 1x1"):
+        check_headers(own(tmp_path), list_samples(own(tmp_path), labelled=True))
 
 
 def test_deep_frames_are_refused_not_cut(tmp_path: Path) -> None:
@@ -230,7 +270,7 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
     write(tmp_path / "images/a.png", np.zeros((4, 6, 3)))
     write(tmp_path / "labels/a.png", np.full((4, 5), 7))
     (sample,) = list_samples(own(tmp_path), labelled=True)
-    with pytest.raises(UserError, match=r"a\.png is 6x4, its label .*a\.png is 5x4"):
+    with pytest.raises(UserError, match=r"images/a\.png and .*labels/a\.png: image 6x4, label 5x4"):
         LabelReader(own(tmp_path), CITYSCAPES).read(sample)
 
 
@@ -257,12 +297,12 @@ def test_unnamed_values_are_ignored_or_refused(tmp_path: Path) -> None:
 def test_wrong_encodings(tmp_path: Path) -> None:
     pair(tmp_path, [[[7, 7, 7]]], "colour.png")
     (sample,) = list_samples(own(tmp_path), labelled=True)
-    with pytest.raises(UserError, match="is a colour image"):
+    with pytest.raises(UserError, match=r"colour\.png is no label .*a colour image \(3 channels\)"):
         LabelReader(own(tmp_path), CITYSCAPES).read(sample)
     other = tmp_path / "other"
     pair(other, [[7]])
     rgb = own(other, encoding="rgb", values={"7,7,7": "road"})
-    with pytest.raises(UserError, match=r"has 1 channel\(s\)"):
+    with pytest.raises(UserError, match=r"1 channel\(s\), where `encoding: rgb` is said"):
         LabelReader(rgb, CITYSCAPES).read(list_samples(rgb, labelled=True)[0])
 
 
@@ -431,6 +471,78 @@ def test_splits_of_a_matlab_file(tmp_path: Path) -> None:
         list_samples(train, labelled=True)
 
 
+def test_a_part_of_the_listed_frames_is_said_not_refused(tmp_path: Path) -> None:
+    for i in (2, 4):
+        pair(tmp_path, [[7]], f"{i:05d}.png")
+    savemat(
+        tmp_path / "split.mat",
+        {"a": [[2.0], [4.0], [6.0]], "b": [[9]], "c": [[0.5]], "d": [[np.nan]]},
+    )
+    chosen = {
+        key: own(tmp_path, splits={"x": f"split.mat:{key}"}, split="x", limit=1) for key in "abcd"
+    }
+    assert len(list_samples(chosen["a"], labelled=True)) == 1
+    assert str(not_here(chosen["a"])).endswith("lists 3 frames of split x, and 2 of them are here")
+    assert not_here(own(tmp_path)) is None
+    with pytest.raises(UserError, match=r"1 of 1 entries of list split\.mat:b match no frame: 9"):
+        list_samples(chosen["b"], labelled=True)
+    for key in "cd":
+        with pytest.raises(UserError, match=f"'{key}' holds no numbers of frames"):
+            list_samples(chosen[key], labelled=True)
+
+
+LISTS = {
+    "byte order mark": b"\xef\xbb\xbfa.png\r\nc.png\r\n",
+    "UTF-16": "a\nc\n".encode("utf-16"),
+    "comments": b"# training\n\na\n  c  \n",
+    "image and label": b"images/a.png labels/a.png\nimages/c.png labels/c.png\n",
+    "tabs": b"images/a.png\tlabels/a.png\nimages/c.png\tlabels/c.png",
+    "commas": b"a.png,1\nc.png,2\n",
+    "places of another machine": b"/data/images/a.png /x/a.png\n/data/images/c.png /y\n",
+    "Windows": b"images\\a.png\r\nimages\\c.png\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_other_programs(tmp_path: Path, kind: str) -> None:
+    for name in "abc":
+        pair(tmp_path, [[7]], f"{name}.png")
+    (tmp_path / "x.txt").write_bytes(LISTS[kind])
+    chosen = own(tmp_path, splits={"x": "x.txt"}, split="x")
+    assert [s.name for s in list_samples(chosen, labelled=True)] == ["a", "c"]
+
+
+def test_names_with_spaces_are_names(tmp_path: Path) -> None:
+    for name in ("a 1", "a 2", "a"):
+        pair(tmp_path, [[7]], f"{name}.png")
+    (tmp_path / "x.txt").write_text("a 1.png\na 2\n")
+    chosen = own(tmp_path, splits={"x": "x.txt"}, split="x")
+    assert [s.name for s in list_samples(chosen, labelled=True)] == ["a 1", "a 2"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            "x.txt",
+            r"4 of 6 entries of list .*x\.txt match no frame: d, e\.png, f\. Frames are like",
+        ),
+        ("empty.txt", r"0 of 0 entries of list .*empty\.txt match no frame: it is empty"),
+        (
+            "b_*",
+            r"1 of 1 entries of wildcard 'b_\*' match no frame: b_\*\. Frames are like a, b, c",
+        ),
+    ],
+)
+def test_what_a_split_names_is_there(tmp_path: Path, rule: str, message: str) -> None:
+    for name in "abc":
+        pair(tmp_path, [[7]], f"{name}.png")
+    (tmp_path / "x.txt").write_text("a\nd\nb\ne.png\nf\nother/g\n")
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(UserError, match=message):
+        list_samples(own(tmp_path, splits={"x": rule}, split="x"), labelled=True)
+
+
 def test_names_of_ones_own(tmp_path: Path) -> None:
     forklift = LabelClass(name="forklift", names=("mysim/forklift",), color=(1, 2, 3))
     road = LabelClass(name="road", names=("road",), color=(4, 5, 6))
@@ -473,7 +585,7 @@ def test_listed_splits_tell_folders_apart(tmp_path: Path) -> None:
         "val": ["Town02/0000"],
         "both": ["Town01/0001", "Town02/0001"],
     }
-    (tmp_path / "val.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "val.txt").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"val\.txt cannot be read as a list"):
         list_samples(own(tmp_path, **fields, split="val"), labelled=False)
 

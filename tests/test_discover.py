@@ -364,6 +364,20 @@ def test_colours_of_cityscapes_say_what_they_cannot_tell(
     assert "or polegroup: the colour does not tell" in pole
 
 
+def test_colours_in_palettes_of_their_own(folder: Path, scenes: list[tuple[Array, Array]]) -> None:
+    """As programs store pictures of few colours."""
+    colors = {c.names[0]: c.color for c in load_label_space("cityscapes19").classes}
+    fill(folder, scenes, "images/{i}.png", "labels/{i}.png", painted(colors))
+    for path in (folder / "labels").iterdir():
+        with Image.open(path) as picture:
+            stored = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        stored.save(path)
+    found, spec = first_spec(folder)
+    assert spec.encoding == "rgb"
+    assert spec.values["128,64,128"] == "road"
+    assert any("palettes that differ" in remark for remark in found.remarks)
+
+
 @pytest.mark.parametrize("equal_channels", [False, True])
 def test_grey_training_ids(
     folder: Path, scenes: list[tuple[Array, Array]], equal_channels: bool

@@ -30,6 +30,7 @@ from pipeline.intake.findings import (
     Finding,
     write_quarantine,
 )
+from pipeline.intake.headers import check_headers, renumbered
 from pipeline.labels import load_label_space
 from pipeline.reading import LabelReader
 from pipeline.toyworld import write_toy_world
@@ -119,10 +120,10 @@ def test_counts_are_those_of_the_files(clean: Path) -> None:
     assert one.as_json() == many.as_json()
 
 
-def exif_rotated(root: Path) -> None:
+def exif_rotated(path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.open(image(root, 3)).save(image(root, 3), exif=exif)
+    Image.open(path).save(path, exif=exif)
 
 
 def folder_for_image(root: Path) -> None:
@@ -143,15 +144,20 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def optimised_palette(root: Path) -> None:
-    """Indices renumbered by use, colours kept: what some optimisers do."""
-    picture = Image.open(label(root, 3))
-    palette = picture.getpalette()
+def optimised_palette(path: Path, *, turn: int = 0) -> None:
+    """Indices renumbered by use, colours kept: what some optimisers do.
+
+    Args:
+        turn: begin with another of the used indices.
+    """
+    with Image.open(path) as picture:
+        palette = picture.getpalette()
+        used, places = np.unique(np.asarray(picture), return_inverse=True)
     assert palette is not None
-    used, places = np.unique(np.asarray(picture), return_inverse=True)
-    other = Image.fromarray(places.reshape(64, 128).astype(np.uint8))
-    other.putpalette([c for i in used for c in palette[3 * i : 3 * i + 3]])
-    other.save(label(root, 3))
+    new = np.roll(np.arange(len(used)), turn)
+    other = Image.fromarray(new[places].reshape(64, 128).astype(np.uint8))
+    other.putpalette([c for i in used[np.argsort(new)] for c in palette[3 * i : 3 * i + 3]])
+    other.save(path)
 
 
 def smooth(values: Ids) -> Ids:
@@ -168,8 +174,10 @@ def copy_frame(root: Path, *, label_too: bool) -> None:
         shutil.copy(label(root, 1), label(root, 3))
 
 
-def with_ids(root: Path, change: Callable[[Ids], npt.NDArray[Any]]) -> None:
-    Image.fromarray(change(ids(root, 3))).save(label(root, 3))
+def with_ids(root: Path, change: Callable[[Ids], npt.NDArray[Any]], ending: str = ".png") -> None:
+    changed = change(ids(root, 3))
+    label(root, 3).unlink()
+    Image.fromarray(changed).save(label(root, 3).with_suffix(ending))
 
 
 def with_rgb(root: Path, change: Callable[[Ids], npt.NDArray[Any]]) -> None:
@@ -209,7 +217,7 @@ PLANTED: dict[str, tuple[str, Callable[[Path], Any]]] = {
         lambda r: Image.open(image(r, 3)).convert("L").convert("RGB").save(image(r, 3)),
     ),
     "alpha": ("alpha-frame", lambda r: Image.open(image(r, 3)).convert("RGBA").save(image(r, 3))),
-    "EXIF": ("rotated-frame", exif_rotated),
+    "EXIF": ("rotated-frame", lambda r: exif_rotated(image(r, 3))),
     "16-bit frame": ("frame-depth", lambda r: with_rgb(r, lambda v: v[..., 0].astype("u2") * 257)),
     "16-bit colours": (
         "frame-depth-cut",
@@ -225,7 +233,18 @@ PLANTED: dict[str, tuple[str, Callable[[Path], Any]]] = {
     ),
     "instances": ("label-depth", lambda r: with_ids(r, lambda v: v.astype("u2") * 1000 + 3)),
     "stretched": ("label-depth", lambda r: with_ids(r, lambda v: v.astype("u2") * 257)),
-    "palette": ("palette-differs", optimised_palette),
+    "palette": ("palette-differs", lambda r: optimised_palette(label(r, 3))),
+    "negative ids": (
+        "label-depth",
+        lambda r: with_ids(r, lambda v: np.where(v == 7, -1, v.astype("i4")), ".tif"),
+    ),
+    "float ids": ("label-depth", lambda r: with_ids(r, lambda v: v.astype("f4"), ".tif")),
+    "EXIF of a label": ("rotated-frame", lambda r: exif_rotated(label(r, 3))),
+    "label among frames": (
+        "mask-frames",
+        lambda r: (image(r, 3).rename(r / "images/00004_mask.png"),
+                   label(r, 3).rename(r / "labels/00004_mask.png")),
+    ),
     "JPEG label": ("label-jpeg", lambda r: Image.open(label(r, 3)).convert("L").save(
         label(r, 3), "JPEG")),
     "resampled": ("resampled-label", lambda r: with_ids(r, smooth)),
@@ -238,25 +257,156 @@ PLANTED: dict[str, tuple[str, Callable[[Path], Any]]] = {
 def test_planted_fault_is_found(sim: Path, tmp_path: Path, fault: str) -> None:
     kind, plant = PLANTED[fault]
     plant(sim)
+    name = "00004_mask" if kind == "mask-frames" else "00003"
 
     report = look(sim)
 
     findings = found(report)
-    assert findings[kind].frames == ("00003",)
+    assert findings[kind].frames == (name,)
     assert findings[kind].count == 1
     assert findings[kind].share == 1 / FRAMES
-    assert findings[kind].examples[0].frame == "00003"
+    assert findings[kind].examples[0].frame == name
     assert findings[kind].examples[0].detail
     # One fault may show in several ways, all of them in its frame.
-    assert {name for f in findings.values() for name in f.frames} == {"00003"}
+    assert {name for f in findings.values() for name in f.frames} == {name}
     assert all(f.severity in SEVERITIES for f in findings.values())
-    assert set(report.quarantined()) == ({"00003"} if _spoils(findings) else set())
+    assert set(report.quarantined()) == ({name} if _spoils(findings) else set())
     write_check({"source": report}, tmp_path / "out")
     assert kind in (tmp_path / "out" / "check.html").read_text()
 
 
 def _spoils(findings: dict[str, Finding]) -> bool:
     return any(KINDS[kind].quarantines for kind in findings)
+
+
+HEADERS = {
+    "empty image": "cannot be read as an image",
+    "folder for an image": "is no regular file",
+    "sizes differ": r"1 of 24\. .*00003\.png: image 128x64, label 127x64",
+    "EXIF": r"turned by their EXIF data: 1 of 24\. .*images/00003\.png: EXIF orientation 6",
+    "EXIF of a label": "the label has EXIF orientation 6",
+    "16-bit frame": r"Frames of more than 8 bits: 1 of 24\. .*images/00003\.png",
+    "colours": r"labels/00003\.png: a colour image \(3 channels\), where `encoding: ids`",
+    "float ids": r"labels/00003\.tif: floating point pixels",
+    "palette": r"labels/00003\.png: .*is drawn as .*`encoding: rgb`",
+    "JPEG label": r"labels/00003\.png: JPEG blurs ids",
+    "label among frames": r"images/00004_mask\.png: named like the label of 00004",
+}
+"""Planted faults that a run finds before it starts, and what it says."""
+
+
+@pytest.mark.parametrize("fault", HEADERS)
+def test_what_headers_show_stops_a_run_before_it_starts(sim: Path, fault: str) -> None:
+    kind, plant = PLANTED[fault]
+    spec = spec_of(sim)
+    assert check_headers(spec, list_samples(spec, labelled=True)) == [(128, 64)] * FRAMES
+    plant(sim)
+    with pytest.raises(UserError, match=HEADERS[fault]) as error:
+        check_headers(spec, list_samples(spec, labelled=True))
+    if kind != "empty-file":
+        assert KINDS[kind].title in str(error.value)
+        assert KINDS[kind].advice in str(error.value)
+    assert "`sim2real check --quarantine` lists them." in str(error.value)
+
+
+def test_palettes_that_each_file_has_for_itself(sim: Path) -> None:
+    for n in range(1, FRAMES + 1):
+        picture = Image.open(label(sim, n))
+        # Of colours that are no data set's: indices alone tell.
+        picture.putpalette([(c * 7 + 3) % 256 for c in range(768)])
+        picture.save(label(sim, n))
+    assert found(look(sim)) == {}
+    for n in range(1, FRAMES + 1):
+        optimised_palette(label(sim, n), turn=n)
+
+    finding = found(look(sim))["palette-differs"]
+
+    assert finding.count >= FRAMES / 2
+    assert not finding.quarantines
+    assert "encoding: rgb" in finding.advice
+    spec = spec_of(sim)
+    with pytest.raises(UserError, match=r"its palette has colour [\d,]+ at index \d+, other"):
+        check_headers(spec, list_samples(spec, labelled=True))
+
+
+def test_labels_among_frames_by_their_pixels(sim: Path) -> None:
+    for n in (3, 4):
+        shutil.copy(label(sim, n), sim / f"images/mask_{n}.png")
+    frames = spec_of(sim, labels=None)
+
+    finding = found(look(sim, labels=None))["mask-frames"]
+
+    assert finding.frames == ("mask_3", "mask_4")
+    assert finding.quarantines
+    with pytest.raises(UserError, match=r"Labels among the frames: 2 of 26\. .*mask_3\.png: one"):
+        check_headers(frames, list_samples(frames, labelled=False))
+
+
+def test_a_set_of_grey_frames_is_no_set_of_labels(sim: Path) -> None:
+    for n in range(1, FRAMES + 1):
+        grey = Image.open(image(sim, n)).convert("L").point(lambda v: v // 16 * 16)
+        grey.save(image(sim, n))
+    frames = spec_of(sim)
+
+    assert set(found(look(sim))) == {"grey-frame"}
+    check_headers(frames, list_samples(frames, labelled=True))
+
+
+PALETTES = {
+    "one for all": [bytes(range(200)) + bytes(range(100))] * 3,
+    "cut off behind what is used": [bytes(range(240))[:n] for n in (30, 60, 240)],
+    "grey": [bytes(v for v in range(n) for _ in "rgb") for n in (256, 34)],
+    "of chance": [np.random.default_rng(i).bytes(768) for i in range(8)],
+    "none": [b"", b"", bytes(range(90))],
+    "Pascal VOC's and that of Cityscapes": [
+        bytes(
+            sum((i >> (3 * b + c) & 1) << (7 - b) for b in range(3)) for i in range(256)
+            for c in range(3)
+        ),
+        bytes(v for c in SPACE.classes for v in c.color),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PALETTES)
+def test_palettes_that_say_nothing_against_ids(kind: str) -> None:
+    assert renumbered(PALETTES[kind]) == {}
+
+
+def test_frames_smaller_than_the_crop(sim: Path) -> None:
+    for path in (image(sim, 3), label(sim, 3)):
+        Image.open(path).crop((0, 0, 56, 28)).save(path)
+    spec = spec_of(sim)
+    report = examine(spec, SPACE, workers=1, crop=(64, 48))
+    assert found(report)["small-frame"].frames == ("00003",)
+    assert set(report.quarantined()) == {"00003"}
+    seen = report.findings[0].examples[0].detail
+    assert seen == "read at 56x28, and cyclegan.crop is 64x48"
+    samples = list_samples(spec, labelled=True)
+    with pytest.raises(UserError, match=rf"1 of 24\. .*00003\.png: {seen}"):
+        check_headers(spec, samples, crop=(64, 48))
+    check_headers(spec_of(sim, width=128), samples, crop=(64, 48))
+
+
+def test_labels_without_any_class_must_be_mended(sim: Path) -> None:
+    each_label(sim, np.zeros_like)
+
+    finding = found(look(sim))["ignored-label"]
+
+    assert (finding.severity, finding.count) == ("must fix", FRAMES)
+
+
+def test_lists_of_splits_that_name_others(sim: Path) -> None:
+    (sim / "val.txt").write_text("00001\nnone\n")
+    spec = spec_of(sim, splits={"val": "val.txt", "gone": "gone.txt"})
+    save_spec(spec, sim.parent / "sim.yaml")
+
+    patient = doctor.patient(str(sim.parent / "sim.yaml"), None, SPACE.name, None)
+    (report,) = doctor.look(patient).values()
+
+    finding = found(report)["split-unusable"]
+    assert "1 of 2 entries of list" in finding.detail
+    assert "gone" not in finding.detail
 
 
 def test_label_without_image(sim: Path) -> None:
@@ -417,15 +567,19 @@ COLORS = {"128,64,128": "road", "70,130,180": "sky", "70,70,70": "building"}
 
 def test_encodings_by_colour_and_channel(sim: Path) -> None:
     by_colour: dict[str, Any] = {"encoding": "rgb", "values": COLORS}
-    assert found(look(sim, **by_colour))["label-ids"].count == FRAMES
+    indexed = look(sim, **by_colour)  # palette files have both
     for n in range(1, FRAMES + 1):
         Image.open(label(sim, n)).convert("RGB").save(label(sim, n))
     report = look(sim, **by_colour)
-    road = report.class_pixels["road"]
-    assert road > 0
+    assert report.class_pixels == indexed.class_pixels
+    assert report.class_pixels["road"] > 0
     assert set(found(report)) == {"unnamed-values"}
     assert found(report)["unnamed-values"].severity == "must fix"
     assert all(value.value.count(",") == 2 for value in report.values)
+
+    grey = shutil.copytree(sim, sim.with_name("grey"))
+    each_label(grey, lambda values: values[:, :, 0])
+    assert found(look(grey, **by_colour))["label-ids"].count == FRAMES
 
     shutil.rmtree(sim / "labels")
     (sim / "labels").mkdir()

@@ -166,6 +166,53 @@ def test_frames_shared_between_target_and_test_are_found(
     assert "Give `target` `quarantine: tiny.target.quarantine.csv`" in told.out
 
 
+def test_what_stops_a_run_is_in_check(
+    sim2real: Sim2Real, tmp_path: Path, tiny: Path, world: Path
+) -> None:
+    copy = shutil.copytree(world / "toy-real", tmp_path / "toy-real")
+    frame = sorted((copy / "leftImg8bit/train").rglob("*.png"))[3]
+    with Image.open(frame) as picture:
+        picture.resize((56, 28)).save(frame)
+    moved = ["--set", f"target.root={copy}", "--set", "arms={adapted: translated}"]
+    seen = "read at 56x28, and cyclegan.crop is 64x48"
+
+    told = sim2real("check", tiny, *moved, "--quarantine")
+
+    assert told.status == 1
+    assert f"{frame.name.removesuffix('_leftImg8bit.png')}: {seen}" in told.out
+    told = sim2real("train-cyclegan", "r", "--config", tiny, *moved)
+    assert told.status == 2
+    assert f"{frame}: {seen}" in told.err
+    assert not (tmp_path / "r/config.yaml").exists()
+    listed = ["--set", f"target.quarantine={tmp_path / 'tiny.target.quarantine.csv'}"]
+    told = sim2real("train-cyclegan", "r", "--config", tiny, *moved, *listed)
+    assert told.status == 0, told.err
+
+
+def test_a_target_without_labels_is_none_to_quarantine(
+    sim2real: Sim2Real, tmp_path: Path, tiny: Path, world: Path
+) -> None:
+    copy = shutil.copytree(world / "toy-real", tmp_path / "toy-real")
+    shutil.rmtree(copy / "gtFine/train")
+    told = sim2real("check", tiny, "--quarantine", "--set", f"target.root={copy}")
+    assert told.status == 1
+    assert "take the arms that read them (oracle) out of `arms`, or add the labels" in told.out
+    assert "Nothing to quarantine" in told.out
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_pairs_have_one_size(sim2real: Sim2Real, tmp_path: Path, world: Path, same: bool) -> None:
+    copy = shutil.copytree(world / "toy-sim", tmp_path / "other")
+    if not same:
+        with Image.open(copy / "images/00003.png") as picture:
+            picture.crop((0, 0, 120, 64)).save(copy / "images/00003.png")
+    paired = {"target": {"dataset": "gta5", "root": str(copy)}}
+    config = write_run(tmp_path, {"dataset": "gta5", "root": str(world / "toy-sim")}, **paired)
+    told = sim2real("train-cyclegan", "r", "--config", config, "--set", "cyclegan.paired=true")
+    assert told.status == (0 if same else 2), told.err
+    assert ("1 of 10 pairs: " in told.err) is not same
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

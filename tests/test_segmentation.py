@@ -205,6 +205,15 @@ def test_draws_depend_on_the_generator_alone(config: Config) -> None:
     assert not torch.equal(first["rgb"], other["rgb"])
 
 
+def test_training_on_labels_without_a_class_stops(config: Config, tmp_path: Path) -> None:
+    nothing = config.source.model_copy(update={"values": {"99": "road"}})
+    with pytest.raises(UserError, match="no pixel of the labels in the first 8 steps belongs to a"):
+        train(config.segmentation, SPACE, [(nothing, 1)], 0, tmp_path, config.compute)
+    assert (
+        not (tmp_path / CHECKPOINT).is_file() or load_checkpoint(tmp_path / CHECKPOINT)["step"] < 8
+    )
+
+
 def test_weights_that_are_not_finite_are_never_saved(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,19 @@
 """Small helps that looking at a folder and checking a data set share."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Files:
+    """One frame's name and its files; either may be missing."""
+
+    name: str
+    image: Path | None
+    label: Path | None
+    other_label: Path | None = None
+    """A second file that the labels' pattern matches for the same frame."""
+
 
 def spaced(total: int, count: int) -> list[int]:
     """At most `count` of the positions 0..total - 1, spread evenly."""

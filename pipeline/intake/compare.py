@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from pipeline.datasets import list_samples
+from pipeline.datasets import list_samples, not_here, split_file
 from pipeline.errors import UserError
 from pipeline.intake.common import some
 from pipeline.intake.findings import (
@@ -109,18 +109,23 @@ def compare(
 def compare_splits(report: DatasetReport, *, scored: Callable[[str], bool]) -> DatasetReport:
     """Compare the splits that a spec lists, all of whose frames are in one report.
 
-    A split whose list is not there is left out.
+    A split whose list is not there is left out; what is wrong with another becomes a finding.
     """
     places = {files.name: i for i, files in enumerate(report.table.files)}
     splits: dict[str, list[int]] = {}
+    more: list[Finding] = []
     for split in report.spec.splits:
         spec = report.spec.model_copy(update={"split": split, "limit": None})
+        if (file := split_file(spec)) and not file.exists():
+            continue
         try:
             names = [sample.name for sample in list_samples(spec, labelled=False)]
-        except UserError:
+        except UserError as error:
+            more.append(fact("split-unusable", 1, str(error)))
             continue
+        if seen := not_here(spec):
+            more.append(fact("listed-absent", 1, seen))
         splits[split] = [places[name] for name in names if name in places]
-    more: list[Finding] = []
     for one, other in permutations(splits, 2):
         # What holds all of the other, as trainval holds val, is meant to.
         if scored(one) or not scored(other) or {*splits[other]} <= {*splits[one]}:

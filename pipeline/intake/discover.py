@@ -10,13 +10,20 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fields
+from pipeline.datasets import (
+    DatasetSpec,
+    built_in_specs,
+    list_samples,
+    read_list,
+    spec_fields,
+)
 from pipeline.errors import UserError
 from pipeline.files import expand, parse_yaml, sweep, write_text
-from pipeline.images import SUFFIXES, image_size
+from pipeline.images import SUFFIXES, image_size, read_header
 from pipeline.intake.common import percent, spaced
 from pipeline.intake.encodings import (
     PLAUSIBLE,
@@ -34,6 +41,7 @@ from pipeline.intake.encodings import (
     wildest,
 )
 from pipeline.intake.findings import write_quarantine
+from pipeline.intake.headers import renumbered
 from pipeline.intake.layouts import (
     SPLITS,
     Listing,
@@ -172,7 +180,12 @@ def discover(folder: Path) -> Discovery:
     observation, ranked = None, list[Fit]()
     if pairs:
         samples = _sample(folder, pairs)
-        observation = observe([label for _, label in samples], kind(pairs.labels))
+        files = [label for _, label in samples]
+        shown = kind(pairs.labels)
+        if shown == "ids" and 2 * len(renumbered(_palettes(files))) >= len(files):
+            remarks.append("label files have palettes that differ: their colours are read")
+            shown = "rgb"
+        observation = observe(files, shown)
         ranked = fits(observation)
         remarks += _sizes(samples)
         remarks += observation.remarks
@@ -366,13 +379,12 @@ def _lists(
         file = spec.root / path
         if CONTROL.search(path) or not file.is_file() or file.stat().st_size > _LIST_BYTES:
             continue
-        text = file.read_text(encoding="utf-8", errors="replace")
-        lines = {line.strip() for line in text.splitlines() if line.strip()}
         split = Path(path).stem
         chosen = spec.model_copy(update={"splits": {split: path}, "split": split})
         try:
+            lines = {line.strip() for line in read_list(file).split("\n") if line.strip()}
             samples = list_samples(chosen, labelled=False)
-        except UserError:  # it lists no frame
+        except UserError:  # it lists others than frames, too
             continue
         names = [sample.name for sample in samples]
         if len(names) < 0.8 * len(lines) or split in found:
@@ -423,6 +435,14 @@ def _sizes(samples: Iterable[tuple[Path, Path]]) -> list[str]:
         if one != other:
             differ.append(f"{image} is {one[0]}x{one[1]}, its label {other[0]}x{other[1]}")
     return [f"sizes differ in {len(differ)} sampled pairs: {differ[0]}"] if differ else []
+
+
+def _palettes(files: Iterable[Path]) -> list[bytes]:
+    palettes = []
+    for file in files:
+        with suppress(UserError):
+            palettes.append(read_header(file).palette)
+    return palettes
 
 
 def _frames_spec(folder: Path, images: Series) -> DatasetSpec:

@@ -5,7 +5,6 @@ and the file names of each frame, and counts by raw value, whatever the number o
 """
 
 import os
-import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +16,18 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.datasets import DatasetSpec, label_files, list_samples, pattern_fields
+from pipeline.datasets import (
+    DatasetSpec,
+    label_finder,
+    list_samples,
+    not_here,
+    pattern_fields,
+    pattern_glob,
+)
 from pipeline.images import SUFFIXES
-from pipeline.intake.common import some, spaced
+from pipeline.intake.common import Files, some, spaced
 from pipeline.intake.compare import NEAR_RMS, nearest
-from pipeline.intake.facts import SIGNATURE, Examiner, Files, FrameFacts
+from pipeline.intake.facts import SIGNATURE, Examiner, FrameFacts
 from pipeline.intake.findings import (
     EXAMPLES,
     KINDS,
@@ -34,6 +40,7 @@ from pipeline.intake.findings import (
     finding,
     ordered,
 )
+from pipeline.intake.headers import LIKE_LABEL, masks, renumbered
 from pipeline.labels import IGNORE, LabelSpace
 from pipeline.progress import each
 
@@ -61,8 +68,9 @@ def list_files(spec: DatasetSpec) -> tuple[list[Files], list[Path]]:
     if spec.labels is None:
         return [Files(s.name, s.image, None) for s in samples], []
     files = []
+    label_files = label_finder(spec)
     for sample in samples:
-        label, other, *_ = [*label_files(spec, sample.name), None, None]
+        label, other, *_ = [*label_files(sample.name), None, None]
         files.append(Files(sample.name, sample.image, label, other))
     return files, _labels_without_image(spec, files)
 
@@ -84,16 +92,17 @@ def _labels_without_image(spec: DatasetSpec, files: list[Files]) -> list[Path]:
     assert spec.labels is not None
     listed = {item.name for item in files}
     used = {path for item in files for path in (item.image, item.label, item.other_label)}
+    label_files = label_finder(spec)
     for sample in list_samples(_whole(spec), labelled=False):
         if sample.name not in listed:
-            used |= {sample.image, *label_files(spec, sample.name)}
-    pattern = spec.labels
+            used |= {sample.image, *label_files(sample.name)}
+    fixed = {}
     if spec.split is not None and spec.split not in spec.splits:
-        pattern = pattern.replace("{split}", spec.split)
-    ending = Path(pattern).suffix
+        fixed = {"split": spec.split}
+    ending = Path(spec.labels).suffix
     given = ending.lower() in SUFFIXES or (spec.decoder is not None and ending)
     root = spec.label_root or spec.root
-    found = root.glob(re.sub(r"\{\w+\}", "*", pattern) + ("" if given else ".*"))
+    found = root.glob(pattern_glob(spec.labels, fixed) + ("" if given else ".*"))
     return sorted(
         path
         for path in found
@@ -113,7 +122,8 @@ def split_specs(spec: DatasetSpec) -> dict[str, DatasetSpec]:
     names = {sample.name.split("/")[place] for sample in found}
     if spec.labels is not None:
         # `{split}/{frame}` matches folders of labels, too; they have no labels themselves.
-        with_labels = {s.name.split("/")[place] for s in found if label_files(spec, s.name)}
+        label_files = label_finder(spec)
+        with_labels = {s.name.split("/")[place] for s in found if label_files(s.name)}
         names = with_labels or names
     return {name: spec.model_copy(update={"split": name}) for name in sorted(names)}
 
@@ -122,7 +132,12 @@ def split_specs(spec: DatasetSpec) -> dict[str, DatasetSpec]:
 
 
 def examine(
-    spec: DatasetSpec, space: LabelSpace, *, workers: int = 0, labelled: bool = True
+    spec: DatasetSpec,
+    space: LabelSpace,
+    *,
+    workers: int = 0,
+    labelled: bool = True,
+    crop: tuple[int, int] | None = None,
 ) -> DatasetReport:
     """Decode every frame and label of a data set and say what is wrong with it.
 
@@ -131,6 +146,7 @@ def examine(
             threads are as fast as processes, and start at once.
         labelled: look at the labels, if the spec has any; without, as a target that no arm learns
             the labels of.
+        crop: what CycleGAN is to cut out of the frames, width and height.
 
     Raises:
         UserError: the spec finds no frame. Faults of files are findings.
@@ -138,7 +154,7 @@ def examine(
     if not labelled:
         spec = spec.model_copy(update={"labels": None})
     files, orphans = list_files(spec)
-    examiner = Examiner(spec, space)
+    examiner = Examiner(spec, space, crop)
     gathered = _Gathered(examiner, len(files))
     found = _facts(examiner, files, workers or os.cpu_count() or 1)
     for facts in each(found, f"check: {spec.name}", len(files)):
@@ -182,6 +198,8 @@ class _Gathered:
         self.image_bytes = self.label_bytes = self.label_pixels = self.unnamed_pixels = 0
         self.image_hashes: list[bytes] = []
         self.label_hashes: list[bytes] = []
+        self.palettes: list[bytes] = []
+        self.like_labels: list[int] = []
         self.signatures = np.zeros((total, SIGNATURE * SIGNATURE), np.uint8)
         self.signed = np.zeros(total, bool)
         self.alignments: list[tuple[float, float, float] | None] = []
@@ -205,6 +223,9 @@ class _Gathered:
                 if pixels > self.seen_most.get(value, (0, ""))[0]:
                     self.seen_most[value] = pixels, files.name
         self.alignments.append(facts.alignment)
+        self.palettes.append(facts.palette)
+        if facts.like_label:
+            self.like_labels.append(place)
         self.image_hashes.append(facts.image_hash)
         plain = facts.marks.keys() & {"constant-label", "ignored-label"}
         self.label_hashes.append(b"" if plain else facts.label_hash)
@@ -222,6 +243,14 @@ class _Gathered:
         space, names = self.examiner.space, self.examiner.names
         table = FrameTable(tuple(files), tuple(self.image_hashes), self.signatures, self.signed)
         self._duplicates(table)
+        among = masks([item.name for item in files])
+        if len(self.like_labels) < len(files):
+            among |= dict.fromkeys(self.like_labels, LIKE_LABEL)
+        for i, detail in sorted(among.items()):
+            self.mark("mask-frames", files[i], detail)
+        for i, detail in renumbered(self.palettes).items():
+            if files[i].name not in self.marked["palette-differs"]:
+                self.mark("palette-differs", files[i], detail)
         findings = [
             finding(kind, len(files), self.marked[kind], self.marks[kind])
             for kind in KINDS
@@ -272,7 +301,10 @@ class _Gathered:
         )
 
     def _graver(self, finding: Finding) -> Finding:
-        """Values without a name are grave where they are many, or where the spec is strict."""
+        """Values without a name are grave where they are many, or where the spec is strict; labels
+        without a class where all are such."""
+        if finding.kind == "ignored-label" and finding.share == 1:
+            return replace(finding, severity="must fix")
         if finding.kind != "unnamed-values":
             return finding
         share = self.unnamed_pixels / self.label_pixels
@@ -350,6 +382,8 @@ class _Gathered:
             found.append(finding("no-image", 0, [p.stem for p in orphans], shown))
         if total < FEW_FRAMES:
             found.append(fact("few-frames", total, f"{total} frames"))
+        if seen := not_here(self.spec):
+            found.append(fact("listed-absent", 1, seen))
         if len(self.sizes) > 1:
             sizes = [f"{n} of {w}x{h}" for (w, h), n in self.sizes.most_common(4)]
             more = f" and {len(self.sizes) - 4} more sizes" if len(self.sizes) > 4 else ""

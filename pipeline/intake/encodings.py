@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline.datasets import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
-from pipeline.images import open_image, read_raw
+from pipeline.images import read_header, read_raw
 from pipeline.labels import TABLES, load_label_space
 from pipeline.schema import parse
 
@@ -174,9 +174,9 @@ def look(path: Path) -> Kind:
     Raises:
         UserError: the file cannot be read.
     """
-    with open_image(path, decode=False) as image:
-        if image.format in {"JPEG", "WEBP"} and image.mode != "L":
-            return "photo"  # lossy: whatever it shows, it holds no exact values
+    header = read_header(path)
+    if header.format in {"JPEG", "MPO", "WEBP"} and header.mode != "L":
+        return "photo"  # lossy: whatever it shows, it holds no exact values
     raw = read_raw(path)
     if raw.ndim == 3 and all((raw[:, :, 0] == raw[:, :, i]).all() for i in range(1, _colors(raw))):
         flat: Raw = raw[:, :, 0]
@@ -291,7 +291,7 @@ def observe(paths: Sequence[Path], kind: Kind) -> Observation:
     unreadable = []
     for path in paths:
         try:
-            raw = read_raw(path)
+            raw = read_raw(path, colors=encoding == "rgb")
         except UserError:
             unreadable.append(path)
             continue

@@ -6,21 +6,25 @@ seen; `pipeline.intake.doctor` gathers marks and counts into findings.
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from pipeline.datasets import DatasetSpec, raw_value
 from pipeline.errors import UserError
-from pipeline.images import UInt8, open_image, read_raw, read_rgb
-from pipeline.labels import IGNORE, VOCABULARY, LabelSpace, load_label_space
-from pipeline.reading import UNNAMED, LabelReader
+from pipeline.files import open_regular
+from pipeline.images import Header, UInt8, frame_fault, read_header, read_raw, read_rgb
+from pipeline.intake.common import Files
+from pipeline.intake.headers import cityscapes_colors, header_faults, like_label
+from pipeline.labels import IGNORE, LabelSpace
+from pipeline.reading import UNNAMED, LabelReader, label_fault, not_ids, sizes_differ
 
 SIGNATURE = 16
 """Side of the grey thumbnail by which frames are told apart."""
@@ -47,25 +51,6 @@ _ENDINGS = {
 }
 
 
-@cache
-def cityscapes_colors() -> dict[tuple[int, ...], str]:
-    """Colour -> name of the Cityscapes colours that stand for one name only."""
-    shared = {"pole", "car"}
-    classes = load_label_space("cityscapes19").classes
-    return {one.color: one.name for one in classes if one.name not in shared}
-
-
-@dataclass(frozen=True)
-class Files:
-    """One frame's name and its files; either may be missing."""
-
-    name: str
-    image: Path | None
-    label: Path | None
-    other_label: Path | None = None
-    """A second file that the labels' pattern matches for the same frame."""
-
-
 @dataclass
 class FrameFacts:
     """What was seen of one frame. `values` are (raw value, pixels) pairs of the label."""
@@ -86,13 +71,19 @@ class FrameFacts:
     values: list[tuple[int, int]] = field(default_factory=list)
     label_pixels: int = 0
     unnamed_pixels: int = 0
+    like_label: bool = False
+    """Whether the image is drawn like a label."""
+    palette: bytes = b""
+    """Of a label of ids."""
 
 
 class Examiner:
     """Looks at the frames of one data set; safe to call from several threads at once."""
 
-    def __init__(self, spec: DatasetSpec, space: LabelSpace) -> None:
-        self.spec, self.space = spec, space
+    def __init__(
+        self, spec: DatasetSpec, space: LabelSpace, crop: tuple[int, int] | None = None
+    ) -> None:
+        self.spec, self.space, self.crop = spec, space, crop
         keys = [raw_value(raw, spec.encoding) for raw in spec.values]
         self.names = dict(zip(keys, spec.values.values(), strict=True))
         self.classes = {key: space.index_of(name) for key, name in self.names.items()}
@@ -102,10 +93,16 @@ class Examiner:
     def look(self, files: Files) -> FrameFacts:
         """Decode the image and the label of one frame, each as training will."""
         facts = FrameFacts(files)
-        if files.image is not None:
-            self._look_at_image(files.image, facts)
+        image = label = None
+        if files.image is not None and (image := _open(files.image, facts)):
+            facts.size = image.size
+        if files.label is not None and self._reader is None:
+            label = _open(files.label, facts)
+        facts.marks |= header_faults(self.spec, image, label, self.crop)
+        if files.image is not None and image is not None:
+            self._look_at_image(files.image, image, facts)
         if files.label is not None:
-            self._look_at_label(files.label, facts)
+            self._look_at_label(files.label, label, facts)
         elif self.spec.labels is not None:
             facts.marks["no-label"] = f"no label beside {_short(files.image)}"
         if files.other_label is not None:
@@ -113,24 +110,14 @@ class Examiner:
         facts.small = None
         return facts
 
-    def _look_at_image(self, path: Path, facts: FrameFacts) -> None:
-        data, header = _open(path, facts)
-        facts.image_bytes = len(data)
-        if header is None:
+    def _look_at_image(self, path: Path, header: Header, facts: FrameFacts) -> None:
+        facts.image_bytes, facts.image_hash = _hashed(path)
+        if frame_fault(header) or (rgb := _decoded(read_rgb, path, facts)) is None:
             return
-        facts.size = header.size
-        facts.image_hash = hashlib.sha1(data, usedforsecurity=False).digest()[:12]
-        if (turn := _orientation(header)) != 1:
-            facts.marks["rotated-frame"] = f"EXIF orientation {turn}, which training ignores"
-        if header.mode.startswith(("I", "F")):
-            facts.marks["frame-depth"] = f"pixels of mode {header.mode}, where 8 bits are read"
-            return
-        rgb = _decoded(read_rgb, path, facts)
-        if rgb is None:
-            return
-        if ";16" in str(getattr(header, "tile", "")):
+        facts.like_label = header.channels == 1 and like_label(path)
+        if header.wide:
             facts.marks["frame-depth-cut"] = "16 bits a channel, read as 8"
-        if header.mode in {"RGBA", "LA", "PA"} or "transparency" in header.info:
+        if header.transparent:
             facts.marks["alpha-frame"] = "alpha channel, which is dropped"
         if header.mode not in {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}:
             facts.marks["frame-mode"] = f"pixels of mode {header.mode}"
@@ -147,92 +134,82 @@ class Examiner:
         side = SIGNATURE, SIGNATURE
         facts.signature = cv2.resize(facts.small, side, interpolation=cv2.INTER_AREA).ravel()
 
-    def _look_at_label(self, path: Path, facts: FrameFacts) -> None:
-        values, header = self._read_label(path, facts)
+    def _look_at_label(self, path: Path, header: Header | None, facts: FrameFacts) -> None:
+        values = self._read_label(path, header, facts)
         if values is None:
             return
-        if facts.size is not None and not self._sizes_agree(facts.size, values.shape[1::-1]):
-            facts.marks["size-differs"] = (
-                f"image {facts.size[0]}x{facts.size[1]}, label {values.shape[1]}x{values.shape[0]}"
-            )
+        if header is None and facts.size is not None:
+            shape = int(values.shape[1]), int(values.shape[0])
+            if seen := sizes_differ(self.spec, facts.size, shape):
+                facts.marks["size-differs"] = seen
         counts = self._count(values, facts)
         self._look_at_counts(counts, facts)
-        if header is not None and header.mode in {"P", "PA"} and self.spec.encoding == "ids":
-            self._look_at_palette(_palette(header), counts, facts)
+        if header is not None and self.spec.encoding == "ids":
+            facts.palette = header.palette
         if facts.small is not None:
             facts.alignment = alignment(facts.small, values)
         digest = hashlib.sha1(values[::4].tobytes(), usedforsecurity=False)
         digest.update(repr(facts.values).encode())
         facts.label_hash = digest.digest()[:12]
 
-    def _read_label(self, path: Path, facts: FrameFacts) -> tuple[Any, Image.Image | None]:
-        """The raw values of a label file, None where it has none, and its header if it has one."""
+    def _read_label(self, path: Path, header: Header | None, facts: FrameFacts) -> Any:
+        """The raw values of a label file; None where it has none.
+
+        Args:
+            header: none where it is damaged, or a decoder reads the file.
+        """
         if self._reader is not None:
             try:
                 facts.label_bytes = path.stat().st_size
                 values: Any = self._reader.raw(path)
             except (UserError, OSError) as error:
                 facts.marks["unreadable"] = str(error)
-                return None, None
+                return None
             if not values.size:
                 facts.marks["unreadable"] = f"{path.name}: decoded to {values.shape} values"
-                return None, None
-            return values, None
-        data, header = _open(path, facts)
-        facts.label_bytes = len(data)
-        if header is None or (raw := _decoded(read_raw, path, facts)) is None:
-            return None, None
-        if header.format in {"JPEG", "MPO"}:
-            facts.marks["label-jpeg"] = "JPEG blurs ids into their neighbours"
-        return self._values(raw, header, facts), header
-
-    def _sizes_agree(self, image: tuple[int, int], label: tuple[int, int]) -> bool:
-        if image == label:
-            return True
-        # Translated frames are stored at the working width beside labels of the original size.
-        width = self.spec.width
-        return width is not None and image == (width, max(1, round(label[1] * width / label[0])))
-
-    def _values(self, raw: npt.NDArray[Any], header: Image.Image, facts: FrameFacts) -> Any:
-        """(H, W) uint8 or uint16 ids, uint32 colours; None (and a mark) for another encoding."""
-        encoding, marks = self.spec.encoding, facts.marks
-        if raw.dtype.kind == "f":
-            marks["label-depth"] = "floating point pixels"
+                return None
+            return values
+        if header is None:
             return None
+        facts.label_bytes = path.stat().st_size
+        fault = label_fault(self.spec, header)
+        if fault and fault[0] not in {"label-jpeg", "label-colours", "rotated-frame"}:
+            return None
+        raw = _decoded(partial(read_raw, colors=self.spec.encoding == "rgb"), path, facts)
+        return None if raw is None else self._values(raw, facts)
+
+    def _values(self, raw: npt.NDArray[Any], facts: FrameFacts) -> Any:
+        """(H, W) uint8 or uint16 ids, uint32 colours; None (and a mark) for another encoding."""
+        encoding, channel = self.spec.encoding, self.spec.channel
         if encoding == "ids":
             if raw.ndim == 2:
                 return self._ids(raw, facts)
-            marks["label-colours"] = self._explain_colours(raw)
+            facts.marks["label-colours"] = self._explain_colours(raw)
             return None
-        if raw.ndim == 2 or (encoding == "rgb" and raw.shape[2] < 3):
-            palette = header.mode in {"P", "PA"}
-            what = "a palette image: its indices are the ids" if palette else "one value a pixel"
-            marks["label-ids"] = f"{what}, where `encoding: {encoding}` is said"
-            return None
+        if raw.ndim == 2 or raw.shape[2] <= (channel if encoding == "channel" else 2):
+            return None  # a JPEG of another encoding, which is marked
         if encoding == "channel":
-            channel = self.spec.channel
-            if raw.shape[2] <= channel:
-                marks["label-channel"] = f"{raw.shape[2]} channels, and channel {channel} is said"
-                return None
             spread = np.ptp(raw[::2, ::2], axis=(0, 1))
             others = [i for i in range(min(3, raw.shape[2])) if spread[i]]
             if not spread[channel] and others:
                 found = ", ".join(map(str, others))
                 held = raw[0, 0, channel]
-                marks["label-channel"] = f"channel {channel} holds only {held}; {found} varies"
+                facts.marks["label-channel"] = (
+                    f"channel {channel} holds only {held}; {found} varies"
+                )
             return self._ids(np.ascontiguousarray(raw[:, :, channel]), facts)
-        if raw.dtype != np.uint8:
-            marks["label-depth"] = "16 bits a channel, where colours of 8 bits are read"
-            return None
         packed = cv2.cvtColor(np.ascontiguousarray(raw[:, :, :3]), cv2.COLOR_RGB2BGRA)
         return packed.view("<u4")[:, :, 0] & 0xFFFFFF
 
-    def _ids(self, raw: npt.NDArray[Any], facts: FrameFacts) -> npt.NDArray[Any]:
-        """Ids as they are read in training: 8 bits, or the low 16."""
+    def _ids(self, raw: npt.NDArray[Any], facts: FrameFacts) -> npt.NDArray[Any] | None:
+        """Ids as they are read in training: 8 or 16 bits; None (and a mark) if beyond."""
         if raw.dtype == np.uint8:
             return raw
         if raw.dtype == np.bool_:
             return raw.astype(np.uint8)
+        if beyond := not_ids(raw):
+            facts.marks["label-depth"] = beyond
+            return None
         used = np.unique(raw[::2, ::2])
         top = int(used[-1])
         if top > 255 and not any(int(value) in self.names for value in used if value > 255):
@@ -298,22 +275,6 @@ class Examiner:
             share = facts.unnamed_pixels / facts.label_pixels
             facts.marks["unnamed-values"] = f"{seen}{more} on {share:.2%} of its pixels"
 
-    def _look_at_palette(
-        self, palette: list[int], counts: dict[int, int], facts: FrameFacts
-    ) -> None:
-        """Whether the palette draws an index in the colour of another name than the spec's."""
-        agree, differ = 0, []
-        for index in counts:
-            colour = tuple(palette[3 * index : 3 * index + 3])
-            if expected := cityscapes_colors().get(colour):
-                named = self.names.get(index, "unlabeled")
-                if named == expected:
-                    agree += 1
-                elif named in VOCABULARY - {"unlabeled"}:  # one's own names may be anything
-                    differ.append(f"{index} ({named}) is drawn as {expected}")
-        if len(differ) >= 2 and len(differ) > agree:
-            facts.marks["palette-differs"] = f"index {'; '.join(differ[:3])}"
-
     def classes_of(self, path: Path, width: int) -> UInt8 | None:
         """A label as class indices, (H, W) uint8, for looking at: `UNNAMED` without a name.
 
@@ -323,7 +284,9 @@ class Examiner:
         Returns:
             None where the file is unreadable or of another encoding.
         """
-        values, _ = self._read_label(path, FrameFacts(Files("", None, path)))
+        facts = FrameFacts(Files("", None, path))
+        header = None if self._reader else _open(path, facts)
+        values = self._read_label(path, header, facts)
         if values is None:
             return None
         step = -(-values.shape[1] // width)
@@ -338,21 +301,24 @@ class Examiner:
         return f"{value >> 16},{value >> 8 & 255},{value & 255}"
 
 
-def _open(path: Path, facts: FrameFacts) -> tuple[bytes, Image.Image | None]:
-    """A file's bytes and its header; a mark and None where it is no picture."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        facts.marks["unreadable"] = f"{path.name}: {error.strerror or error}"
-        return b"", None
-    if not data:
-        facts.marks["empty-file"] = f"{path.name} has no bytes"
-        return data, None
-    header = _decoded(partial(open_image, decode=False), path, facts)
-    kind = header.format or "" if header else ""
+def _open(path: Path, facts: FrameFacts) -> Header | None:
+    """A file's header; a mark and None where it is no picture."""
+    with suppress(OSError):
+        if path.is_file() and not path.stat().st_size:
+            facts.marks["empty-file"] = f"{path.name} has no bytes"
+            return None
+    header = _decoded(read_header, path, facts)
+    kind = header.format if header else ""
     if path.suffix.lower() not in _ENDINGS.get(kind, {path.suffix.lower()}):
         facts.marks["wrong-ending"] = f"{path.name} is a {kind} file"
-    return data, header
+    return header
+
+
+def _hashed(path: Path) -> tuple[int, bytes]:
+    """A file's size in bytes, and a hash of its content."""
+    with open_regular(path) as file:
+        data = file.read()
+    return len(data), hashlib.sha1(data, usedforsecurity=False).digest()[:12]
 
 
 def _decoded(read: Callable[[Path], Read], path: Path, facts: FrameFacts) -> Read | None:
@@ -364,26 +330,6 @@ def _decoded(read: Callable[[Path], Read], path: Path, facts: FrameFacts) -> Rea
         what = "no image" if isinstance(cause, UnidentifiedImageError) else str(cause)
         facts.marks["unreadable"] = f"{path.name}: {what}"
         return None
-
-
-def _palette(header: Image.Image) -> list[int]:
-    """The colours of a palette picture, R, G, B in turn, without decoding it."""
-    if header.palette is None:
-        return []
-    stored, colours = header.palette.getdata()
-    one = Image.new("P", (1, 1))
-    one.putpalette(colours, stored)
-    return one.getpalette() or []
-
-
-def _orientation(image: Image.Image) -> int:
-    # PIL applies a TIFF's orientation by itself, and only asks a JPEG's or PNG's to be applied.
-    if "exif" not in image.info or image.format == "TIFF":
-        return 1
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged EXIF block has no orientation
-        return 1
 
 
 def count_values(values: npt.NDArray[Any]) -> dict[int, int]:

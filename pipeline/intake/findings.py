@@ -13,8 +13,7 @@ from pipeline.csv_files import write_table
 from pipeline.datasets import DatasetSpec, read_quarantine
 from pipeline.errors import UserError
 from pipeline.files import sweep
-from pipeline.intake.common import printable
-from pipeline.intake.facts import Files
+from pipeline.intake.common import Files, printable
 from pipeline.labels import LabelSpace
 
 Severity = Literal["must fix", "look", "note"]
@@ -24,7 +23,8 @@ SEVERITIES: tuple[Severity, ...] = ("must fix", "look", "note")
 
 EXAMPLES = 6
 """Frames shown with a finding."""
-_MOST_FRAMES = 0.5  # a fault of more frames than this is one of the spec or of the whole set
+MOST_FRAMES = 0.5
+"""A fault of a greater share of the frames is one of the spec or of the whole set."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ KINDS: dict[str, Kind] = {
     ),
     "label-ids": Kind(
         "must fix",
-        "Labels hold one value a pixel, and the spec says colours",
+        "Labels hold one value a pixel, and the spec says colours or channels",
         "Set `encoding: ids` and name the ids in `values`.",
         True,
     ),
@@ -83,13 +83,14 @@ KINDS: dict[str, Kind] = {
     "label-depth": Kind(
         "must fix",
         "Labels of another depth than their ids",
-        "Use the files that hold plain ids, or convert these.",
+        "Use the files that hold plain ids, or convert these to 8 or 16 bits.",
         True,
     ),
     "palette-differs": Kind(
         "must fix",
         "Palettes that contradict the ids",
-        "A program renumbered the indices: convert the colours back to ids, or quarantine.",
+        "A program renumbered the indices: read the colours (`encoding: rgb`, and colours in "
+        "`values`), or quarantine the frames. If the indices are right, save them as grey values.",
         True,
     ),
     "label-jpeg": Kind(
@@ -146,7 +147,22 @@ KINDS: dict[str, Kind] = {
     "rotated-frame": Kind(
         "must fix",
         "Frames to be turned by their EXIF data",
-        "Turn the pixels and remove the tag; training reads the pixels as they are stored.",
+        "Turn the pixels as the labels are drawn (`mogrify -auto-orient` turns them upright), or "
+        "remove the tag.",
+        True,
+    ),
+    "small-frame": Kind(
+        "must fix",
+        "Frames smaller than what CycleGAN cuts out of them",
+        "Lower `cyclegan.crop`, raise `width` of the data set, or quarantine the frames.",
+        True,
+    ),
+    "mask-frames": Kind(
+        "must fix",
+        "Labels among the frames",
+        "Give the `images` pattern a file name ending or a folder that labels do not have, or "
+        "quarantine them.",
+        True,
     ),
     "labels-apart": Kind(
         "look",
@@ -199,6 +215,12 @@ KINDS: dict[str, Kind] = {
     ),
     "frame-mode": Kind(
         "look", "Frames in another colour model", "Convert them to RGB, and compare the colours."
+    ),
+    "split-unusable": Kind(
+        "look", "Splits that cannot be used", "Mend `splits`, or the list that it names."
+    ),
+    "listed-absent": Kind(
+        "look", "Listed frames that are not here", "Unpack the rest, or go on with a part."
     ),
     "few-frames": Kind("look", "Very few frames", "Check `root`, `split` and `limit`."),
     "shared-unscored": Kind(
@@ -371,7 +393,7 @@ def finding(kind: str, total: int, frames: list[str], examples: list[Example]) -
         advice=known.advice,
         count=len(frames),
         share=share,
-        quarantines=known.quarantines and share is not None and share <= _MOST_FRAMES,
+        quarantines=known.quarantines and share is not None and share <= MOST_FRAMES,
         frames=tuple(frames),
         examples=tuple(examples),
     )

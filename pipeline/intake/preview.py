@@ -82,7 +82,8 @@ def value_colors(observation: Observation, names: Mapping[str, str]) -> dict[int
 def _read(image: Path, label: Path, observation: Observation) -> tuple[UInt8, Codes] | None:
     """A frame (H, W, 3) and its values (H, W), brought to the label's size; None if unreadable."""
     try:
-        values = codes(read_raw(label), observation.encoding, observation.channel)
+        raw = read_raw(label, colors=observation.encoding == "rgb")
+        values = codes(raw, observation.encoding, observation.channel)
         rgb = read_rgb(image)
     except (UserError, IndexError):
         return None
