@@ -478,9 +478,9 @@ def main() -> None:
 
 
 def _command() -> None:
-    from pipeline.errors import UserError
+    from pipeline.errors import UserError, explain
 
-    # A plain SIGTERM would leave Prefect's server process behind.
+    # Not the default, so that bars, logs and files that are being written are closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     debug = "--debug" in sys.argv
     arguments = [text for text in sys.argv[1:] if text not in ("--debug", "--allow-code")]
@@ -489,12 +489,7 @@ def _command() -> None:
     except (UserError, OSError) as error:
         if debug:
             raise
-        message = str(error)
-        if isinstance(error, OSError) and error.filename is not None:
-            message = (
-                f"{error.filename}: {error.strerror}. Look whether the path is right, may be read "
-                "and written, and has room on its disk."
-            )
+        message = explain(error) if isinstance(error, OSError) else str(error)
         print(f"Error: {message}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
