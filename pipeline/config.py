@@ -408,7 +408,7 @@ class EvaluationConfig(Schema):
     """Keep every frame with its prediction drawn over it, below `overlays/`."""
 
 
-WITHOUT_TARGET_LABELS = {"source_only": "source", "adapted": "translated"}
+WITHOUT_TARGET_LABELS: dict[str, Frames] = {"source_only": "source", "adapted": "translated"}
 """The usual arms, but for the oracle."""
 
 
@@ -430,21 +430,18 @@ class Config(Schema):
     translation: TranslationConfig = TranslationConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    arms: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ArmConfig] = Field(min_length=1)
-    """Arm -> what its network is trained on. Where none are given, `source_only`, `adapted` and, if
-    the target has labels, `oracle`."""
+    arms: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ArmConfig] = Field(
+        default_factory=lambda: {
+            arm: ArmConfig(train={frames: 1})
+            for arm, frames in (*WITHOUT_TARGET_LABELS.items(), ("oracle", "target"))
+        },
+        min_length=1,
+    )
+    """Arm -> what its network is trained on. `oracle` learns from the target's labels: where there
+    are none, write `arms: {source_only: source, adapted: translated}`."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     """Seeds of the segmentation training; each arm is trained once with each."""
     compute: ComputeConfig = ComputeConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _usual_arms(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "arms" in value:
-            return value
-        target = value.get("target")
-        labelled = isinstance(target, dict) and target.get("labels") is not None
-        return {**value, "arms": WITHOUT_TARGET_LABELS | ({"oracle": "target"} if labelled else {})}
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

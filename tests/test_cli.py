@@ -146,7 +146,11 @@ def test_a_target_without_labels(
         assert advice in message
     assert not list(Path().glob("*.quarantine.csv"))
     capsys.readouterr()
-    config = load_config(tiny, ["target.labels=null"])
+    message = fails("run", tiny, "--run", "r", "--set", "target.labels=null")
+    assert "Data set cityscapes: no frame has a label. Of the target's labels " in message
+    assert advice in message
+    without = ["target.labels=null", "arms={source_only: source, adapted: translated}"]
+    config = load_config(tiny, without)
     preflight(config)
     write_run(Path("r"), config)
     cli_module.status(Path("r"))

@@ -191,17 +191,6 @@ def test_a_variable_of_a_recipe(
     assert load_config(tiny).segmentation.encoder_weights == "/w$/a.pth"
 
 
-# Arms where the target has no labels.
-
-
-def test_the_usual_arms_have_an_oracle_only_with_labels(tiny: Path) -> None:
-    assert list(load_config(tiny).arms) == ["source_only", "adapted", "oracle"]
-    config = load_config(tiny, ["target.labels=null"])
-    assert list(config.arms) == ["source_only", "adapted"]
-    assert config.labels_read == {"source", "translated"}
-    assert list(load_config(tiny, ["target.labels=null", "arms={o: target}"]).arms) == ["o"]
-
-
 # Whatever is written, it is accepted or a message.
 
 
