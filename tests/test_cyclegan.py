@@ -39,6 +39,7 @@ from pipeline.config import Config, CycleGANConfig, load_config
 from pipeline.datasets import list_samples
 from pipeline.errors import UserError
 from pipeline.images import read_rgb
+from pipeline.runs import locked
 from pipeline.training import follow, load_checkpoint, save_checkpoint, seed_step
 from tests.layouts import load_spec
 
@@ -236,7 +237,8 @@ def test_kills_at_any_moment_change_nothing(
     )
 
     def fit(name: str) -> None:
-        train(recipe, config.source, config.target, tmp_path / name, config.compute)
+        with locked(tmp_path / name):  # which removes what kills left
+            train(recipe, config.source, config.target, tmp_path / name, config.compute)
 
     def fit_elsewhere() -> Any:
         process = get_context("fork").Process(target=fit, args=("parts",))

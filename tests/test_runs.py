@@ -1,6 +1,7 @@
 """Run folders: what counts as done, what is refused, what a force removes."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ from flows.stages import (
 from pipeline import contents
 from pipeline.config import load_config
 from pipeline.contents import STORE, hashes
-from pipeline.errors import UserError
+from pipeline.errors import UserError, explain
 from pipeline.files import replacing, sweep, write_json
 from pipeline.progress import each, progress
 from pipeline.runs import check_results, differences, fingerprint, locked, stage_state
@@ -482,3 +483,20 @@ def test_damaged_and_missing_results_are_noticed(tmp_path: Path) -> None:
         remove(tmp_path, ["b"])
         with pytest.raises(UserError, match=r"result\.txt.*--force a`"):
             do(tmp_path, [first, last])
+
+
+@pytest.mark.parametrize("silent", [RuntimeError("unexpected pos"), OSError("could not write")])
+def test_a_full_disk_is_said_where_a_library_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: Exception
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space") as error, replacing(tmp_path / "last.pt"):
+        raise silent
+    assert list(tmp_path.iterdir()) == []
+    said = explain(error.value)
+    assert said.startswith(f"The disk is full: {tmp_path / 'last.pt'} could not be written. Make")
+    assert "quota" in explain(OSError(errno.EDQUOT, "", "x"))
+    assert "may be read" in explain(OSError(errno.EACCES, "Permission denied", "x"))

@@ -302,6 +302,9 @@ def test_a_network_learns_and_is_scored_at_the_ground_truth_s_size(
     assert result["pixel_accuracy"] == matrix.pixel_accuracy > 0.35
     assert result["protocol"]["input_width"] == 64
     assert len((out / "per_image.csv").read_text().splitlines()) == 1 + 4
+    found = json.loads((out / "evaluation.json").read_text())["pictures"]
+    assert found == {name: f"predictions/{name}.png" for name in found}
+    assert all("/" in name and (out / path).is_file() for name, path in found.items())
     with np.load(out / "per_image.npz") as each:
         assert each["names"].tolist() == [s.name for s in list_samples(half, labelled=True)]
         assert each["counts"].shape == (4, 19, 20)
