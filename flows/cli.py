@@ -161,7 +161,7 @@ def _run_stages(
 ) -> None:
     """Do every stage of one command, without Prefect; `anew` also those that are complete."""
     from flows.prepare import prepare
-    from flows.stages import check, is_done, plan, remove, run_stage
+    from flows.stages import check, is_done, plan, remove, run_stage, scored_on_other_data
     from pipeline.config import load_config
     from pipeline.errors import UserError
     from pipeline.runs import locked, read_run
@@ -181,7 +181,11 @@ def _run_stages(
         if command == "train-cyclegan":  # its judge, if it has one, is a part of it
             judges = {name for stage in wanted for name in stage.reads}
             wanted = [stage for stage in stages if stage.name in judges] + wanted
-        inputs = check(folder, stages, command=command)
+        outdated = scored_on_other_data(folder, wanted)
+        for name in outdated:
+            print(f"{name}: the test data have changed since; scored anew", file=sys.stderr)
+        inputs = check(folder, stages, command=command, forced=outdated)
+        remove(folder, outdated)
         names = {stage.name for stage in wanted}
         if anew:
             remove(folder, [stage.name for stage in wanted])

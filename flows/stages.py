@@ -5,6 +5,7 @@ began.
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from pipeline.runs import (
     Inputs,
     begin_stage,
     check_results,
+    differences,
     fingerprint,
     finish_stage,
     read_run,
@@ -476,6 +478,23 @@ def check(
             continue
         stage_state(run, stage.name, inputs[stage.name])
     return inputs
+
+
+_TEST_DATA = {"test.samples", "test.content", "instances", "instances_content"}
+
+
+def scored_on_other_data(run: Path, stages: list[Stage]) -> list[str]:
+    """The evaluations whose test frames or labels have changed since, and nothing else."""
+    outdated = []
+    for stage in stages:
+        before = recorded_inputs(run, stage.name) if stage.command == "evaluate" else None
+        if before is not None:
+            now = json.loads(json.dumps(_as_recorded(stage.inputs(), before)))
+            lines = differences({**before, "reads": None}, {**now, "reads": None})
+            changed = {line.partition(":")[0] for line in lines}
+            if changed and changed <= _TEST_DATA:
+                outdated.append(stage.name)
+    return outdated
 
 
 def run_stage(run: Path, stage: Stage, inputs: Inputs) -> bool:

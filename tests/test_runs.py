@@ -23,12 +23,13 @@ from flows.stages import (
     plan,
     remove,
     run_stage,
+    scored_on_other_data,
 )
 from pipeline import contents
 from pipeline.config import load_config
 from pipeline.contents import STORE, hashes
 from pipeline.errors import UserError, explain
-from pipeline.files import replacing, sweep, write_json
+from pipeline.files import read_json, replacing, sweep, write_json
 from pipeline.progress import each, progress
 from pipeline.runs import check_results, differences, fingerprint, locked, stage_state
 
@@ -439,6 +440,34 @@ def test_a_file_of_the_same_size_with_other_content_is_seen(
         *[f"{kind}/adapted/seed-0" for kind in ("segmentation", "evaluation")],
         "report",
     }
+
+
+def test_mended_test_labels_are_scored_anew(
+    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command that scores; a change of anything else is refused as ever."""
+    copy, run = tmp_path / "world", tmp_path / "run"
+    shutil.copytree(world, copy)
+    monkeypatch.setenv("WORLD", str(copy))
+    stages = plan(load_config(tiny), run)
+    scored = [stage for stage in stages if stage.command == "evaluate"]
+    for stage in scored:
+        write_json(run / stage.name / "inputs.json", {**stage.inputs(), "reads": {}})
+
+    def outdated() -> list[str]:
+        _listing.cache_clear()
+        _instance_files.cache_clear()
+        return scored_on_other_data(run, stages)
+
+    assert outdated() == []
+    label = next((copy / "toy-real/gtFine/val").rglob("*_labelIds.png"))
+    content = label.read_bytes()
+    label.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert outdated() == [stage.name for stage in scored]
+    first = run / scored[0].name / "inputs.json"
+    other = read_json(first)
+    write_json(first, {**other, "config": {**other["config"], "flip": True}})
+    assert outdated() == [stage.name for stage in scored[1:]]
 
 
 def test_contents_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
