@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from flows.prepare import has_labels
 from pipeline.config import Config, load_config
 from pipeline.datasets import DatasetSpec, spec_fields
 from pipeline.errors import UserError
@@ -56,8 +55,7 @@ def patient(what: str, root: Path | None, label_space: str, settings: list[str] 
         if root is not None:
             raise UserError(f"--root is for data sets; {path} is a configuration. Use --set.")
         config = load_config(path, settings)
-        # A target without any label is no damaged set: what `run` checks says how to go on.
-        labelled = "target" in config.labels_read and has_labels(config.target)
+        labelled = "target" in config.labels_read
         return Patient(
             {"source": config.source, "target": config.target, "test": config.test},
             frozenset() if labelled else frozenset({"target"}),
@@ -111,13 +109,10 @@ def look(patient: Patient) -> dict[str, DatasetReport]:
 
 def _without_labels(config: Config, target: DatasetReport) -> DatasetReport:
     """Say of a target that has no label at all which arms ask for one."""
-    arms = ", ".join(name for name, arm in config.arms.items() if "target" in arm.train)
-    advice = (
-        f"The target has no labels: take the arms that read them ({arms}) out of `arms`, or add "
-        "the labels."
-    )
     findings = (
-        replace(found, advice=advice) if (found.kind, found.share) == ("no-label", 1) else found
+        replace(found, advice=config.without_target_labels)
+        if (found.kind, found.share) == ("no-label", 1)
+        else found
         for found in target.findings
     )
     return replace(target, findings=tuple(findings))

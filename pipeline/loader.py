@@ -122,7 +122,8 @@ def _clean_processes() -> BaseContext:
     libraries' threads; a fresh interpreter would import torch anew for each.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # Where the functions are that read, by name: only the clean process imports them.
+    context.set_forkserver_preload([__name__, "cyclegan.data", "segmentation.data"])
     return context
 
 

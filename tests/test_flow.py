@@ -227,14 +227,19 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
     pytest.fail("nothing happened within two minutes")
 
 
-# Its sizes, and nothing else, are made tiny: three seeds, twelve readers and the recipe stay.
+# Its sizes, seeds and arms are made few; its twelve readers, recipe and data sets stay.
 SHRUNK = [
     *["source.width=96", "target.width=96", "test.width=96"],
     *["cyclegan.blocks=1", "cyclegan.generator_width=4", "cyclegan.discriminator_width=4"],
     *["cyclegan.crop=[64, 48]", "cyclegan.epochs=1", "cyclegan.decay_epochs=1"],
     *["cyclegan.steps_per_epoch=2", "segmentation.encoder=resnet18"],
     *["segmentation.encoder_weights=none", "segmentation.crop=[64, 48]", "segmentation.steps=2"],
-    *["segmentation.batch_size=2", "compute.accelerator=cpu", "arms={adapted: translated}"],
+    *[
+        "segmentation.batch_size=2",
+        "compute.accelerator=cpu",
+        "arms={adapted: translated}",
+        "seeds=[0]",
+    ],
 ]
 
 
@@ -252,7 +257,7 @@ def test_the_full_scale_configuration_with_its_readers(world: Path, tmp_path: Pa
     assert result.returncode == 0, result.stderr
     assert read_run(run).compute.workers == 12
     report = json.loads((run / "report/report.json").read_text())
-    assert len(report["arms"]["adapted"]["mean_iou"]["seeds"]) == 3
+    assert set(report["arms"]) == {"adapted"}
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
 
 
@@ -303,7 +308,9 @@ def assert_gone(pids: Iterable[int]) -> None:
             pytest.fail(f"process {pid} is still there after ten seconds")
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_to_the_group_ends_at_once_and_leaves_no_server(
     at_work: tuple[subprocess.Popen[str], Path], stop: signal.Signals
 ) -> None:
@@ -367,15 +374,14 @@ def test_another_server_is_one_message(
 
 
 def test_a_server_that_does_not_start_in_time(
-    settings: tuple[Path, dict[str, str]], tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, env = settings
-    result = subprocess.run(
-        cli_command("run", config, "--run", tmp_path / "run"),
-        env={**env, "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "0.1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2
-    assert "did not start within 0.1 seconds. Give it longer with" in result.stderr
-    assert "Traceback" not in result.stderr
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    for name in ("NO_PROXY", "no_proxy", "PREFECT_HOME", *DEFAULTS):
+        monkeypatch.setenv(name, DEFAULTS.get(name, ""))
+    monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "0.1")
+    with (
+        pytest.raises(UserError, match=r"not start within 0\.1 seconds\. Give it longer with"),
+        prefect_server(tmp_path),
+    ):
+        pass
