@@ -14,7 +14,7 @@ from typing import Any
 
 from flows.prepare import preflight, prepare
 from flows.stages import all_inputs, is_done, plan
-from pipeline.config import Config
+from pipeline.config import AFTER, BEFORE, IDEAL, Config
 from pipeline.errors import UserError
 from pipeline.files import TAKEN
 from pipeline.runs import (
@@ -27,7 +27,6 @@ from pipeline.runs import (
 )
 from pipeline.schema import parse
 from reports.ladder import Row, write_ladder
-from reports.tables import AFTER, BEFORE, IDEAL
 
 Settings = dict[str, Any]
 

@@ -11,15 +11,13 @@ from rich.table import Table
 
 from flows.estimate import estimate
 from flows.stages import Stage, is_done, plan
-from pipeline.config import Config
+from pipeline.config import IDEAL, Config
 from pipeline.datasets import DatasetSpec, built_in_specs, missing_classes, plug_ins, spec_fields
 from pipeline.files import explain_damage, read_json
 from pipeline.labels import load_label_space
 from pipeline.progress import duration, recorded
 from pipeline.runs import INPUTS_FILE, check_results, read_run, read_stage
 from pipeline.schema import parse
-from reports.sentences import NO_ORACLE
-from reports.tables import IDEAL
 
 LADDER = "ladder.json"
 
@@ -59,6 +57,8 @@ def show_result(folder: Path) -> None:
     console = Console()
     console.print(table)
     if IDEAL not in report["arms"]:
+        from reports.sentences import NO_ORACLE
+
         console.print(NO_ORACLE, soft_wrap=True)
     console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)
 
@@ -108,6 +108,8 @@ def show_status(run: Path) -> None:
     console = Console()
     console.print(table)
     if IDEAL not in config.arms:
+        from reports.sentences import NO_ORACLE
+
         console.print(NO_ORACLE, soft_wrap=True)
     if (cache := config.compute.cache) is not None and cache.is_dir():
         size = sum(file.stat().st_size for file in cache.glob("*.bin"))

@@ -408,8 +408,10 @@ class EvaluationConfig(Schema):
     """Keep every frame with its prediction drawn over it, below `overlays/`."""
 
 
-WITHOUT_TARGET_LABELS: dict[str, Frames] = {"source_only": "source", "adapted": "translated"}
-"""The usual arms, but for the oracle."""
+BEFORE, AFTER, IDEAL = "source_only", "adapted", "oracle"
+"""The usual arms; the gap is that between the first and the last."""
+WITHOUT_TARGET_LABELS: dict[str, Frames] = {BEFORE: "source", AFTER: "translated"}
+"""What the usual arms learn from, but for the oracle."""
 
 
 class Config(Schema):
@@ -433,7 +435,7 @@ class Config(Schema):
     arms: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ArmConfig] = Field(
         default_factory=lambda: {
             arm: ArmConfig(train={frames: 1})
-            for arm, frames in (*WITHOUT_TARGET_LABELS.items(), ("oracle", "target"))
+            for arm, frames in (*WITHOUT_TARGET_LABELS.items(), (IDEAL, "target"))
         },
         min_length=1,
     )

@@ -1,6 +1,7 @@
 """What the training loops need: a device, seeds, checkpoints, a log."""
 
 import json
+import threading
 import time
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -317,8 +318,18 @@ class TrainingLog:
         self._events.add_image(name, rgb, step, dataformats="HWC")
 
     def __enter__(self) -> Self:
+        self._hook, threading.excepthook = threading.excepthook, self._raised_later
         return self
+
+    def _raised_later(self, raised: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread prints a full disk, and raises it again where we write or close next.
+        if not isinstance(raised.exc_value, OSError):
+            self._hook(raised)
 
     def __exit__(self, *_: object) -> None:
         """Finish the TensorBoard file, which has a thread of its own."""
-        self._events.close()
+        try:
+            with naming(self.path):
+                self._events.close()
+        finally:
+            threading.excepthook = self._hook

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from PIL import Image
 
-from pipeline.config import Config
+from pipeline.config import AFTER, BEFORE, IDEAL, Config
 from pipeline.csv_files import read_table
 from pipeline.datasets import DatasetSpec, list_samples
 from pipeline.errors import UserError
@@ -24,7 +24,7 @@ from pipeline.files import explain_damage
 from pipeline.images import UInt8, read_raw, read_rgb, resize_indices, resize_rgb, size_within
 from pipeline.labels import LabelSpace
 from pipeline.reading import LabelReader, read_frame
-from reports.tables import AFTER, BEFORE, IDEAL, Evaluation, evaluation_folder, ordered_arms
+from reports.tables import Evaluation, evaluation_folder, ordered_arms
 
 WORST = 4
 """Test frames shown with the lowest scores."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import IDEAL, Config
 from pipeline.csv_files import write_table
 from pipeline.files import write_json, write_text
 from pipeline.runs import RUN_FILE, read_run_record
@@ -14,7 +14,7 @@ from reports.figures import arm_colors
 from reports.markdown import ladder_markdown
 from reports.pages import environment
 from reports.report import HEADLINE
-from reports.tables import IDEAL, METRICS
+from reports.tables import METRICS
 
 FILE = "ladder.json"
 

@@ -2,6 +2,7 @@
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.config import AFTER, BEFORE
 from reports import figures, sentences, tables
 
 
@@ -29,8 +30,8 @@ def environment() -> Environment:
         "FURTHER": tables.FURTHER,
         "trained_on": sentences.trained_on,
         "METHODS": {"histogram_matching": "histogram matching", "fda": "Fourier domain adaptation"},
-        "BEFORE": tables.BEFORE,
-        "AFTER": tables.AFTER,
+        "BEFORE": BEFORE,
+        "AFTER": AFTER,
         "FEW": figures.FEW,
         "scored_on": tables.scored_on,
     }

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from pipeline.config import Config
+from pipeline.config import AFTER, BEFORE, IDEAL, Config
 from pipeline.confusion import ConfusionMatrix
 from pipeline.csv_files import read_table, write_table
 from pipeline.datasets import missing_classes
@@ -47,7 +47,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     table = tables.per_class(report, evaluations)
     cells = table.astype(object).where(table.notna(), None)
     rows: Any = cells.to_dict("records")
-    lower_end = [arm for arm in report["arms"] if arm == tables.BEFORE]
+    lower_end = [arm for arm in report["arms"] if arm == BEFORE]
     worst_arms = [*lower_end, *sentences.ours(report)[-1:]]
     template = environment().get_template("report.html.j2")
     page = template.render(
@@ -171,8 +171,8 @@ def _card(report: Summary, metric: str) -> dict[str, Any]:
     closed = {arm: report["gap_closed_by_arm"][arm][metric] for arm in tried}
     reason = None
     if None in closed.values() or not closed:
-        missing = [arm for arm in (tables.BEFORE, tables.IDEAL) if arm not in arms]
-        missing += [] if tried else [tables.AFTER]
+        missing = [arm for arm in (BEFORE, IDEAL) if arm not in arms]
+        missing += [] if tried else [AFTER]
         reason = f"no {' and no '.join(missing)} arm" if missing else "there is no gap to close"
     return {"metric": metric, "title": METRICS[metric], "closed": closed, "reason": reason}
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from reports.tables import AFTER, BEFORE, IDEAL, METRICS, Summary, percent, points
+from pipeline.config import AFTER, BEFORE, IDEAL
+from reports.tables import METRICS, Summary, percent, points
 
 FRAMES = {
     "source": "synthetic frames as they are",

@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import BaseModel, model_validator
 
 from pipeline import bootstrap
-from pipeline.config import Config
+from pipeline.config import AFTER, BEFORE, IDEAL, Config
 from pipeline.confusion import ConfusionMatrix, Counts
 from pipeline.errors import UserError
 from pipeline.files import explain_damage, read_json, read_record
@@ -38,8 +38,6 @@ FURTHER = {
     "category_iiou": "iIoU of the categories",
 }
 """Scores that some label spaces and data sets have -> what they are called in a text."""
-BEFORE, AFTER, IDEAL = "source_only", "adapted", "oracle"
-"""The arms between which the gap is measured."""
 
 
 def ordered_arms(config: Config) -> list[str]:
