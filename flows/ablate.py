@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.prepare import preflight, prepare
-from flows.stages import all_inputs, is_done, plan
+from flows.stages import check, is_done, plan
 from pipeline.config import AFTER, BEFORE, IDEAL, Config
 from pipeline.errors import UserError
 from pipeline.files import TAKEN
@@ -195,7 +195,7 @@ def take_over(config: Config, run: Path, others: Sequence[Path]) -> list[str]:
         The names of the stages.
     """
     stages = plan(config, run)
-    inputs = all_inputs(stages)
+    inputs = check(run, stages)
     taken = []
     for stage in stages:
         if stage_state(run, stage.name, inputs[stage.name]) != "absent":

@@ -161,7 +161,7 @@ def _run_stages(
 ) -> None:
     """Do every stage of one command, without Prefect; `anew` also those that are complete."""
     from flows.prepare import prepare
-    from flows.stages import check, is_done, plan, remove, run_stage, scored_on_other_data
+    from flows.stages import check, is_done, named, plan, remove, run_stage, scored_on_other_data
     from pipeline.config import load_config
     from pipeline.errors import UserError
     from pipeline.runs import locked, read_run
@@ -181,16 +181,18 @@ def _run_stages(
         if command == "train-cyclegan":  # its judge, if it has one, is a part of it
             judges = {name for stage in wanted for name in stage.reads}
             wanted = [stage for stage in stages if stage.name in judges] + wanted
-        outdated = scored_on_other_data(folder, wanted)
-        for name in outdated:
-            print(f"{name}: the test data have changed since; scored anew", file=sys.stderr)
-        inputs = check(folder, stages, command=command, forced=outdated)
-        remove(folder, outdated)
         names = {stage.name for stage in wanted}
-        if anew:
-            remove(folder, [stage.name for stage in wanted])
+        # A report is of no use to anyone when it is not of the results that are there.
+        outdated = sorted(names) if anew else scored_on_other_data(folder, wanted)
+        inputs = check(folder, stages, command=command, forced=outdated)
+        if outdated:
+            remove(folder, [name for name in named(stages, outdated) if name not in names])
         ready = [s for s in wanted if all(is_done(folder, n) for n in s.reads if n not in names)]
         for stage in ready or wanted:
+            if stage.name in outdated:
+                if not anew:
+                    print(f"{stage.name}: test files have changed; scored anew", file=sys.stderr)
+                remove(folder, [stage.name])
             done = run_stage(folder, stage, inputs[stage.name])
             print(f"{stage.name}: {'done' if done else 'was complete'}", file=sys.stderr)
         if waiting := [stage for stage in wanted if ready and stage not in ready]:

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from flows.signals import named_server
 from pipeline.errors import UserError
 
 ANSWER_SECONDS = 15.0
@@ -52,7 +53,7 @@ def prefect_server(folder: Path) -> Iterator[None]:
     # A proxy reaches the servers of others, never this machine's.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), *LOOPBACK]))
-    if url := os.environ.get("PREFECT_API_URL"):
+    if url := named_server():
         _ask_version(url)
         yield
         return
@@ -71,17 +72,20 @@ def _temporary(folder: Path, password: str) -> Iterator[str]:
     """The address of a server that ends with the block, or with this process."""
     home = folder / ".prefect"
     home.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind((LOOPBACK[0], 0))
-        port = free.getsockname()[1]
     log = home / "server.log"
-    with log.open("wb") as output:
+    with socket.socket() as listening, log.open("wb") as output:
+        listening.bind((LOOPBACK[0], 0))
+        listening.listen()
+        port = listening.getsockname()[1]
         process = subprocess.Popen(
             [
-                *[sys.executable, "-m", "uvicorn", "--factory", "flows.server:temporary_app"],
+                # -P: nothing is imported from the working folder, which may be anyone's.
+                *[sys.executable, "-P", "-m", "uvicorn", "--factory", "flows.server:temporary_app"],
                 *["--app-dir", str(Path(__file__).parent.parent), "--log-level", "error"],
-                *["--host", LOOPBACK[0], "--port", str(port)],
+                # The socket that is handed over; the port is for who looks at processes.
+                *["--fd", str(listening.fileno()), "--port", str(port)],
             ],
+            pass_fds=[listening.fileno()],
             cwd=folder,
             env={
                 **os.environ,
@@ -142,25 +146,24 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
 
 def _ask_version(url: str) -> None:
     """Raise `UserError` unless a Prefect server of this major version answers at `url`."""
-    import httpx
     from prefect.client.base import ServerType, determine_server_type
+    from prefect.client.orchestration import get_client
+    from prefect.settings import (
+        PREFECT_API_REQUEST_TIMEOUT,
+        PREFECT_CLIENT_MAX_RETRIES,
+        temporary_settings,
+    )
 
     if determine_server_type() == ServerType.CLOUD:  # works with every version
         return
-    auth = tuple(os.environ.get("PREFECT_API_AUTH_STRING", "").split(":", 1))
-    key = os.environ.get("PREFECT_API_KEY")
     own = version("prefect")
     advice = "Set PREFECT_API_URL to its address, which ends in /api; or unset it to run without."
+    at_once = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_SECONDS}
     try:
-        answer = httpx.get(
-            f"{url.rstrip('/')}/admin/version",
-            timeout=ANSWER_SECONDS,
-            auth=auth if len(auth) == 2 else None,
-            headers={"Authorization": f"Bearer {key}"} if key else None,
-        )
-        answer.raise_for_status()
-        theirs = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        # Prefect's own client knows of proxies, certificates, passwords and keys.
+        with temporary_settings(at_once), get_client(sync_client=True) as client:
+            theirs = client.api_version()
+    except Exception as error:  # the client raises whatever it meets in an answer
         raise UserError(
             f"No Prefect server answers at PREFECT_API_URL={url} ({error}). {advice}"
         ) from error

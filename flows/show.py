@@ -16,10 +16,8 @@ from pipeline.datasets import DatasetSpec, built_in_specs, missing_classes, plug
 from pipeline.files import explain_damage, read_json
 from pipeline.labels import load_label_space
 from pipeline.progress import duration, recorded
-from pipeline.runs import INPUTS_FILE, check_results, read_run, read_stage
+from pipeline.runs import INPUTS_FILE, LADDER_FILE, check_results, read_run, read_stage
 from pipeline.schema import parse
-
-LADDER = "ladder.json"
 
 
 def say_missing_classes(config: Config) -> None:
@@ -80,7 +78,7 @@ def show_ladder(folder: Path) -> None:
 @contextmanager
 def _ladder(folder: Path) -> Iterator[list[dict[str, Any]]]:
     """The rows of a ladder; explains what is raised while they are used."""
-    path = folder / LADDER
+    path = folder / LADDER_FILE
     with explain_damage(path, "Write it anew: `sim2real run CONFIG --ablate` with this folder."):
         yield read_json(path)["rows"]
 
@@ -91,7 +89,7 @@ def _percent(value: float | None) -> str:
 
 def show_status(run: Path) -> None:
     """The stages of a run; of a ladder, its rows."""
-    if (run / LADDER).is_file():
+    if (run / LADDER_FILE).is_file():
         _show_rows(run)
         return
     config = read_run(run)

@@ -2,10 +2,14 @@
 
 import os
 import signal
-import sys
 from types import FrameType
 
 STOPPED = "Stopped. The same command continues."
+
+
+def named_server() -> str | None:
+    """The address of the Prefect server that the user has named; None for a temporary one."""
+    return os.environ.get("PREFECT_API_URL") or None
 
 
 def take_signals() -> None:
@@ -16,7 +20,7 @@ def take_signals() -> None:
     PREFECT_API_URL names a server, which then hears of it. To be called again within a flow, where
     Prefect has taken SIGTERM over.
     """
-    if "PREFECT_API_URL" not in os.environ:
+    if not named_server():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _stop_at_once)
 
@@ -26,9 +30,11 @@ def _stop_at_once(number: int, _: FrameType | None) -> None:
 
     for other in (signal.SIGINT, signal.SIGTERM):
         signal.signal(other, signal.SIG_IGN)
-    print(STOPPED, file=sys.stderr, flush=True)
-    if torchrun():
-        from pipeline.team import say_over
+    try:
+        os.write(2, f"{STOPPED}\n".encode())  # print might be in the middle of a line
+        if torchrun():
+            from pipeline.team import say_over
 
-        say_over(128 + number)
-    os._exit(128 + number)
+            say_over(128 + number)
+    finally:
+        os._exit(128 + number)

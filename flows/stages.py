@@ -480,11 +480,11 @@ def check(
     return inputs
 
 
-_TEST_DATA = {"test.samples", "test.content", "instances", "instances_content"}
+_TEST_CONTENT = {"test.content", "instances_content"}
 
 
 def scored_on_other_data(run: Path, stages: list[Stage]) -> list[str]:
-    """The evaluations whose test frames or labels have changed since, and nothing else."""
+    """The evaluations of the same test files, whose content alone has changed since."""
     outdated = []
     for stage in stages:
         before = recorded_inputs(run, stage.name) if stage.command == "evaluate" else None
@@ -492,7 +492,7 @@ def scored_on_other_data(run: Path, stages: list[Stage]) -> list[str]:
             now = json.loads(json.dumps(_as_recorded(stage.inputs(), before)))
             lines = differences({**before, "reads": None}, {**now, "reads": None})
             changed = {line.partition(":")[0] for line in lines}
-            if changed and changed <= _TEST_DATA:
+            if changed and changed <= _TEST_CONTENT:
                 outdated.append(stage.name)
     return outdated
 

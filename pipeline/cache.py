@@ -40,9 +40,6 @@ class _Cached(BaseModel):
     shapes: list[tuple[int, ...]] = []
 
 
-_GROUP = 64
-
-
 def frame_reader(spec: DatasetSpec, samples: Sequence[Sample], cache: Path | None) -> Reader:
     """Frame index -> (H, W, 3) uint8 RGB at the working width; with a cache, not to be written to.
 

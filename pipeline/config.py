@@ -645,7 +645,9 @@ def _resolve_recipe(given: dict[str, Any], base: Path) -> dict[str, Any]:
             f"no recipe {named!r}.{near(named, known)} Known: {', '.join(known)}; or give the path "
             "of a .yaml file."
         )
-    fields = read_settings(path, "settings of segmentation", given)
+    # A mapping is merged with the recipe's, but for `options`: see `_over`.
+    said = {key for key, value in given.items() if key == "options" or not isinstance(value, dict)}
+    fields = read_settings(path, "settings of segmentation", said)
     if isinstance(weights := fields.get("encoder_weights"), str):
         fields["encoder_weights"] = _absolute_file(weights, path.parent)
     return _over(fields, given)

@@ -25,6 +25,10 @@ R = TypeVar("R", bound=BaseModel)
 PART, REMOVED, TAKEN = ".part-", ".removed-", ".taken-"
 """How the names begin of files that are being written, and of folders that are being removed or
 filled. A kill leaves them; they are no content, and `sweep` removes them."""
+_PARTS = re.compile(re.escape(PART) + "[0-9a-f]{12}")
+_HALF_MADE = re.compile(f"({re.escape(REMOVED)}|{re.escape(TAKEN)})[a-z0-9_]{{8}}")
+LOCK = ".lock"
+"""The file in a run's folder by which other processes are kept out."""
 MAX_YAML_BYTES = 256 * 1024
 """Far above what people write; the parser needs seconds for it."""
 MAX_YAML_DEPTH = 32
@@ -96,22 +100,27 @@ def sweep(folder: Path, *, below: bool = False) -> None:
     """Remove from a folder what kills left there: files that nobody writes any more.
 
     Args:
-        below: the folder is locked: also from all folders below it, and half-made folders.
+        below: the folder is locked: also from all folders below it, but for those with a lock of
+            their own, and half-made folders.
     """
     for place, folders, files in os.walk(folder):
         for name in files:
-            if name.startswith(PART):
+            if _PARTS.match(name):
                 _remove_abandoned(Path(place, name))
         if not below:
             return
         for name in folders:
-            if name.startswith((REMOVED, TAKEN)):
-                shutil.rmtree(Path(place, name))
-        folders[:] = [name for name in folders if not name.startswith(".")]
+            if _HALF_MADE.fullmatch(name):
+                shutil.rmtree(Path(place, name), ignore_errors=True)
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not Path(place, name, LOCK).exists()
+        ]
 
 
 def _remove_abandoned(part: Path) -> None:
-    with suppress(OSError), part.open("rb") as file:  # another process sweeps, too
+    with suppress(OSError), part.open("r+b") as file:  # NFS locks only what may be written
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         part.unlink()
 
@@ -333,7 +342,9 @@ class _Loader(yaml.SafeLoader):
             return float(re.sub(r"\.(?=[in])", "", text.lower()))  # Python writes inf and nan
         return None if kind == "null" else text.lower() == "true"
 
-    def construct_misread(self, node: yaml.ScalarNode) -> Any:
+    def construct_misread(self, node: yaml.Node) -> Any:
+        if not isinstance(node, yaml.ScalarNode):  # a tag of the file says that it is one
+            return self.construct_foreign(node)
         text = node.value
         number = re.sub(r"^([-+]?)0+(?=[0-9])", r"\1", text.replace("_", ""))
         number = number if re.fullmatch(f"{_WORDS['int']}|{_WORDS['float']}", number) else ""

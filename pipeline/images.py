@@ -146,6 +146,12 @@ def _stored(image: ImageFile.ImageFile, start: bytes) -> str:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
+    """The EXIF orientation, 2 to 8 where it turns or mirrors the picture."""
+    said = _said_orientation(image)
+    return said if 2 <= said <= 8 else 1  # some cameras write 0 for none
+
+
+def _said_orientation(image: ImageFile.ImageFile) -> int:
     if image.format == "TIFF":
         return int(getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation, 1))
     if not image.info.keys() & {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}:

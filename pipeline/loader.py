@@ -6,7 +6,7 @@ with any number of reading processes.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -57,6 +57,12 @@ class Draws(Dataset[Any]):
             self._order = (epoch, order)
         return int(self._order[1][position])
 
+    @property
+    def module(self) -> str:
+        """The name of the module that `read` is from."""
+        read = self.read.func if isinstance(self.read, partial) else self.read
+        return str(read.__module__)
+
     def __len__(self) -> int:
         raise TypeError("draws have no end")
 
@@ -88,7 +94,7 @@ def batches(
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin,
-        multiprocessing_context=_clean_processes() if workers else None,
+        multiprocessing_context=_clean_processes(draws.module) if workers else None,
         worker_init_fn=end_with_parent,
     )
     batches = iter(loader)
@@ -115,15 +121,17 @@ def batches(
 
 
 @cache
-def _clean_processes() -> BaseContext:
+def _clean_processes(module: str) -> BaseContext:
     """How reading processes start: forked from one that holds nothing but imported modules.
 
     A fork of this process would take over its locks, open files and the exit handlers of other
     libraries' threads; a fresh interpreter would import torch anew for each.
+
+    Args:
+        module: what readers need besides this one; only the first call's is imported beforehand.
     """
     context = get_context("forkserver")
-    # Where the functions are that read, by name: only the clean process imports them.
-    context.set_forkserver_preload([__name__, "cyclegan.data", "segmentation.data"])
+    context.set_forkserver_preload([__name__, module])
     return context
 
 

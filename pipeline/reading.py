@@ -183,8 +183,17 @@ class LabelReader:
 
 def decoder_code(name: str) -> str:
     """A hash of the file that holds a decoder, so that what it made is known by its code."""
-    source = code_file(name) or inspect.getsourcefile(_decoder(name))
-    return hashlib.sha256(_content(source)).hexdigest()[:16] if source else ""
+    source = code_file(name)
+    if not source:
+        decode = inspect.unwrap(_decoder(name))
+        if not inspect.isfunction(decode):
+            raise UserError(
+                f"Decoder {name} is no plain function, whose code is known. Make it one."
+            )
+        source = inspect.getsourcefile(decode) or ""
+        if not os.path.isfile(source):  # a module that Python itself is built with
+            return ""
+    return hashlib.sha256(_content(source)).hexdigest()[:16]
 
 
 def not_ids(raw: npt.NDArray[Any]) -> str | None:

@@ -23,12 +23,14 @@ from pydantic import BaseModel, Field, RootModel
 from pipeline.config import Config, load_config
 from pipeline.contents import hashes, sha256
 from pipeline.errors import UserError
-from pipeline.files import read_record, sweep, write_json, write_yaml
+from pipeline.files import LOCK, read_record, sweep, write_json, write_yaml
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 INPUTS_FILE = "inputs.json"
 STAGE_FILE = "stage.json"
+LADDER_FILE = "ladder.json"
+"""The table of a folder of runs."""
 
 Inputs = dict[str, Any]
 
@@ -215,7 +217,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
+        lock = (folder / LOCK).open("a+")
     except OSError as error:
         raise UserError(
             f"Cannot write to {folder}: {error.strerror}. Give another folder with --run DIR."
@@ -227,7 +229,8 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder} is being worked on by another process. Wait for it, or use --run DIR."
             ) from error
-        sweep(folder, below=True)
+        # Not below a folder that is no run: what is there may be anybody's.
+        sweep(folder, below=(folder / CONFIG_FILE).is_file() or (folder / LADDER_FILE).is_file())
         yield
 
 

@@ -100,6 +100,8 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
         return f"  {place}: required, but not given."
     message = detail["msg"].removeprefix("Value error, ")
     value = detail["input"]
+    if detail["type"] == "string_type" and isinstance(value, int | float):
+        message += f"; write it in quotes: '{value}'"
     shown = (
         "" if isinstance(value, dict | list) and len(str(value)) > 80 else f" (got {short(value)})"
     )

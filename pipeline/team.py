@@ -6,7 +6,7 @@ batch, and in that the first alone writes files.
 Under torchrun each of its processes starts one that trains and watches over it: one that waits for
 the others' gradients hears nothing else. The first of torchrun's processes does the command and
 says which work is next; the others find out themselves what that is. What they tell each other is
-in torchrun's store, as JSON: whoever reaches the store's port can make no process run code.
+in torchrun's store, as JSON, so that nothing that somebody writes there is unpickled by us.
 """
 
 import itertools

@@ -8,15 +8,13 @@ from typing import Any
 from pipeline.config import IDEAL, Config
 from pipeline.csv_files import write_table
 from pipeline.files import write_json, write_text
-from pipeline.runs import RUN_FILE, read_run_record
+from pipeline.runs import LADDER_FILE, RUN_FILE, read_run_record
 from reports import tables
 from reports.figures import arm_colors
 from reports.markdown import ladder_markdown
 from reports.pages import environment
 from reports.report import HEADLINE
 from reports.tables import METRICS
-
-FILE = "ladder.json"
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def write_ladder(
         },
         "rows": lines,
     }
-    write_json(folder / FILE, found)
+    write_json(folder / LADDER_FILE, found)
     flat = [_flat(line) for line in lines]
     write_table(folder / "ladder.csv", list(flat[0]), flat)
     title = f"{name}: what each step brings"

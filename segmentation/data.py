@@ -3,8 +3,10 @@
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from zipfile import BadZipFile
 
 import albumentations as A
 import cv2
@@ -88,10 +90,10 @@ def class_counts(
     sets = [(spec, list_samples(spec, labelled=True)) for spec, _ in mixture]
     names = [f"{spec.name}/{sample.name}" for spec, samples in sets for sample in samples]
     ends = np.cumsum([len(samples) for _, samples in sets])[:-1]
-    if path.is_file():
-        with np.load(path) as kept:
-            if kept["names"].tolist() == names:
-                return np.split(kept["counts"], ends)
+    # What cannot be read is counted anew.
+    with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(path) as kept:
+        if kept["names"].tolist() == names and len(kept["counts"]) == len(names):
+            return np.split(kept["counts"], ends)
     found = [
         _count_classes(class_reader(spec, samples, space, cache), len(samples), len(space.classes))
         for spec, samples in sets

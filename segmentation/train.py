@@ -138,6 +138,8 @@ def train(
         for step, (batch, *frames) in enumerate(zip(*loaders, strict=True), first + 1):
             # On the CPU still, where to look costs no wait for a device.
             labelled = labelled or bool((batch["label"] != IGNORE).any())
+            if step == min(PATIENCE, config.steps):  # one device may have met none
+                labelled = bool(team.total(torch.tensor(float(labelled), device=fabric.device)))
             if not labelled and step == min(PATIENCE, config.steps):
                 raise UserError(
                     f"{title}: no pixel of the labels in the first {step} steps belongs to a class "

@@ -260,6 +260,7 @@ def test_a_kill_while_files_are_linked(
         take_over(config, tmp_path, [folder / "cyclegan"])
     assert not (tmp_path / "cyclegan").exists()
     assert list(tmp_path.glob(".taken-*"))
+    (tmp_path / "config.yaml").touch()
     with locked(tmp_path):
         assert "cyclegan" in take_over(config, tmp_path, [folder / "cyclegan"])
     assert not list(tmp_path.rglob(".taken-*"))

@@ -342,6 +342,17 @@ def test_labels_among_frames_by_their_pixels(sim: Path) -> None:
         check_headers(frames, list_samples(frames, labelled=False))
 
 
+def test_grey_frames_of_few_values_are_frames(tmp_path: Path) -> None:
+    """Of a thermal camera, of which one is richer."""
+    noise = np.random.default_rng(0).integers(0, 50, (20, 32, 48), np.uint8)
+    noise[7] *= 5
+    noise[7, 0] = range(48)
+    for n, frame in enumerate(noise):
+        Image.fromarray(frame).save(tmp_path / f"{n}.png")
+    frames = DatasetSpec(name="thermal", root=tmp_path, images="{frame}.png")
+    assert len(check_headers(frames, list_samples(frames, labelled=False))) == 20
+
+
 def test_a_set_of_grey_frames_is_no_set_of_labels(sim: Path) -> None:
     for n in range(1, FRAMES + 1):
         grey = Image.open(image(sim, n)).convert("L").point(lambda v: v // 16 * 16)

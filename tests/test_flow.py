@@ -248,6 +248,8 @@ def test_the_full_scale_configuration_with_its_readers(world: Path, tmp_path: Pa
     shipped = ROOT / "configs/gta5_to_cityscapes.yaml"
     settings = [word for setting in SHRUNK for word in ("--set", setting)]
     run = tmp_path / "a%41 b?=c"  # none of it may mean anything in an address
+    run.mkdir()
+    (run / "uvicorn.py").write_text("open('ran', 'w')")  # somebody's file, which nothing may run
     result = subprocess.run(
         cli_command("run", shipped, "--run", run, *settings),
         env={**os.environ, **roots},
@@ -258,6 +260,7 @@ def test_the_full_scale_configuration_with_its_readers(world: Path, tmp_path: Pa
     assert read_run(run).compute.workers == 12
     report = json.loads((run / "report/report.json").read_text())
     assert set(report["arms"]) == {"adapted"}
+    assert not (run / "ran").exists()
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
 
 

@@ -201,10 +201,16 @@ def test_frames_that_exif_turns_are_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.img"
     picture = Image.new("RGB", (24, 8), (9, 8, 7))
     exif = Image.Exif()
-    for orientation, message in ((1, ""), (3, "EXIF orientation 3"), (6, "EXIF orientation 6")):
+    for orientation, message in (
+        (1, ""),
+        (0, ""),
+        (9, ""),
+        (3, "EXIF orientation 3"),
+        (6, "EXIF orientation 6"),
+    ):
         exif[0x0112] = orientation
         path.write_bytes(encoded(picture, kind, exif=exif.tobytes() if kind != "TIFF" else exif))
-        assert read_header(path).orientation == orientation
+        assert read_header(path).orientation == (orientation if message else 1)
         if message:
             with pytest.raises(UserError, match=rf"a\.img is not read as a frame: {message}"):
                 read_rgb(path)

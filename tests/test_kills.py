@@ -171,10 +171,11 @@ def _child(command: Command, folder: Path, kill: int, after: bool, notes: Path |
                     file.write(f"{change.__name__} {os.path.basename(paths[-1])}\n")
             if counted == kill and not after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            done = change(*paths, **how)
-            if counted == kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return done
+            try:
+                return change(*paths, **how)
+            finally:  # also after one that finds no such file
+                if counted == kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return watch
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,7 @@ def offer(folder: Path, group: str, **points: str) -> None:
         ("os.path:isfile", "returned bool values of shape ()"),
         ("json:loads", "fails on"),
         ("tests.test_plug_ins:negative", "returned values in -1..3"),
+        ("tests.test_plug_ins:partly", "is no plain function"),
     ],
 )
 def test_bad_decoders(
@@ -122,6 +124,7 @@ def test_bad_decoders(
     monkeypatch.syspath_prepend(str(hexsim))
     with pytest.raises(UserError) as error:
         reader = own(hexsim, decoder)
+        decoder_code(decoder)
         reader.read(list_samples(reader.spec, labelled=True)[0])
     assert message in str(error.value)
 
@@ -230,6 +233,9 @@ def test_the_command_line_allows_it(beside: Path, cli: Cli) -> None:
 def negative(_: Path) -> np.ndarray:
     """A decoder that returns what no table can hold."""
     return np.array([[-1, 3]])
+
+
+partly = partial(negative)
 
 
 def test_a_plug_in_that_fails_names_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,16 @@ def test_a_recipe_from_a_file(tiny: Path) -> None:
         load_config(tiny)
 
 
+def test_a_part_of_a_recipe_s_mapping_wins_alone(tiny: Path) -> None:
+    recipe = "augmentation: {scale: [0.3, 3], flip: false}\noptions: {encoder_depth: 4}\n"
+    (tiny.parent / "net.yaml").write_text(recipe)
+    own = {"recipe": "net.yaml", "augmentation": {"color": 0.1}, "options": {}}
+    config = load_config(write(tiny, own)).segmentation
+    found = config.augmentation
+    assert (found.scale, found.flip, found.color) == ((0.3, 3), False, 0.1)
+    assert config.options == {}
+
+
 def test_an_unknown_recipe(tiny: Path) -> None:
     with pytest.raises(UserError) as error:
         load_config(write(tiny, {"recipe": "segformer_b3", "batch_size": 0}))

@@ -179,10 +179,13 @@ def test_files_of_unknown_origin_are_not_continued(tmp_path: Path) -> None:
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     calls: list[str] = []
     (tmp_path / "b/deep").mkdir(parents=True)
-    (tmp_path / "b/deep/.part-abc.png").write_text("half")
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "b/deep/.part-0123456789ab.png").write_text("half")
     (tmp_path / "a").mkdir()
-    (tmp_path / "a/.part-abc.json").write_text("half of inputs.json, the first file of a stage")
-    for folder in (".removed-abc/a", "evaluation/.taken-abc/b"):
+    (tmp_path / "a/.part-0123456789ab.json").write_text(
+        "half of inputs.json, the first file of a stage"
+    )
+    for folder in (".removed-abcd_123/a", "evaluation/.taken-abcd_123/b"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "file").write_text("old")
     with locked(tmp_path):
@@ -191,10 +194,26 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     assert left == []
 
 
+def test_what_is_not_ours_is_not_swept(tmp_path: Path) -> None:
+    own, parts = tmp_path / "papers", (".part-of-my-thesis.tex", ".part-0123456789ab.pt")
+    (own / ".removed-notes").mkdir(parents=True)
+    (tmp_path / parts[0]).touch()
+    (own / parts[1]).touch()
+    with locked(tmp_path):  # a folder that is no run
+        pass
+    write_json(tmp_path / "ladder.json", {})
+    (own / ".lock").touch()  # another run, with processes of its own
+    with locked(tmp_path):
+        pass
+    assert (tmp_path / parts[0]).exists()
+    assert (own / ".removed-notes").exists()
+    assert (own / parts[1]).exists()
+
+
 def test_what_another_process_writes_is_not_swept(tmp_path: Path) -> None:
     with replacing(tmp_path / "file.json") as part:
         part.write_text("half")
-        abandoned = tmp_path / ".part-abc.json"
+        abandoned = tmp_path / ".part-0123456789ab.json"
         abandoned.write_text("half")
         sweep(tmp_path)
         assert part.exists()

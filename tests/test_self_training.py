@@ -213,6 +213,9 @@ def test_classes_are_counted_once_in_a_training(
     turned = class_counts(mixture[::-1], SPACE, None, tmp_path)
     assert [found.tolist() for found in turned[::-1]] == [found.tolist() for found in counts]
     assert len(reads) == 20
+    (tmp_path / "class_counts.npz").write_bytes(b"damaged")  # counted anew
+    mended = class_counts(mixture, SPACE, None, tmp_path)
+    assert [found.tolist() for found in mended] == [found.tolist() for found in counts]
 
 
 def test_mixtures_have_their_shares_and_continue_anywhere(config: Config) -> None:

@@ -52,6 +52,7 @@ from pipeline.files import (
         ("!!binary aGk=", "tag 'tag:yaml.org,2002:binary' is not supported"),
         ("!!set {a}", "tag 'tag:yaml.org,2002:set' is not supported"),
         ("!own x", "tag '!own' is not supported"),
+        ("!misread [1]", "tag '!misread' is not supported"),
         ("{<<: {a: 1}, <<: 2}", "key '<<' is given twice"),
         ('"\\U00110000"', "chr() arg not in range"),
         ("[" * 40 + "]" * 40, "nested deeper than 32"),

@@ -19,6 +19,7 @@ from pipeline.datasets import (
     built_in_specs,
     list_samples,
     read_list,
+    read_quarantine,
     spec_fields,
 )
 from pipeline.errors import UserError
@@ -576,8 +577,11 @@ def write_first_spec(discovery: Discovery, out: Path) -> list[Path]:
     quarantine = out.with_name(f"{out.stem}.quarantine.csv")
     preview = out.with_name(f"{out.stem}.preview")
     lone = discovery.pairs.lone_images if discovery.pairs else ()
-    for path in (out, *([quarantine] if lone else [])):
-        if path.exists():
+    reasons = {"/".join(key): "no label" for key in lone}
+    # A list of the same frames is left by a call that was killed before it wrote the spec.
+    other = quarantine.exists() and read_quarantine(quarantine) != reasons
+    for path, taken in ((out, out.exists()), (quarantine, bool(lone) and other)):
+        if taken:
             raise UserError(f"{path} is there already. Remove it, or name another with --out.")
     written = [out]
     text = spec_text(discovery, out, quarantine.name if lone else None)
@@ -589,7 +593,7 @@ def write_first_spec(discovery: Discovery, out: Path) -> list[Path]:
         write_preview(preview, discovery.samples, discovery.observation, discovery.names(), unnamed)
         written.append(preview)
     if lone:
-        write_quarantine({"/".join(key): "no label" for key in lone}, quarantine)
+        write_quarantine(reasons, quarantine)
         written.append(quarantine)
     write_text(out, text)  # last: where the spec is, all of it is
     return written

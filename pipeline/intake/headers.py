@@ -68,8 +68,8 @@ def check_headers(
             faults[kind][i] = detail
     faults["mask-frames"] = masks([sample.name for sample in samples])
     one_channel = [i for i, (_, image, _) in enumerate(looks) if image and image.channels == 1]
-    drawn = [i for i in evenly(one_channel, _DECODED) if like_label(samples[i].image)]
-    if len(one_channel) < len(samples) or len(drawn) < min(_DECODED, len(one_channel)):
+    if len(one_channel) < len(samples):  # else they are grey frames
+        drawn = [i for i in evenly(one_channel, _DECODED) if like_label(samples[i].image)]
         faults["mask-frames"] |= dict.fromkeys(drawn, LIKE_LABEL)
     for i, detail in renumbered([palette for _, _, palette in looks]).items():
         faults["palette-differs"].setdefault(i, detail)
@@ -124,7 +124,7 @@ def like_label(path: Path) -> bool:
         return False
 
 
-LIKE_LABEL = f"one channel of at most {FEW_VALUES} values, among other frames"
+LIKE_LABEL = f"one channel of at most {FEW_VALUES} values, among frames in colour"
 
 
 def masks(names: Sequence[str]) -> dict[int, str]:
