@@ -7,24 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
 import yaml
 
 from flows import cli as cli_module
-from flows.server import DEFAULTS, prefect_server
 from flows.show import status_rows
 from flows.stages import named, plan, remove
-from pipeline.errors import UserError
 from pipeline.runs import read_run
-from tests.conftest import ROOT, TINY, cli_command
+from tests.conftest import TINY, cli_command
 
 
 @pytest.fixture(scope="module")
@@ -225,166 +221,3 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
             pytest.fail(f"the run ended by itself with status {process.returncode}")
         time.sleep(0.002)
     pytest.fail("nothing happened within two minutes")
-
-
-# Its sizes, seeds and arms are made few; its twelve readers, recipe and data sets stay.
-SHRUNK = [
-    *["source.width=96", "target.width=96", "test.width=96"],
-    *["cyclegan.blocks=1", "cyclegan.generator_width=4", "cyclegan.discriminator_width=4"],
-    *["cyclegan.crop=[64, 48]", "cyclegan.epochs=1", "cyclegan.decay_epochs=1"],
-    *["cyclegan.steps_per_epoch=2", "segmentation.encoder=resnet18"],
-    *["segmentation.encoder_weights=none", "segmentation.crop=[64, 48]", "segmentation.steps=2"],
-    *[
-        "segmentation.batch_size=2",
-        "compute.accelerator=cpu",
-        "arms={adapted: translated}",
-        "seeds=[0]",
-    ],
-]
-
-
-def test_the_full_scale_configuration_with_its_readers(world: Path, tmp_path: Path) -> None:
-    roots = {"GTA5_ROOT": str(world / "toy-sim"), "CITYSCAPES_ROOT": str(world / "toy-real")}
-    shipped = ROOT / "configs/gta5_to_cityscapes.yaml"
-    settings = [word for setting in SHRUNK for word in ("--set", setting)]
-    run = tmp_path / "a%41 b?=c"  # none of it may mean anything in an address
-    run.mkdir()
-    (run / "uvicorn.py").write_text("open('ran', 'w')")  # somebody's file, which nothing may run
-    result = subprocess.run(
-        cli_command("run", shipped, "--run", run, *settings),
-        env={**os.environ, **roots},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert read_run(run).compute.workers == 12
-    report = json.loads((run / "report/report.json").read_text())
-    assert set(report["arms"]) == {"adapted"}
-    assert not (run / "ran").exists()
-    assert [path.name for path in tmp_path.iterdir()] == [run.name]
-
-
-@pytest.fixture
-def at_work(
-    settings: tuple[Path, dict[str, str]], tmp_path: Path
-) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A run that trains its translator, with a server of its own, in a group of its own."""
-    config, env = settings
-    run = tmp_path / "run"
-    process = subprocess.Popen(
-        cli_command("run", config, "--run", run, "--set", "cyclegan.steps_per_epoch=4000"),
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        wait_for(lambda: (run / "cyclegan/inputs.json").is_file(), process)
-        yield process, run
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def servers(process: subprocess.Popen[str]) -> dict[int, str]:
-    """The processes of Prefect's servers that a process started: their command lines."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            command = (folder / "cmdline").read_text().replace("\0", " ")
-        except OSError:  # it has ended
-            continue
-        if parent == process.pid and "uvicorn" in command:
-            found[int(folder.name)] = command
-    return found
-
-
-def assert_gone(pids: Iterable[int]) -> None:
-    for pid in pids:
-        for _ in range(200):
-            if not Path(f"/proc/{pid}").exists():
-                break
-            time.sleep(0.05)
-        else:
-            pytest.fail(f"process {pid} is still there after ten seconds")
-
-
-@pytest.mark.parametrize(
-    "stop", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
-def test_a_signal_to_the_group_ends_at_once_and_leaves_no_server(
-    at_work: tuple[subprocess.Popen[str], Path], stop: signal.Signals
-) -> None:
-    """Terminals, service managers and batch systems send it to every process."""
-    process, _ = at_work
-    started = servers(process)
-    assert len(started) == 1
-    os.killpg(process.pid, stop)
-    _, message = process.communicate(timeout=20)
-    assert process.returncode == 128 + stop, message
-    assert message.count("Stopped. The same command continues.") == 1
-    assert "Traceback" not in message
-    assert_gone(started)
-
-
-def test_a_killed_run_leaves_no_server_and_the_server_no_stranger_in(
-    at_work: tuple[subprocess.Popen[str], Path],
-) -> None:
-    process, _ = at_work
-    ((pid, command),) = servers(process).items()
-    port = command.split("--port ")[1].split()[0]
-    with pytest.raises(HTTPError, match="401"):
-        urlopen(f"http://127.0.0.1:{port}/api/admin/version")
-    process.kill()  # this process alone, as Linux does when memory ends
-    assert_gone([pid])
-
-
-ANSWERS = {
-    "old": ('"2.20.9"', "is Prefect 2.20.9, and "),
-    "a page": ("<html>Sign in</html>", "No Prefect server answers at PREFECT_API_URL"),
-    "nothing of it": (None, "No Prefect server answers at PREFECT_API_URL"),
-}
-
-
-@pytest.mark.parametrize("answer", list(ANSWERS))
-def test_another_server_is_one_message(
-    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    body, message = ANSWERS[answer]
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(404 if body is None else 200)
-            self.end_headers()
-            self.wfile.write((body or "").encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{httpd.server_port}/api"
-        monkeypatch.setenv("PREFECT_API_URL", address)
-        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # leads nowhere
-        for name in ("NO_PROXY", "no_proxy", "PREFECT_HOME", *DEFAULTS):
-            monkeypatch.setenv(name, DEFAULTS.get(name, ""))  # and back to what it was
-        expected = pytest.raises(UserError, match=f"{message}(?s:.*)ends in /api")
-        with expected, prefect_server(tmp_path):
-            pass
-        httpd.shutdown()
-
-
-def test_a_server_that_does_not_start_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    for name in ("NO_PROXY", "no_proxy", "PREFECT_HOME", *DEFAULTS):
-        monkeypatch.setenv(name, DEFAULTS.get(name, ""))
-    monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "0.1")
-    with (
-        pytest.raises(UserError, match=r"not start within 0\.1 seconds\. Give it longer with"),
-        prefect_server(tmp_path),
-    ):
-        pass
