@@ -38,6 +38,7 @@ from cyclegan.translate import (
 from pipeline.config import Config, CycleGANConfig, load_config
 from pipeline.datasets import list_samples
 from pipeline.errors import UserError
+from pipeline.files import sweep
 from pipeline.images import read_rgb
 from pipeline.runs import locked
 from pipeline.training import follow, load_checkpoint, save_checkpoint, seed_step
@@ -268,6 +269,8 @@ def test_kills_at_any_moment_change_nothing(
     whole = load_checkpoint(tmp_path / "whole/checkpoints/last.pt")
     assert whole["step"] == 10
     assert equal(load_checkpoint(checkpoint), whole)
+    # As whoever locks a run does.
+    sweep(checkpoint.parent)
     assert [path.name for path in checkpoint.parent.iterdir()] == ["last.pt"]
 
 

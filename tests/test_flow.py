@@ -156,7 +156,14 @@ AT_WORK = {
 }
 
 
-@pytest.mark.parametrize("name", list(AT_WORK))
+# Each costs a run; every stage is also killed, without a flow, by the tests of kills.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name.startswith(("seg", "eval")) else pytest.mark.slow)
+        for name in AT_WORK
+    ],
+)
 def test_killed_and_continued_gives_the_same_report(
     name: str,
     finished: Path,
