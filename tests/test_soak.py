@@ -11,11 +11,14 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from pipeline.training import load_checkpoint
 from tests.conftest import TINY, cli_command
+from tests.test_cyclegan import equal
 
 KILLS = int(os.environ.get("SIM2REAL_SOAK_KILLS", "1"))
 RESULTS = (
@@ -82,9 +85,20 @@ def prepared(folder: Path, finished: Path, command: str) -> Path:
     return folder
 
 
-def results(folder: Path) -> dict[str, bytes]:
+def results(folder: Path) -> dict[str, Any]:
+    """File -> its content; of checkpoints what they hold: equal values may be pickled otherwise."""
     files = {path for pattern in RESULTS for path in folder.rglob(pattern)}
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(files)}
+    return {
+        path.relative_to(folder).as_posix(): (
+            load_checkpoint(path) if path.suffix == ".pt" else path.read_bytes()
+        )
+        for path in sorted(files)
+    }
+
+
+def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not equal(found[name], expected[name])] == []
 
 
 def processes(folder: Path) -> list[str]:
@@ -132,9 +146,7 @@ def test_killed_at_random_moments(command: str, finished: Path, tmp_path: Path) 
             process.wait()
             kills += 1
         finish(folder, command)
-        found = results(folder)
-        assert found.keys() == expected.keys()
-        assert [name for name in found if found[name] != expected[name]] == []
+        assert_equal(results(folder), expected)
         assert_nothing_is_left(folder)
         shutil.rmtree(folder)
 
@@ -152,5 +164,5 @@ def test_stopped_for_a_minute(finished: Path, tmp_path: Path) -> None:
     time.sleep(60)
     os.killpg(process.pid, signal.SIGCONT)
     assert process.wait() == 0, (folder / "said").read_text()
-    assert results(folder) == results(finished)
+    assert_equal(results(folder), results(finished))
     assert_nothing_is_left(folder)
