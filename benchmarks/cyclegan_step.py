@@ -34,9 +34,9 @@ from cyclegan.networks import (
     initialise,
     to_network,
 )
-from pipeline.config import ComputeConfig, CycleGANConfig
-from pipeline.datasets import DatasetSpec, spec_fields
-from pipeline.toyworld import write_toy_world
+from pipeline.config.settings import ComputeConfig, CycleGANConfig
+from pipeline.data.spec import DatasetSpec, spec_fields
+from pipeline.toyworld.writing import write_toy_world
 
 
 class PlainStep:

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.datasets import DatasetSpec, spec_fields
+from pipeline.data.labels import load_label_space
+from pipeline.data.spec import DatasetSpec, spec_fields
 from pipeline.intake.common import Files
 from pipeline.intake.compare import nearest
 from pipeline.intake.doctor import examine, list_files
 from pipeline.intake.findings import FrameTable
-from pipeline.labels import load_label_space
-from pipeline.toyworld import write_toy_world
+from pipeline.toyworld.writing import write_toy_world
 
 
 def bare(files: list[Files], workers: int) -> None:

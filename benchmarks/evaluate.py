@@ -32,12 +32,12 @@ from PIL import Image
 from segmentation_models_pytorch.metrics import get_stats
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from pipeline.cityscapes import CLASS_OF_ID, LABEL_ID
-from pipeline.confusion import ConfusionMatrix
-from pipeline.datasets import DatasetSpec, spec_fields
-from pipeline.images import UInt8, resize_indices, write_image, write_indices
-from pipeline.labels import CITYSCAPES_IDS, IGNORE, load_label_space
-from pipeline.toyworld import render_scene
+from pipeline.data.images import UInt8, resize_indices, write_image, write_indices
+from pipeline.data.labels import CITYSCAPES_IDS, IGNORE, load_label_space
+from pipeline.data.spec import DatasetSpec, spec_fields
+from pipeline.scoring.cityscapes import CLASS_OF_ID, LABEL_ID
+from pipeline.scoring.confusion import ConfusionMatrix
+from pipeline.toyworld.drawing import render_scene
 from segmentation import score_files as files
 from segmentation.predict import upsampled_argmax
 

@@ -18,13 +18,14 @@ import numpy as np
 from PIL import Image
 
 from cyclegan.data import crop_reader
-from pipeline.cache import class_reader, frame_reader
-from pipeline.datasets import DatasetSpec, list_samples
-from pipeline.images import UInt8, resize_indices, resize_rgb, write_image, write_indices
-from pipeline.labels import CITYSCAPES_IDS, IGNORE, load_label_space
-from pipeline.reading import LabelReader
+from pipeline.data.cache import class_reader, frame_reader
+from pipeline.data.images import UInt8, resize_indices, resize_rgb, write_image, write_indices
+from pipeline.data.labels import CITYSCAPES_IDS, IGNORE, load_label_space
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import LabelReader
+from pipeline.data.spec import DatasetSpec
 from pipeline.schema import parse
-from pipeline.toyworld import render_scene
+from pipeline.toyworld.drawing import render_scene
 
 SIZE, TRAINING_WIDTH, CROP, FRAMES = (1914, 1052), 1024, (512, 512), 4
 SPACE = load_label_space("cityscapes19")

@@ -23,11 +23,12 @@ from steps import DEVICE, TrainingStep, compare, device_name
 from torch.nn import functional as F
 
 import segmentation.train
-from pipeline.config import ComputeConfig, SegmentationConfig, recipes
-from pipeline.datasets import DatasetSpec, spec_fields
-from pipeline.files import read_yaml
-from pipeline.labels import IGNORE, load_label_space
-from pipeline.toyworld import write_toy_world
+from pipeline.config.load import recipes
+from pipeline.config.settings import ComputeConfig, SegmentationConfig
+from pipeline.data.labels import IGNORE, load_label_space
+from pipeline.data.spec import DatasetSpec, spec_fields
+from pipeline.toyworld.writing import write_toy_world
+from pipeline.yaml_files import read_yaml
 from segmentation.models import build_model
 
 SPACE = load_label_space("cityscapes19")

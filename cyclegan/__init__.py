@@ -1,0 +1,1 @@
+"""Image-to-image translation: generators and discriminators, their training, and applying them."""

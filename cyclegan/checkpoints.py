@@ -29,10 +29,10 @@ from cyclegan.weights import (
     plain_state,
     read_weights,
 )
-from pipeline.config import CycleGANConfig
+from pipeline.config.settings import CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.files import sweep
-from pipeline.training import save_checkpoint
+from pipeline.runtime.checkpoint import save_checkpoint
 
 _NORMALISED: dict[BatchNorm, str] = {
     "running": "They use the running statistics of its training, as the reference's test script "

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cache import Reader, class_reader, frame_reader
-from pipeline.datasets import DatasetSpec, Sample, list_samples
+from pipeline.data.cache import Reader, class_reader, frame_reader
+from pipeline.data.images import UInt8
+from pipeline.data.labels import LabelSpace
+from pipeline.data.listing import Sample, list_samples
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.images import UInt8
-from pipeline.labels import LabelSpace
-from pipeline.loader import Item, random_crop
+from pipeline.runtime.loader import Item, random_crop
 
 LEAST_DEVIATION = 2.0
 """Crops of a smaller standard deviation (grey levels) are drawn again: instance normalisation

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from torch import nn
 
 from cyclegan.translate import translate_frame
-from pipeline.datasets import DatasetSpec, Sample, evenly
-from pipeline.images import UInt8, grid
-from pipeline.reading import read_frame
+from pipeline.data.images import UInt8, grid
+from pipeline.data.listing import Sample, evenly
+from pipeline.data.reading import read_frame
+from pipeline.data.spec import DatasetSpec
 
 SAMPLE_FRAMES = 3
 

@@ -18,16 +18,17 @@ from torch.nn import functional as F
 
 from cyclegan.networks import to_network
 from cyclegan.translate import translate_frame
-from pipeline.config import SemanticsConfig
-from pipeline.confusion import ConfusionMatrix
+from pipeline.config.settings import SemanticsConfig
 from pipeline.csv_files import write_table
-from pipeline.datasets import DatasetSpec, Sample, evenly
+from pipeline.data.images import UInt8
+from pipeline.data.labels import IGNORE, LabelSpace
+from pipeline.data.listing import Sample, evenly
+from pipeline.data.reading import LabelReader, read_frame
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.images import UInt8
-from pipeline.labels import IGNORE, LabelSpace
-from pipeline.reading import LabelReader, read_frame
-from pipeline.team import ALONE, Team
+from pipeline.runtime.team import ALONE, Team
+from pipeline.scoring.confusion import ConfusionMatrix
 
 
 @dataclass(frozen=True)

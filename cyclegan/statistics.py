@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from cyclegan.translate import translate_frames
-from pipeline.config import ComputeConfig, TranslationConfig
-from pipeline.datasets import DatasetSpec, list_samples
-from pipeline.images import UInt8, resize_rgb
-from pipeline.reading import read_frame
+from pipeline.config.settings import ComputeConfig, TranslationConfig
+from pipeline.data.images import UInt8, resize_rgb
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import read_frame
+from pipeline.data.spec import DatasetSpec
 
 
 def translate_statistics(

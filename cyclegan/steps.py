@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cyclegan.networks import minimum_side
-from pipeline.config import CycleGANConfig
+from pipeline.config.settings import CycleGANConfig
 from pipeline.errors import UserError
-from pipeline.training import gradients, save_checkpoint
+from pipeline.runtime.checkpoint import save_checkpoint
+from pipeline.runtime.step import gradients
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
 """The newest checkpoint below a stage's folder."""

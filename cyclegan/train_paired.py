@@ -24,21 +24,15 @@ from cyclegan.steps import (
     set_rate,
     trainable,
 )
-from pipeline.config import ComputeConfig, CycleGANConfig
-from pipeline.datasets import DatasetSpec
-from pipeline.images import write_image
-from pipeline.loader import Draws, batches
+from pipeline.config.settings import ComputeConfig, CycleGANConfig
+from pipeline.data.images import write_image
+from pipeline.data.spec import DatasetSpec
 from pipeline.progress import progress
-from pipeline.training import (
-    TrainingLog,
-    check_finite,
-    continuing,
-    explain_memory,
-    follow,
-    fused,
-    make_fabric,
-    seed_step,
-)
+from pipeline.runtime.checkpoint import continuing
+from pipeline.runtime.device import explain_memory, fused, make_fabric
+from pipeline.runtime.loader import Draws, batches
+from pipeline.runtime.log import TrainingLog, check_finite
+from pipeline.runtime.step import follow, seed_step
 
 
 def train_paired(

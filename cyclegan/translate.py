@@ -11,14 +11,15 @@ from torch.nn import functional as F
 
 from cyclegan.checkpoints import load_generator
 from cyclegan.networks import to_network, to_rgb
-from pipeline.config import ComputeConfig, TranslationConfig
+from pipeline.config.settings import ComputeConfig, TranslationConfig
 from pipeline.csv_files import write_table
-from pipeline.datasets import DatasetSpec, list_samples, save_spec, translated_path, translated_spec
+from pipeline.data.images import UInt8, write_image
+from pipeline.data.listing import list_samples, translated_path
+from pipeline.data.reading import read_frame
+from pipeline.data.spec import DatasetSpec, save_spec, translated_spec
 from pipeline.errors import UserError
-from pipeline.images import UInt8, write_image
 from pipeline.progress import progress
-from pipeline.reading import read_frame
-from pipeline.training import make_fabric
+from pipeline.runtime.device import make_fabric
 
 GROUP = 4
 """Frames translated at a time. A group is always made whole, so that a frame's neighbours in the

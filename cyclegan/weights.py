@@ -18,7 +18,7 @@ from cyclegan.networks import InstanceNorm
 from cyclegan.reference import some
 from pipeline.errors import UserError
 from pipeline.files import open_regular
-from pipeline.training import read_tensors
+from pipeline.runtime.checkpoint import read_tensors
 
 State = dict[str, Tensor]
 Where = Path | str

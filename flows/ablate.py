@@ -14,10 +14,10 @@ from typing import Any
 
 from flows.prepare import preflight, prepare
 from flows.stages import check, is_done, plan
-from pipeline.config import AFTER, BEFORE, IDEAL, Config
+from pipeline.config.settings import AFTER, BEFORE, IDEAL, Config
 from pipeline.errors import UserError
 from pipeline.files import TAKEN
-from pipeline.runs import (
+from pipeline.run.folder import (
     CONFIG_FILE,
     check_results,
     fingerprint,

@@ -12,9 +12,9 @@ from prefect.cache_policies import NO_CACHE
 from flows.prepare import prepare
 from flows.signals import take_signals
 from flows.stages import check, plan, run_stage
-from pipeline.config import load_config
-from pipeline.runs import locked, read_run
-from pipeline.threads import choose_threads
+from pipeline.config.load import load_config
+from pipeline.run.folder import locked, read_run
+from pipeline.runtime.threads import choose_threads
 
 
 @flow(name="adapt", flow_run_name="{run}")

@@ -14,7 +14,7 @@ import typer
 from flows.signals import STOPPED, take_signals
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.config.settings import Config
 
 app = typer.Typer(
     help="Sim-to-real adaptation for semantic segmentation: train a CycleGAN, translate synthetic "
@@ -60,7 +60,7 @@ def run(
     With --ablate, show what each step brings: source only, simple translators, CycleGAN, semantic
     consistency, self-training, rare class sampling, masking, oracle; one table over all.
     """
-    from pipeline.config import load_config
+    from pipeline.config.load import load_config
     from pipeline.errors import UserError
 
     if (config / "config.yaml").is_file():
@@ -99,9 +99,9 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """Draw a toy world and run the whole chain on it: minutes on two CPU cores."""
-    from pipeline.config import load_config
+    from pipeline.config.load import load_config
     from pipeline.files import write_text
-    from pipeline.toyworld import write_toy_world
+    from pipeline.toyworld.writing import write_toy_world
 
     shipped, config = Path(__file__).parent / "demo.yaml", out / "demo.yaml"
     load_config(shipped, settings)  # a misspelt setting is said before anything is drawn
@@ -114,7 +114,7 @@ def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
     from flows.prepare import prepare
     from flows.show import say_missing_classes, show_result
     from flows.stages import is_done
-    from pipeline.runs import locked
+    from pipeline.run.folder import locked
 
     say_missing_classes(config)
     with locked(folder):
@@ -162,9 +162,9 @@ def _run_stages(
     """Do every stage of one command, without Prefect; `anew` also those that are complete."""
     from flows.prepare import prepare
     from flows.stages import check, is_done, named, plan, remove, run_stage, scored_on_other_data
-    from pipeline.config import load_config
+    from pipeline.config.load import load_config
     from pipeline.errors import UserError
-    from pipeline.runs import locked, read_run
+    from pipeline.run.folder import locked, read_run
 
     if settings and not config:
         raise UserError("--set needs --config CONFIG; a run keeps the settings it was made with.")
@@ -312,9 +312,9 @@ def export(
     """
     from cyclegan.checkpoints import export as write
     from flows.stages import translator
-    from pipeline.config import TranslationConfig
+    from pipeline.config.settings import TranslationConfig
     from pipeline.errors import UserError
-    from pipeline.runs import read_run
+    from pipeline.run.folder import read_run
 
     if backwards and not to.suffix:
         raise UserError(f"--backwards is for one generator, and folder {to} gets all networks.")
@@ -340,7 +340,7 @@ def compare(
 ) -> None:
     """Write one report over several runs."""
     from pipeline.errors import UserError
-    from pipeline.runs import read_run
+    from pipeline.run.folder import read_run
     from reports.report import write_comparison
 
     names = [folder.resolve().name for folder in runs]
@@ -457,23 +457,23 @@ def _guard_packages() -> None:
 def main() -> None:
     """Run the command line; what the user can mend is one message and status 2."""
     _guard_packages()
-    from pipeline.threads import choose_threads
+    from pipeline.runtime.threads import choose_threads
 
     choose_threads()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names need not fit the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
-    from pipeline.launch import torchrun
+    from pipeline.runtime.launch import torchrun
 
     if "--allow-code" in sys.argv:
-        from pipeline.reading import ALLOW_CODE
+        from pipeline.data.reading import ALLOW_CODE
 
         os.environ[ALLOW_CODE] = "1"  # also for the processes that this one starts
     launch = torchrun()
     if launch is None:
         _command()
         return
-    from pipeline.team import follow, leading
+    from pipeline.runtime.team import follow, leading
 
     if launch.rank > 0:
         from flows.stages import take_part

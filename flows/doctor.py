@@ -6,16 +6,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.config import Config, load_config
-from pipeline.datasets import DatasetSpec, spec_fields
+from pipeline.config.load import load_config
+from pipeline.config.settings import Config
+from pipeline.data.labels import LabelSpace, load_label_space
+from pipeline.data.spec import DatasetSpec, spec_fields
 from pipeline.errors import UserError
-from pipeline.files import read_yaml
 from pipeline.intake.common import printable
 from pipeline.intake.compare import compare, compare_splits
 from pipeline.intake.doctor import examine, split_specs
 from pipeline.intake.findings import DatasetReport, Severity, write_quarantine
-from pipeline.labels import LabelSpace, load_label_space
 from pipeline.schema import parse
+from pipeline.yaml_files import read_yaml
 
 _LOOKS: dict[Severity, str] = {"must fix": "bold red", "look": "yellow", "note": "dim"}
 

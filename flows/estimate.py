@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Config
-from pipeline.datasets import list_samples
-from pipeline.images import write_image
-from pipeline.labels import load_label_space
-from pipeline.reading import read_frame
+from pipeline.config.settings import Config
+from pipeline.data.images import write_image
+from pipeline.data.labels import load_label_space
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import read_frame
 
 _FLOAT = 4  # bytes
 
@@ -36,7 +36,7 @@ def estimate(config: Config) -> list[Estimate]:
     Raises:
         UserError: the GPU's memory does not suffice.
     """
-    from pipeline.training import explain_memory
+    from pipeline.runtime.device import explain_memory
 
     translates = config.translates
     trains = translates and config.translation.trains
@@ -49,7 +49,7 @@ def estimate(config: Config) -> list[Estimate]:
 
 def _cyclegan(config: Config) -> Estimate:
     from cyclegan.networks import build_discriminator, build_generator
-    from pipeline.training import measure_pass
+    from pipeline.runtime.device import measure_pass
 
     recipe = config.cyclegan
     generator, critic = build_generator(recipe), build_discriminator(recipe)
@@ -77,7 +77,7 @@ def _translation(config: Config) -> Estimate:
     from cyclegan.checkpoints import load_generator
     from cyclegan.networks import build_generator
     from cyclegan.statistics import statistics_method
-    from pipeline.training import measure_pass
+    from pipeline.runtime.device import measure_pass
 
     samples = list_samples(config.source, labelled=False)
     frame = read_frame(config.source, samples[0])
@@ -101,7 +101,7 @@ def _translation(config: Config) -> Estimate:
 
 
 def _segmentation(config: Config) -> list[Estimate]:
-    from pipeline.training import measure_pass
+    from pipeline.runtime.device import measure_pass
     from segmentation.cost import step_cost
     from segmentation.models import build_model
     from segmentation.predict import passes

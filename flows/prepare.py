@@ -5,19 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.stages import Stage, check, is_done, named, plan, remove
-from pipeline.config import Config, CycleGANConfig, SegmentationConfig
-from pipeline.datasets import (
-    DatasetSpec,
-    label_finder,
-    list_samples,
-    missing_classes,
-    not_here,
-)
+from pipeline.config.settings import Config, CycleGANConfig, SegmentationConfig
+from pipeline.data.labels import load_label_space
+from pipeline.data.listing import label_finder, list_samples, not_here
+from pipeline.data.reading import LabelReader, read_frame, working_size
+from pipeline.data.spec import DatasetSpec, missing_classes
 from pipeline.errors import UserError
 from pipeline.intake.headers import check_headers
-from pipeline.labels import load_label_space
-from pipeline.reading import LabelReader, read_frame, working_size
-from pipeline.runs import write_run
+from pipeline.run.folder import write_run
 
 
 def preflight(config: Config) -> None:
@@ -131,7 +126,7 @@ def _generator(weights: Path) -> None:
 
 
 def _devices(config: Config) -> None:
-    from pipeline.training import check_devices
+    from pipeline.runtime.device import check_devices
 
     check_devices(config.compute)
 

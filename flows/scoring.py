@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.config import load_config
-from pipeline.datasets import DatasetSpec, spec_fields
+from pipeline.config.load import load_config
+from pipeline.data.labels import LabelSpace, load_label_space
+from pipeline.data.spec import DatasetSpec, spec_fields
 from pipeline.errors import UserError
-from pipeline.files import read_yaml
-from pipeline.labels import LabelSpace, load_label_space
-from pipeline.runs import CONFIG_FILE
+from pipeline.run.folder import CONFIG_FILE
 from pipeline.schema import parse
+from pipeline.yaml_files import read_yaml
 
 _METRICS = {
     "pixel_accuracy": "per-pixel accuracy",

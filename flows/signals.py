@@ -26,14 +26,14 @@ def take_signals() -> None:
 
 
 def _stop_at_once(number: int, _: FrameType | None) -> None:
-    from pipeline.launch import torchrun
+    from pipeline.runtime.launch import torchrun
 
     for other in (signal.SIGINT, signal.SIGTERM):
         signal.signal(other, signal.SIG_IGN)
     try:
         os.write(2, f"{STOPPED}\n".encode())  # print might be in the middle of a line
         if torchrun():
-            from pipeline.team import say_over
+            from pipeline.runtime.team import say_over
 
             say_over(128 + number)
     finally:

@@ -13,23 +13,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cityscapes import has_official_scores
-from pipeline.config import Config, SegmentationConfig
-from pipeline.contents import hashes
-from pipeline.datasets import (
-    DatasetSpec,
-    Sample,
-    digest,
-    instance_finder,
-    list_samples,
-    translated_spec,
-)
+from pipeline.config.settings import Config, SegmentationConfig
+from pipeline.data.labels import LabelSpace, load_label_space
+from pipeline.data.listing import Sample, digest, instance_finder, list_samples
+from pipeline.data.reading import decoder_code
+from pipeline.data.spec import DatasetSpec, translated_spec
 from pipeline.errors import UserError
 from pipeline.files import remove_tree
-from pipeline.labels import LabelSpace, load_label_space
 from pipeline.progress import recorded as recorded_progress
-from pipeline.reading import decoder_code
-from pipeline.runs import (
+from pipeline.run.contents import hashes
+from pipeline.run.folder import (
     STAGE_FILE,
     Inputs,
     begin_stage,
@@ -42,6 +35,7 @@ from pipeline.runs import (
     recorded_inputs,
     stage_state,
 )
+from pipeline.scoring.cityscapes import has_official_scores
 
 if TYPE_CHECKING:
     from cyclegan.semantics import Judge
@@ -112,7 +106,7 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
     def work(folder: Path) -> None:
         from cyclegan.train import train
         from cyclegan.train_paired import train_paired
-        from pipeline.team import run_team
+        from pipeline.runtime.team import run_team
 
         source, target, compute = config.source, config.target, config.compute
         if config.cyclegan.paired:
@@ -260,7 +254,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
         }
 
     def work(folder: Path) -> None:
-        from pipeline.team import run_team
+        from pipeline.runtime.team import run_team
         from segmentation.train import CHECKPOINT, train
 
         start = run / first / CHECKPOINT if first else arm.start and Path(arm.start)

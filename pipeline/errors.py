@@ -26,3 +26,9 @@ def explain(error: OSError) -> str:
         f"{error.filename}: {error.strerror}. Look whether the path is right, and may be read and "
         "written by you."
     )
+
+
+def short(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"

@@ -9,8 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.errors import UserError
-from pipeline.files import short
+from pipeline.errors import UserError, short
 
 LARGEST = 2**31 - 1
 """What whole numbers are at most: libraries below us count in 32 bits."""

@@ -1,0 +1,1 @@
+"""Reports and pages made from files on disk: tables, sentences, figures, HTML, Markdown, LaTeX."""

@@ -16,14 +16,15 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from PIL import Image
 
-from pipeline.config import AFTER, BEFORE, IDEAL, Config
+from pipeline.config.settings import AFTER, BEFORE, IDEAL, Config
 from pipeline.csv_files import read_table
-from pipeline.datasets import DatasetSpec, list_samples
+from pipeline.data.images import UInt8, read_raw, read_rgb, resize_indices, resize_rgb, size_within
+from pipeline.data.labels import LabelSpace
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import LabelReader, read_frame
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import explain_damage
-from pipeline.images import UInt8, read_raw, read_rgb, resize_indices, resize_rgb, size_within
-from pipeline.labels import LabelSpace
-from pipeline.reading import LabelReader, read_frame
 from reports.tables import Evaluation, evaluation_folder, ordered_arms
 
 WORST = 4

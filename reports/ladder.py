@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import IDEAL, Config
+from pipeline.config.settings import IDEAL, Config
 from pipeline.csv_files import write_table
 from pipeline.files import write_json, write_text
-from pipeline.runs import LADDER_FILE, RUN_FILE, read_run_record
+from pipeline.run.folder import LADDER_FILE, RUN_FILE, read_run_record
 from reports import tables
 from reports.figures import arm_colors
 from reports.markdown import ladder_markdown

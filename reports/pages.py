@@ -2,7 +2,7 @@
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.config import AFTER, BEFORE
+from pipeline.config.settings import AFTER, BEFORE
 from reports import figures, sentences, tables
 
 

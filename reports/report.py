@@ -6,14 +6,15 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from pipeline.config import AFTER, BEFORE, IDEAL, Config
-from pipeline.confusion import ConfusionMatrix
+from pipeline.config.settings import AFTER, BEFORE, IDEAL, Config
 from pipeline.csv_files import read_table, write_table
-from pipeline.datasets import missing_classes
+from pipeline.data.labels import load_label_space
+from pipeline.data.spec import missing_classes
 from pipeline.errors import UserError
-from pipeline.files import explain_damage, read_json, sweep, write_json, write_text, yaml_text
-from pipeline.labels import load_label_space
-from pipeline.runs import RUN_FILE, STAGE_FILE, check_results, read_run_record, read_stage
+from pipeline.files import explain_damage, read_json, sweep, write_json, write_text
+from pipeline.run.folder import RUN_FILE, STAGE_FILE, check_results, read_run_record, read_stage
+from pipeline.scoring.confusion import ConfusionMatrix
+from pipeline.yaml_files import yaml_text
 from reports import figures, sentences, tables
 from reports.markdown import comparison_markdown, markdown
 from reports.pages import environment

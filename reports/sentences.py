@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.config import AFTER, BEFORE, IDEAL
+from pipeline.config.settings import AFTER, BEFORE, IDEAL
 from reports.tables import METRICS, Summary, percent, points
 
 FRAMES = {

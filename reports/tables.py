@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, model_validator
 
-from pipeline import bootstrap
-from pipeline.config import AFTER, BEFORE, IDEAL, Config
-from pipeline.confusion import ConfusionMatrix, Counts
+from pipeline.config.settings import AFTER, BEFORE, IDEAL, Config
+from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.errors import UserError
 from pipeline.files import explain_damage, read_json, read_record
-from pipeline.labels import LabelSpace, load_label_space
-from pipeline.runs import STAGE_FILE, check_results
+from pipeline.run.folder import STAGE_FILE, check_results
+from pipeline.scoring import bootstrap
+from pipeline.scoring.confusion import ConfusionMatrix, Counts
 
 Evaluation = dict[str, Any]
 """The content of one `evaluation.json`; with `frames` and `counts` of its `per_image.npz`, which

@@ -1,3 +1,5 @@
+"""Segmentation networks: models, augmentation, training, prediction and evaluation."""
+
 import os
 
 # Albumentations asks a package index for a newer release whenever it is imported, unless told not

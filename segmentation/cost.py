@@ -6,9 +6,9 @@ from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.config import ComputeConfig, SegmentationConfig, SelfTrainingConfig
+from pipeline.config.settings import ComputeConfig, SegmentationConfig, SelfTrainingConfig
 from pipeline.progress import duration
-from pipeline.training import measure_pass
+from pipeline.runtime.device import measure_pass
 from segmentation.models import Segmenter
 
 _FLOAT = 4  # bytes

@@ -14,19 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.cache import Reader, class_reader, frame_reader
-from pipeline.config import (
+from pipeline.config.settings import (
     AugmentationConfig,
     RareClassConfig,
     SegmentationConfig,
     SelfTrainingConfig,
 )
-from pipeline.confusion import Counts
-from pipeline.datasets import DatasetSpec, Sample, list_samples
+from pipeline.data.cache import Reader, class_reader, frame_reader
+from pipeline.data.labels import IGNORE, LabelSpace
+from pipeline.data.listing import Sample, list_samples
+from pipeline.data.spec import DatasetSpec
 from pipeline.files import replacing
-from pipeline.labels import IGNORE, LabelSpace
-from pipeline.loader import Draws, Item
 from pipeline.progress import each
+from pipeline.runtime.loader import Draws, Item
+from pipeline.scoring.confusion import Counts
 
 Mixture = Sequence[tuple[DatasetSpec, float]]
 """Data sets and their shares of the draws, in any unit."""

@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import ComputeConfig, EvaluationConfig
-from pipeline.confusion import ConfusionMatrix
-from pipeline.datasets import DatasetSpec, Sample, list_samples
+from pipeline.config.settings import ComputeConfig, EvaluationConfig
+from pipeline.data.images import UInt8, resize_indices, size_within, write_image, write_indices
+from pipeline.data.labels import LabelSpace
+from pipeline.data.listing import Sample, list_samples
+from pipeline.data.reading import LabelReader, read_frame
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.images import UInt8, resize_indices, size_within, write_image, write_indices
-from pipeline.labels import LabelSpace
 from pipeline.progress import progress
-from pipeline.reading import LabelReader, read_frame
-from pipeline.training import make_fabric
+from pipeline.runtime.device import make_fabric
+from pipeline.scoring.confusion import ConfusionMatrix
 from segmentation.predict import predict_on_device, views
 from segmentation.scores import (
     FrameCounts,

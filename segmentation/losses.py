@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.confusion import Counts
+from pipeline.data.labels import IGNORE, LabelSpace
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE, LabelSpace
+from pipeline.runtime.team import ALONE, Team
 from pipeline.schema import near
-from pipeline.team import ALONE, Team
+from pipeline.scoring.confusion import Counts
 
 
 def class_weights(given: Mapping[str, float], space: LabelSpace) -> Tensor | None:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.config import SegmentationConfig
+from pipeline.config.settings import SegmentationConfig
 from pipeline.errors import UserError
+from pipeline.runtime.checkpoint import load_checkpoint
+from pipeline.runtime.team import Team
 from pipeline.schema import near
-from pipeline.team import Team
-from pipeline.training import load_checkpoint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

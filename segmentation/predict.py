@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import EvaluationConfig
-from pipeline.images import UInt8, resize_rgb
+from pipeline.config.settings import EvaluationConfig
+from pipeline.data.images import UInt8, resize_rgb
 
 DEFAULT = EvaluationConfig()
 

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.confusion import Counts, count_pairs
-from pipeline.datasets import DatasetSpec, Sample, evenly, list_samples
+from pipeline.data.images import UInt8, image_size, read_raw
+from pipeline.data.labels import CITYSCAPES_IDS, IGNORE, LabelSpace
+from pipeline.data.listing import Sample, evenly, list_samples
+from pipeline.data.reading import LabelReader
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.images import UInt8, image_size, read_raw
-from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelSpace
-from pipeline.reading import LabelReader
+from pipeline.scoring.confusion import Counts, count_pairs
 from segmentation.scores import (
     FrameCounts,
     counted_in,

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import cityscapes
-from pipeline.bootstrap import intervals
-from pipeline.confusion import ConfusionMatrix, Counts
 from pipeline.csv_files import write_table
-from pipeline.datasets import DatasetSpec, Sample, instance_finder
+from pipeline.data.images import UInt8, image_size, read_raw
+from pipeline.data.labels import CITYSCAPES_IDS, IGNORE, LabelSpace
+from pipeline.data.listing import Sample, instance_finder
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import replacing, sweep, write_json
-from pipeline.images import UInt8, image_size, read_raw
-from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelSpace
+from pipeline.scoring import cityscapes
+from pipeline.scoring.bootstrap import intervals
+from pipeline.scoring.confusion import ConfusionMatrix, Counts
 
 OFFICIAL = "official.json"
 
@@ -27,7 +28,7 @@ class FrameCounts:
     table: Counts
     """(K, K + 1) pixels: rows truth, columns prediction, the last one void."""
     hits: Counts | None = None
-    """What `pipeline.cityscapes.instance_hits` says, where the frame's instances are known."""
+    """What `cityscapes.instance_hits` says, where the frame's instances are known."""
 
 
 def counted_in(space: LabelSpace) -> LabelSpace:

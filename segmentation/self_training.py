@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from pipeline.config import SelfTrainingConfig
-from pipeline.labels import IGNORE
-from pipeline.team import ALONE, Team
+from pipeline.config.settings import SelfTrainingConfig
+from pipeline.data.labels import IGNORE
+from pipeline.runtime.team import ALONE, Team
 
 
 @torch.no_grad()

@@ -7,29 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ComputeConfig, SegmentationConfig, SelfTrainingConfig
-from pipeline.datasets import DatasetSpec
+from pipeline.config.settings import ComputeConfig, SegmentationConfig, SelfTrainingConfig
+from pipeline.data.images import UInt8, grid, write_image
+from pipeline.data.labels import IGNORE, LabelSpace
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import explain_damage
-from pipeline.images import UInt8, grid, write_image
-from pipeline.labels import IGNORE, LabelSpace
-from pipeline.loader import batches
 from pipeline.progress import progress
-from pipeline.team import ALONE, Team
-from pipeline.training import (
-    ANEW,
-    TrainingLog,
-    check_finite,
-    continuing,
-    explain_memory,
-    follow,
-    fused,
-    gradients,
-    load_checkpoint,
-    make_fabric,
-    save_checkpoint,
-    seed_step,
-)
+from pipeline.runtime.checkpoint import ANEW, continuing, load_checkpoint, save_checkpoint
+from pipeline.runtime.device import explain_memory, fused, make_fabric
+from pipeline.runtime.loader import batches
+from pipeline.runtime.log import TrainingLog, check_finite
+from pipeline.runtime.step import follow, gradients, seed_step
+from pipeline.runtime.team import ALONE, Team
 from segmentation.cost import step_cost
 from segmentation.data import Mixture, class_counts, labelled_draws, unlabelled_draws
 from segmentation.losses import balanced_weights, class_weights, cross_entropy, dice

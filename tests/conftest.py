@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import pipeline
-from pipeline.toyworld import write_toy_world
+from pipeline.toyworld.writing import write_toy_world
 
 ROOT = Path(__file__).parent.parent
 assert Path(pipeline.__file__).parent.parent == ROOT, f"foreign package {pipeline.__file__}"

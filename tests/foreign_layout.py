@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.datasets import DatasetSpec, list_samples, spec_fields
-from pipeline.images import read_raw, read_rgb
-from pipeline.labels import CITYSCAPES_IDS
+from pipeline.data.images import read_raw, read_rgb
+from pipeline.data.labels import CITYSCAPES_IDS
+from pipeline.data.listing import list_samples
+from pipeline.data.spec import DatasetSpec, spec_fields
 from pipeline.schema import parse
 
 TOWNS = ("Town01", "Town03", "Town10HD")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.io import savemat
 
-from pipeline.datasets import DatasetSpec, spec_fields
+from pipeline.data.spec import DatasetSpec, spec_fields
 from pipeline.schema import parse
 
 Array = npt.NDArray[Any]

@@ -19,12 +19,13 @@ from flows import cli as cli_module
 from flows.ablate import ablate, ladder, take_over
 from flows.prepare import prepare
 from flows.stages import Stage, check, is_done, plan, run_stage
-from pipeline.config import Config, load_config
-from pipeline.confusion import ConfusionMatrix
+from pipeline.config.load import load_config
+from pipeline.config.settings import Config
+from pipeline.data.labels import load_label_space
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_text
-from pipeline.labels import load_label_space
-from pipeline.runs import locked, read_run
+from pipeline.run.folder import locked, read_run
+from pipeline.scoring.confusion import ConfusionMatrix
 from reports.ladder import write_ladder
 from tests.conftest import TINY, cli_command
 from tests.test_flow import wait_for

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.bootstrap import Counts, interval, intervals, resample, share_better
-from pipeline.confusion import ConfusionMatrix
-from pipeline.labels import LabelClass, LabelSpace
+from pipeline.data.labels import LabelClass, LabelSpace
+from pipeline.scoring.bootstrap import Counts, interval, intervals, resample, share_better
+from pipeline.scoring.confusion import ConfusionMatrix
 
 
 def space(classes: int, *left_out: int) -> LabelSpace:

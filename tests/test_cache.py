@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.cache import class_reader, frame_reader
-from pipeline.datasets import DatasetSpec, list_samples
+from pipeline.data.cache import class_reader, frame_reader
+from pipeline.data.labels import load_label_space
+from pipeline.data.listing import list_samples
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.labels import load_label_space
 from pipeline.schema import parse
 
 SPACE = load_label_space("cityscapes19")

@@ -26,7 +26,7 @@ from cyclegan.onnx_files import export_onnx
 from cyclegan.steps import CHECKPOINT
 from cyclegan.train import train
 from cyclegan.train_paired import train_paired
-from pipeline.config import load_config
+from pipeline.config.load import load_config
 from pipeline.errors import UserError
 
 State = dict[str, Tensor]

@@ -15,10 +15,10 @@ from PIL import Image
 from flows import cli as cli_module
 from flows.prepare import preflight
 from flows.show import show_result
-from pipeline.config import load_config
+from pipeline.config.load import load_config
+from pipeline.data.images import read_raw
 from pipeline.files import write_json
-from pipeline.images import read_raw
-from pipeline.runs import finish_stage, write_run
+from pipeline.run.folder import finish_stage, write_run
 from reports.sentences import NO_ORACLE
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

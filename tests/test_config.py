@@ -11,13 +11,14 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.config import Config, load_config, recipes
-from pipeline.datasets import DatasetSpec, built_in_specs, spec_fields
+from pipeline.config.load import load_config, recipes
+from pipeline.config.settings import Config
+from pipeline.data.labels import load_label_space
+from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
-from pipeline.files import write_yaml
-from pipeline.labels import load_label_space
-from pipeline.runs import read_run, write_run
+from pipeline.run.folder import read_run, write_run
 from pipeline.schema import parse
+from pipeline.yaml_files import write_yaml
 from tests.layouts import load_spec
 
 ROOT = Path(__file__).parent.parent
@@ -286,7 +287,7 @@ def test_odd_values_anywhere(
 ) -> None:
     data: Any = None
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.config.read_yaml", lambda _: data)
+    monkeypatch.setattr("pipeline.config.load.read_yaml", lambda _: data)
     refused, others = {
         "text": (CONTROL, TEXTS),
         "number": ([*LARGE, *NOT_FINITE], NUMBERS),

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.confusion import ConfusionMatrix, count_pairs
+from pipeline.data.images import UInt8
+from pipeline.data.labels import IGNORE, LabelClass, LabelSpace
 from pipeline.errors import UserError
-from pipeline.images import UInt8
-from pipeline.labels import IGNORE, LabelClass, LabelSpace
+from pipeline.scoring.confusion import ConfusionMatrix, count_pairs
 
 
 def space(*names: str, left_out: str = "") -> LabelSpace:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from flows.estimate import estimate
-from pipeline.config import ComputeConfig, SegmentationConfig, SelfTrainingConfig, load_config
-from pipeline.labels import load_label_space
-from pipeline.training import Pass, measure_pass
+from pipeline.config.load import load_config
+from pipeline.config.settings import ComputeConfig, SegmentationConfig, SelfTrainingConfig
+from pipeline.data.labels import load_label_space
+from pipeline.runtime.device import Pass, measure_pass
 from segmentation.cost import Cost, step_cost
 from segmentation.models import build_model
 from segmentation.train import train
@@ -109,7 +110,7 @@ def test_each_arm_is_estimated_with_its_own_recipe(tiny: Path) -> None:
 def test_every_view_of_a_test_frame_is_estimated(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.training.measure_pass", lambda *_, **__: Pass(1.0, 1))
+    monkeypatch.setattr("pipeline.runtime.device.measure_pass", lambda *_, **__: Pass(1.0, 1))
 
     def evaluation(*settings: str) -> float:
         config = load_config(tiny, ["arms={a: source}", *settings])
@@ -131,7 +132,7 @@ def test_no_more_than_a_window_is_predicted_to_know_its_time(
         shapes.extend([] if training else [shape])
         return Pass(1.0, 1)
 
-    monkeypatch.setattr("pipeline.training.measure_pass", measured)
+    monkeypatch.setattr("pipeline.runtime.device.measure_pass", measured)
     settings = ["arms={a: source}", "evaluation={window: [64, 48], scales: [0.5, 1]}"]
     estimate(load_config(tiny, settings))
     assert shapes == [(1, 48, 64, 3)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.csv_files import read_table, write_table
-from pipeline.datasets import read_quarantine
+from pipeline.data.listing import read_quarantine
 from pipeline.errors import UserError
 from pipeline.intake.findings import write_quarantine
 

@@ -35,13 +35,15 @@ from cyclegan.translate import (
     translate,
     translate_group,
 )
-from pipeline.config import Config, CycleGANConfig, load_config
-from pipeline.datasets import list_samples
+from pipeline.config.load import load_config
+from pipeline.config.settings import Config, CycleGANConfig
+from pipeline.data.images import read_rgb
+from pipeline.data.listing import list_samples
 from pipeline.errors import UserError
 from pipeline.files import sweep
-from pipeline.images import read_rgb
-from pipeline.runs import locked
-from pipeline.training import follow, load_checkpoint, save_checkpoint, seed_step
+from pipeline.run.folder import locked
+from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.runtime.step import follow, seed_step
 from tests.layouts import load_spec
 
 

@@ -9,21 +9,19 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from pipeline.datasets import (
+from pipeline.data.labels import CITYSCAPES_IDS, IGNORE, LabelClass, LabelSpace, load_label_space
+from pipeline.data.listing import list_samples, not_here, translated_path
+from pipeline.data.reading import LabelReader, read_frame
+from pipeline.data.spec import (
     DatasetSpec,
     built_in_specs,
     layered,
-    list_samples,
-    not_here,
     save_spec,
     spec_fields,
-    translated_path,
     translated_spec,
 )
 from pipeline.errors import UserError
 from pipeline.intake.headers import check_headers
-from pipeline.labels import CITYSCAPES_IDS, IGNORE, LabelClass, LabelSpace, load_label_space
-from pipeline.reading import LabelReader, read_frame
 from pipeline.schema import parse
 from tests.layouts import load_spec
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fields
+from pipeline.data.labels import CITYSCAPES_IDS, CITYSCAPES_TRAIN_IDS, load_label_space
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import LabelReader
+from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
 from pipeline.intake.discover import Discovery, describe, discover, write_first_spec
-from pipeline.labels import CITYSCAPES_IDS, CITYSCAPES_TRAIN_IDS, load_label_space
-from pipeline.reading import LabelReader
 from pipeline.schema import parse
-from pipeline.toyworld import render_scene
+from pipeline.toyworld.drawing import render_scene
 from tests.foreign_layout import translation, write_foreign
 from tests.layouts import load_spec
 

@@ -17,9 +17,12 @@ from PIL import Image
 from rich.console import Console
 
 from flows import doctor
-from pipeline.datasets import DatasetSpec, list_samples, save_spec, spec_fields
+from pipeline.data.images import read_rgb
+from pipeline.data.labels import load_label_space
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import LabelReader
+from pipeline.data.spec import DatasetSpec, save_spec, spec_fields
 from pipeline.errors import UserError
-from pipeline.images import read_rgb
 from pipeline.intake.compare import compare
 from pipeline.intake.doctor import examine, split_specs
 from pipeline.intake.facts import between_share, count_values
@@ -31,9 +34,7 @@ from pipeline.intake.findings import (
     write_quarantine,
 )
 from pipeline.intake.headers import check_headers, renumbered
-from pipeline.labels import load_label_space
-from pipeline.reading import LabelReader
-from pipeline.toyworld import write_toy_world
+from pipeline.toyworld.writing import write_toy_world
 from reports.check import write_check
 
 SPACE = load_label_space("cityscapes19")

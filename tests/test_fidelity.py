@@ -19,11 +19,13 @@ from cyclegan.networks import PatchDiscriminator, ResnetGenerator, initialise, t
 from cyclegan.semantics import Judge
 from cyclegan.train import train
 from cyclegan.train_paired import train_paired
-from pipeline.config import Config, CycleGANConfig, load_config
-from pipeline.datasets import list_samples
-from pipeline.labels import load_label_space
-from pipeline.loader import Draws
-from pipeline.training import load_checkpoint, seed_step
+from pipeline.config.load import load_config
+from pipeline.config.settings import Config, CycleGANConfig
+from pipeline.data.labels import load_label_space
+from pipeline.data.listing import list_samples
+from pipeline.runtime.checkpoint import load_checkpoint
+from pipeline.runtime.loader import Draws
+from pipeline.runtime.step import seed_step
 
 WIDTH = 8
 RECIPE = {

@@ -19,7 +19,7 @@ import yaml
 from flows import cli as cli_module
 from flows.show import status_rows
 from flows.stages import named, plan, remove
-from pipeline.runs import read_run
+from pipeline.run.folder import read_run
 from tests.conftest import TINY, cli_command
 
 

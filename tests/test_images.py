@@ -15,12 +15,13 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pipeline import images
-from pipeline.datasets import DatasetSpec, Sample
+from pipeline.data import images
+from pipeline.data.images import read_header, read_raw, read_rgb
+from pipeline.data.labels import CITYSCAPES_IDS, load_label_space
+from pipeline.data.listing import Sample
+from pipeline.data.reading import LabelReader
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.images import read_header, read_raw, read_rgb
-from pipeline.labels import CITYSCAPES_IDS, load_label_space
-from pipeline.reading import LabelReader
 
 SPACE = load_label_space("cityscapes19")
 IDS = np.kron(np.array([[7, 8, 11, 13], [14, 12, 5, 0]], np.uint8), np.ones((4, 6), np.uint8))

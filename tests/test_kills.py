@@ -33,14 +33,14 @@ from flows.ablate import ladder, seconds_by_row
 from flows.prepare import prepare
 from flows.show import show_result, show_status
 from flows.stages import check, plan, run_stage
-from pipeline import bootstrap
-from pipeline.config import load_config
-from pipeline.contents import STORE
-from pipeline.datasets import evenly
+from pipeline.config.load import load_config
+from pipeline.data.listing import evenly
 from pipeline.errors import UserError
 from pipeline.files import PART, REMOVED, TAKEN, write_json
-from pipeline.runs import locked, read_run
-from pipeline.training import continuing, load_checkpoint
+from pipeline.run.contents import STORE
+from pipeline.run.folder import locked, read_run
+from pipeline.runtime.checkpoint import continuing, load_checkpoint
+from pipeline.scoring import bootstrap
 from reports.ladder import Row, write_ladder
 from reports.report import write_comparison, write_report
 from segmentation.train import load_segmenter

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.data.labels import CITYSCAPES_IDS, IGNORE, VOCABULARY, load_label_space
 from pipeline.errors import UserError
-from pipeline.labels import CITYSCAPES_IDS, IGNORE, VOCABULARY, load_label_space
 
 # id, trainId, colour of the official table.
 CITYSCAPES = {

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.loader import Draws, batches
+from pipeline.runtime.loader import Draws, batches
 from tests.conftest import ROOT
 
 
@@ -86,6 +86,6 @@ def test_full_shared_memory_is_one_message(
     def collate(_: object) -> None:
         raise RuntimeError(broken)
 
-    monkeypatch.setattr("pipeline.loader.default_collate", collate)
+    monkeypatch.setattr("pipeline.runtime.loader.default_collate", collate)
     with pytest.raises(UserError if message else RuntimeError, match=message or broken):
         drawn(0)

@@ -8,10 +8,10 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor
 
-from pipeline.config import ComputeConfig
+from pipeline.config.settings import ComputeConfig
+from pipeline.data.labels import IGNORE, load_label_space
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE, load_label_space
-from pipeline.team import Team, run_team
+from pipeline.runtime.team import Team, run_team
 from segmentation.losses import balanced_weights, class_weights, cross_entropy, dice
 
 WEIGHTS = torch.tensor([1.0, 0.2, 3.0, 0.0])
@@ -133,6 +133,6 @@ def in_parts(folder: Path, team: Team) -> None:
 def test_parts_of_a_batch_make_the_loss_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.team.START", "fork")
+    monkeypatch.setattr("pipeline.runtime.team.START", "fork")
     run_team(ComputeConfig(accelerator="cpu", devices=2), in_parts, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}

@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 
 from flows.cli import main
-from pipeline.datasets import read_quarantine
-from pipeline.training import load_checkpoint
+from pipeline.data.listing import read_quarantine
+from pipeline.runtime.checkpoint import load_checkpoint
 from tests.conftest import TINY
 from tests.foreign_layout import table_of, write_foreign
 from tests.layouts import load_spec

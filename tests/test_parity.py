@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline import cityscapes
-from pipeline.confusion import ConfusionMatrix
-from pipeline.datasets import DatasetSpec, spec_fields
-from pipeline.images import UInt8, image_size, write_image, write_indices
-from pipeline.labels import CITYSCAPES_IDS, IGNORE, load_label_space
+from pipeline.data.images import UInt8, image_size, write_image, write_indices
+from pipeline.data.labels import CITYSCAPES_IDS, IGNORE, load_label_space
+from pipeline.data.spec import DatasetSpec, spec_fields
+from pipeline.scoring import cityscapes
+from pipeline.scoring.confusion import ConfusionMatrix
 from segmentation import scores
 from segmentation.score_files import score_files
 

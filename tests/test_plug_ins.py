@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import DatasetSpec, layered, list_samples, plug_ins, spec_fields
+from pipeline.data.images import write_image
+from pipeline.data.labels import load_label_space
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import LabelReader, decoder_code
+from pipeline.data.spec import DatasetSpec, layered, plug_ins, spec_fields
 from pipeline.errors import UserError
-from pipeline.images import write_image
-from pipeline.labels import load_label_space
-from pipeline.reading import LabelReader, decoder_code
 from pipeline.schema import parse
 from tests.conftest import Cli
 from tests.layouts import load_spec

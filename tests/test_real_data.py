@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import load_config
-from pipeline.datasets import list_samples
-from pipeline.labels import IGNORE, load_label_space
-from pipeline.reading import LabelReader, read_frame
+from pipeline.config.load import load_config
+from pipeline.data.labels import IGNORE, load_label_space
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import LabelReader, read_frame
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(

@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config import SegmentationConfig, load_config, recipes
+from pipeline.config.load import load_config, recipes
+from pipeline.config.settings import SegmentationConfig
 from pipeline.errors import UserError
-from pipeline.files import read_yaml
+from pipeline.yaml_files import read_yaml
 from segmentation.models import build_model, check_names
 
 

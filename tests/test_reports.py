@@ -13,17 +13,19 @@ import pandas as pd
 import pytest
 from markupsafe import escape
 
-from pipeline.bootstrap import interval, resample, share_better
-from pipeline.config import Config, load_config
-from pipeline.confusion import ConfusionMatrix
-from pipeline.datasets import list_samples, translated_path
+from pipeline.config.load import load_config
+from pipeline.config.settings import Config
+from pipeline.data.images import write_image, write_indices
+from pipeline.data.labels import load_label_space
+from pipeline.data.listing import list_samples, translated_path
+from pipeline.data.reading import LabelReader, read_frame
 from pipeline.errors import UserError
-from pipeline.files import write_json, write_text, write_yaml
-from pipeline.images import write_image, write_indices
-from pipeline.labels import load_label_space
-from pipeline.reading import LabelReader, read_frame
-from pipeline.runs import write_run
-from pipeline.toyworld import write_toy_world
+from pipeline.files import write_json, write_text
+from pipeline.run.folder import write_run
+from pipeline.scoring.bootstrap import interval, resample, share_better
+from pipeline.scoring.confusion import ConfusionMatrix
+from pipeline.toyworld.writing import write_toy_world
+from pipeline.yaml_files import write_yaml
 from reports.figures import POINTS, confusion_figure, read_log
 from reports.report import write_comparison, write_report
 from reports.sentences import ours, result_sentences

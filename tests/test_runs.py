@@ -25,13 +25,13 @@ from flows.stages import (
     run_stage,
     scored_on_other_data,
 )
-from pipeline import contents
-from pipeline.config import load_config
-from pipeline.contents import STORE, hashes
+from pipeline.config.load import load_config
 from pipeline.errors import UserError, explain
 from pipeline.files import read_json, replacing, sweep, write_json
 from pipeline.progress import each, progress
-from pipeline.runs import check_results, differences, fingerprint, locked, stage_state
+from pipeline.run import contents
+from pipeline.run.contents import STORE, hashes
+from pipeline.run.folder import check_results, differences, fingerprint, locked, stage_state
 
 
 def stage(name: str, calls: list[str], reads: tuple[str, ...] = (), **config: Any) -> Stage:

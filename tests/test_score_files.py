@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import cityscapes
-from pipeline.config import load_config
-from pipeline.datasets import DatasetSpec, Sample, list_samples
+from pipeline.config.load import load_config
+from pipeline.data.images import UInt8, read_raw, write_image, write_indices
+from pipeline.data.labels import IGNORE, load_label_space
+from pipeline.data.listing import Sample, list_samples
+from pipeline.data.reading import LabelReader
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.images import UInt8, read_raw, write_image, write_indices
-from pipeline.labels import IGNORE, load_label_space
-from pipeline.reading import LabelReader
+from pipeline.scoring import cityscapes
 from segmentation.score_files import match_files, score_files
 
 SPACE = load_label_space("cityscapes19")

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cityscapes import LABEL_ID
-from pipeline.config import (
+from pipeline.config.load import load_config
+from pipeline.config.settings import (
     AugmentationConfig,
     Config,
     EvaluationConfig,
     SegmentationConfig,
-    load_config,
 )
-from pipeline.confusion import ConfusionMatrix
-from pipeline.datasets import list_samples
+from pipeline.data.images import read_raw, read_rgb
+from pipeline.data.labels import IGNORE, LabelClass, load_label_space
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import LabelReader
 from pipeline.errors import UserError
-from pipeline.images import read_raw, read_rgb
-from pipeline.labels import IGNORE, LabelClass, load_label_space
-from pipeline.reading import LabelReader
-from pipeline.training import load_checkpoint
+from pipeline.runtime.checkpoint import load_checkpoint
+from pipeline.scoring.cityscapes import LABEL_ID
+from pipeline.scoring.confusion import ConfusionMatrix
 from segmentation.data import geometry, labelled_draws
 from segmentation.evaluate import count_on_device, count_tensors, evaluate
 from segmentation.losses import cross_entropy
@@ -294,7 +294,7 @@ def test_a_network_learns_and_is_scored_at_the_ground_truth_s_size(
     matrix = ConfusionMatrix(19)
     for sample in list_samples(half, labelled=True):
         truth = reader.read(sample, native=True)
-        from pipeline.reading import read_frame
+        from pipeline.data.reading import read_frame
 
         matrix.add(truth, predict(model, read_frame(half, sample), truth.shape))
     assert result["confusion"] == matrix.counts.tolist()

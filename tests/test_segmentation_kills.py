@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import SelfTrainingConfig, load_config
-from pipeline.labels import load_label_space
-from pipeline.training import load_checkpoint
+from pipeline.config.load import load_config
+from pipeline.config.settings import SelfTrainingConfig
+from pipeline.data.labels import load_label_space
+from pipeline.runtime.checkpoint import load_checkpoint
 from segmentation.train import CHECKPOINT, train
 from tests.test_cyclegan import HalfWritten, equal
 from tests.test_team import read_log

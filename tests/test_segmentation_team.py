@@ -13,11 +13,12 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from pipeline.config import ComputeConfig, Config, SelfTrainingConfig, load_config
+from pipeline.config.load import load_config
+from pipeline.config.settings import ComputeConfig, Config, SelfTrainingConfig
+from pipeline.data.labels import load_label_space
 from pipeline.errors import UserError
-from pipeline.labels import load_label_space
-from pipeline.team import Team, run_team
-from pipeline.training import load_checkpoint, save_checkpoint
+from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.runtime.team import Team, run_team
 from segmentation.losses import balanced_weights
 from segmentation.models import build_model, share_batch_norms
 from segmentation.train import CHECKPOINT, load_segmenter, train
@@ -29,7 +30,7 @@ SPACE = load_label_space("cityscapes19")
 
 @pytest.fixture
 def config(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr("pipeline.team.START", "fork")
+    monkeypatch.setattr("pipeline.runtime.team.START", "fork")
     recipe = ["segmentation.steps=3", "segmentation.checkpoint_every=2", "segmentation.log_every=1"]
     return load_config(tiny, ["compute.accelerator=cpu", *recipe])
 

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 from flows.prepare import preflight
 from flows.stages import all_inputs, plan, run_stage
-from pipeline.config import Config, RareClassConfig, SelfTrainingConfig, load_config
-from pipeline.datasets import list_samples
+from pipeline.config.load import load_config
+from pipeline.config.settings import Config, RareClassConfig, SelfTrainingConfig
+from pipeline.data.images import read_rgb
+from pipeline.data.labels import IGNORE, load_label_space
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import LabelReader
 from pipeline.errors import UserError
-from pipeline.images import read_rgb
-from pipeline.labels import IGNORE, load_label_space
-from pipeline.reading import LabelReader
-from pipeline.training import load_checkpoint
+from pipeline.runtime.checkpoint import load_checkpoint
 from segmentation.data import class_counts, labelled_draws, rare_class_chooser, unlabelled_draws
 from segmentation.self_training import (
     class_masks,

@@ -21,14 +21,14 @@ from cyclegan.translate import translate_frame
 from flows.estimate import estimate
 from flows.prepare import preflight, prepare
 from flows.stages import _judge, all_inputs, plan, run_stage
-from pipeline.config import load_config
-from pipeline.datasets import list_samples
+from pipeline.config.load import load_config
+from pipeline.data.images import read_rgb
+from pipeline.data.labels import IGNORE, LabelClass, LabelSpace, load_label_space
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import read_frame
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.images import read_rgb
-from pipeline.labels import IGNORE, LabelClass, LabelSpace, load_label_space
-from pipeline.reading import read_frame
-from pipeline.training import load_checkpoint, save_checkpoint
+from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
 from segmentation.models import build_model
 from tests.conftest import TINY, Cli
 

@@ -16,7 +16,7 @@ import pytest
 
 from flows.server import DEFAULTS, prefect_server
 from pipeline.errors import UserError
-from pipeline.runs import read_run
+from pipeline.run.folder import read_run
 from tests.conftest import ROOT, cli_command
 from tests.test_flow import wait_for
 

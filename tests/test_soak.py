@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.training import load_checkpoint
+from pipeline.runtime.checkpoint import load_checkpoint
 from tests.conftest import TINY, cli_command
 from tests.test_cyclegan import equal
 

@@ -11,10 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pipeline.datasets import DatasetSpec, built_in_specs, list_samples, spec_fields
-from pipeline.errors import UserError
-from pipeline.intake.headers import check_headers
-from pipeline.labels import (
+from pipeline.data.labels import (
     CITYSCAPES_IDS,
     CITYSCAPES_TRAIN_IDS,
     IGNORE,
@@ -22,7 +19,11 @@ from pipeline.labels import (
     LabelSpace,
     load_label_space,
 )
-from pipeline.reading import LabelReader, read_frame
+from pipeline.data.listing import list_samples
+from pipeline.data.reading import LabelReader, read_frame
+from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
+from pipeline.errors import UserError
+from pipeline.intake.headers import check_headers
 from pipeline.schema import parse
 from tests.layouts import CAMVID32, LAYOUTS, VIRTUAL_KITTI_2, Layout
 from tests.test_labels import CITYSCAPES
@@ -334,7 +335,7 @@ def test_synthia16_and_synthia13() -> None:
 
 
 SPACES = sorted(
-    p.stem for p in (Path(__file__).parent.parent / "pipeline/label_spaces").glob("*.yaml")
+    p.stem for p in (Path(__file__).parent.parent / "pipeline/data/label_spaces").glob("*.yaml")
 )
 
 

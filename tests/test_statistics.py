@@ -14,11 +14,11 @@ from flows.cli import train_cyclegan
 from flows.estimate import estimate
 from flows.prepare import preflight
 from flows.stages import all_inputs, check, named, plan, remove, run_stage, translator
-from pipeline.config import load_config
-from pipeline.datasets import list_samples
+from pipeline.config.load import load_config
+from pipeline.data.images import UInt8, read_rgb
+from pipeline.data.listing import list_samples
 from pipeline.errors import UserError
-from pipeline.images import UInt8, read_rgb
-from pipeline.runs import write_run
+from pipeline.run.folder import write_run
 from tests.layouts import load_spec
 
 

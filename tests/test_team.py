@@ -24,11 +24,13 @@ from cyclegan.steps import save_last
 from cyclegan.train import train
 from flows.prepare import preflight
 from flows.stages import _judge
-from pipeline.config import ComputeConfig, Config, CycleGANConfig, load_config
+from pipeline.config.load import load_config
+from pipeline.config.settings import ComputeConfig, Config, CycleGANConfig
+from pipeline.data.labels import IGNORE, load_label_space
 from pipeline.errors import UserError
-from pipeline.labels import IGNORE, load_label_space
-from pipeline.team import ALONE, Team, run_team
-from pipeline.training import check_devices, load_checkpoint
+from pipeline.runtime.checkpoint import load_checkpoint
+from pipeline.runtime.device import check_devices
+from pipeline.runtime.team import ALONE, Team, run_team
 from tests.conftest import Cli, cli_command
 from tests.test_cyclegan import equal
 from tests.test_semantics import SPACE, by_brightness, mean_color
@@ -43,7 +45,7 @@ def config(tiny: Path) -> Config:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.team.START", "fork")
+    monkeypatch.setattr("pipeline.runtime.team.START", "fork")
 
 
 @pytest.fixture

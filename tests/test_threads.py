@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.threads import usable_cores
+from pipeline.runtime.threads import usable_cores
 
 
 @pytest.fixture

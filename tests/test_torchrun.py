@@ -19,10 +19,12 @@ import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from cyclegan.train import train
-from pipeline.config import ComputeConfig, Config, load_config
+from pipeline.config.load import load_config
+from pipeline.config.settings import ComputeConfig, Config
 from pipeline.errors import UserError
-from pipeline.team import Team, follow, leading, run_team
-from pipeline.training import check_devices, load_checkpoint
+from pipeline.runtime.checkpoint import load_checkpoint
+from pipeline.runtime.device import check_devices
+from pipeline.runtime.team import Team, follow, leading, run_team
 from tests.conftest import ROOT
 from tests.test_cyclegan import equal
 from tests.test_team import assert_gone, children, fit, read_log, recipe, work
@@ -63,8 +65,8 @@ def run_training(config: Config, folder: Path, task: list[str]) -> None:
 @pytest.fixture
 def first(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """This process as the first of two of torchrun's, and the second."""
-    monkeypatch.setattr("pipeline.team.START", "fork")
-    monkeypatch.setattr("pipeline.team._works", itertools.count())
+    monkeypatch.setattr("pipeline.runtime.team.START", "fork")
+    monkeypatch.setattr("pipeline.runtime.team._works", itertools.count())
     port = free_port()
     variables = {
         "TORCHELASTIC_RUN_ID": "1",
@@ -149,7 +151,7 @@ def test_what_is_told_is_no_code(tmp_path: Path, first: Any) -> None:
 def test_nobody_waits_for_a_torchrun_that_is_gone(
     first: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.team._ANSWER", timedelta(seconds=1))
+    monkeypatch.setattr("pipeline.runtime.team._ANSWER", timedelta(seconds=1))
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     begun = time.monotonic()
     with pytest.raises(UserError, match="torchrun's store does not answer"), leading():
@@ -285,5 +287,5 @@ def test_stopping_ends_all_and_the_same_command_continues(
     assert process.returncode == 0, message
     assert message.count("cyclegan: done") == 1
     config = load_config(tiny, settings)
-    monkeypatch.setattr("pipeline.team.START", "fork")
+    monkeypatch.setattr("pipeline.runtime.team.START", "fork")
     assert equal(load_checkpoint(checkpoint), fit(config, config.cyclegan, tmp_path / "whole", 2))

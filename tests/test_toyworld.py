@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import toyworld
-from pipeline.toyworld import SIZE, render_scene, write_toy_world
+from pipeline.toyworld import drawing, writing
+from pipeline.toyworld.drawing import SIZE, render_scene
+from pipeline.toyworld.writing import write_toy_world
 from tests.test_labels import CITYSCAPES
 
 FRAMES = 60
@@ -20,12 +21,12 @@ SMALL: Mapping[str, Any] = {
     "sim_frames": 3, "real_train_frames": 3, "real_val_frames": 2, "size": (64, 32), "seed": 5
 }  # fmt: skip
 COLOURS = {raw: colour for raw, _, colour in CITYSCAPES.values()}
-COLOURS |= {toyworld.UNLABELED: (0, 0, 0), toyworld.EGO: (0, 0, 0)}
-CLASSES = sorted(set(COLOURS) - {toyworld.UNLABELED, toyworld.EGO})
+COLOURS |= {drawing.UNLABELED: (0, 0, 0), drawing.EGO: (0, 0, 0)}
+CLASSES = sorted(set(COLOURS) - {drawing.UNLABELED, drawing.EGO})
 Frames = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
-def _draw(stream: int, style: toyworld.StyleName) -> Frames:
+def _draw(stream: int, style: drawing.StyleName) -> Frames:
     drawn = [
         render_scene(np.random.default_rng([0, stream, index]), SIZE, style)
         for index in range(FRAMES)
@@ -62,14 +63,14 @@ def _shares(ids: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def test_layouts_are_those_of_gta5_and_cityscapes(world: Path) -> None:
     left, fine = "toy-real/leftImg8bit", "toy-real/gtFine"
-    a, b = toyworld.TRAIN_CITIES
+    a, b = drawing.TRAIN_CITIES
     stems = [f"train/{a}/{a}_000000_000019", f"train/{b}/{b}_000000_000019"]
     stems += [f"train/{a}/{a}_000001_000019"]
-    stems += [f"val/{toyworld.VAL_CITY}/{toyworld.VAL_CITY}_{i:06d}_000019" for i in range(2)]
+    stems += [f"val/{drawing.VAL_CITY}/{drawing.VAL_CITY}_{i:06d}_000019" for i in range(2)]
     expected = {f"toy-sim/{kind}/0000{i}.png" for kind in ("images", "labels") for i in (1, 2, 3)}
     expected |= {f"{left}/{stem}_leftImg8bit.png" for stem in stems}
     expected |= {f"{fine}/{stem}_gtFine_labelIds.png" for stem in stems}
-    assert set(_contents(world)) == expected | {toyworld.RECORD}
+    assert set(_contents(world)) == expected | {drawing.RECORD}
 
 
 def test_files_have_the_right_modes_sizes_and_palette(world: Path) -> None:
@@ -104,11 +105,11 @@ def test_shapes_and_types() -> None:
 
 def test_ids_are_legal_and_the_same_but_for_the_ego_vehicle(sim: Frames, real: Frames) -> None:
     seen_sim, seen_real = set(np.unique(sim[1]).tolist()), set(np.unique(real[1]).tolist())
-    assert seen_real - seen_sim == {toyworld.EGO}
+    assert seen_real - seen_sim == {drawing.EGO}
     assert seen_sim <= seen_real
     assert seen_real <= set(COLOURS)
     assert len(seen_sim & set(CLASSES)) >= 15
-    assert np.all(real[1][:, -1] == toyworld.EGO)
+    assert np.all(real[1][:, -1] == drawing.EGO)
 
 
 @pytest.mark.parametrize("style", ["sim", "real"])
@@ -119,15 +120,15 @@ def test_classes_are_where_a_street_has_them(style: str, request: pytest.Fixture
     def mean_row(label: int) -> float:
         return float(np.nonzero(ids == label)[1].mean()) / height
 
-    assert mean_row(toyworld.SKY) < mean_row(toyworld.BUILDING) < mean_row(toyworld.ROAD)
-    assert mean_row(toyworld.VEGETATION) < mean_row(toyworld.SIDEWALK)
-    assert not np.any(ids[:, height // 2 :] == toyworld.SKY)
-    assert not np.any(ids[:, : height // 3] == toyworld.ROAD)
+    assert mean_row(drawing.SKY) < mean_row(drawing.BUILDING) < mean_row(drawing.ROAD)
+    assert mean_row(drawing.VEGETATION) < mean_row(drawing.SIDEWALK)
+    assert not np.any(ids[:, height // 2 :] == drawing.SKY)
+    assert not np.any(ids[:, : height // 3] == drawing.ROAD)
     middle = ids[:, :, 3 * width // 8 : 5 * width // 8]
-    assert np.mean(middle[:, : height // 4] == toyworld.SKY) > 0.5
-    assert np.mean(middle[:, -height // 5 : -height // 10] == toyworld.ROAD) > 0.8
+    assert np.mean(middle[:, : height // 4] == drawing.SKY) > 0.5
+    assert np.mean(middle[:, -height // 5 : -height // 10] == drawing.ROAD) > 0.8
     sides = np.concatenate([ids[:, : height // 3, :8], ids[:, : height // 3, -8:]], axis=2)
-    assert np.mean(np.isin(sides, (toyworld.BUILDING, toyworld.VEGETATION))) > 0.6
+    assert np.mean(np.isin(sides, (drawing.BUILDING, drawing.VEGETATION))) > 0.6
 
 
 def test_labels_agree_with_the_picture() -> None:
@@ -135,7 +136,7 @@ def test_labels_agree_with_the_picture() -> None:
     for seed in range(10):
         picture, ids = render_scene(np.random.default_rng(seed), SIZE, "sim")
         blue = (picture[..., 0] < 110) & (picture[..., 1] > 180) & (picture[..., 2] > 225)
-        sky = ids == toyworld.SKY
+        sky = ids == drawing.SKY
         assert np.mean(sky[blue]) > 0.97
 
 
@@ -145,7 +146,7 @@ def test_class_shares_are_similar(sim: Frames, real: Frames) -> None:
 
 
 def test_styles_differ(sim: Frames, real: Frames) -> None:
-    for label in (toyworld.ROAD, toyworld.BUILDING, toyworld.VEGETATION, toyworld.SKY):
+    for label in (drawing.ROAD, drawing.BUILDING, drawing.VEGETATION, drawing.SKY):
         means = [frames[0][frames[1] == label].mean(axis=0) for frames in (sim, real)]
         assert np.abs(means[0] - means[1]).max() > 25
     saturation = [np.ptp(frames[0].astype(int), axis=-1).mean() for frames in (sim, real)]
@@ -161,7 +162,7 @@ def test_a_larger_world_starts_with_the_smaller_ones_frames(world: Path, tmp_pat
     counts = {"sim_frames": 5, "real_train_frames": 6, "real_val_frames": 3}
     write_toy_world(tmp_path, **{**SMALL, **counts})
     larger, smaller = _contents(tmp_path), _contents(world)
-    del smaller[toyworld.RECORD]
+    del smaller[drawing.RECORD]
     assert {name: larger[name] for name in smaller} == smaller
 
 
@@ -179,7 +180,7 @@ def test_frames_and_seeds_differ(world: Path, tmp_path: Path) -> None:
 def test_a_complete_world_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_toy_world(tmp_path, **SMALL)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    monkeypatch.setattr(toyworld, "render_scene", None)  # drawing anything would fail
+    monkeypatch.setattr(writing, "render_scene", None)  # drawing anything would fail
     write_toy_world(tmp_path, **SMALL)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -197,10 +198,10 @@ def test_an_interrupted_world_is_continued(
         return render_scene(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(toyworld, "render_scene", fail_at_fourth)
+        patch.setattr(writing, "render_scene", fail_at_fourth)
         with pytest.raises(KeyboardInterrupt):
             write_toy_world(tmp_path, **SMALL)
-    assert not (tmp_path / toyworld.RECORD).exists()
+    assert not (tmp_path / drawing.RECORD).exists()
     with pytest.raises(ValueError, match="seed is 5 there, 9 asked for"):
         write_toy_world(tmp_path, **{**SMALL, "seed": 9})
     write_toy_world(tmp_path, **SMALL)
@@ -216,7 +217,7 @@ def test_another_world_is_refused(world: Path) -> None:
 
 @pytest.mark.parametrize("record", ["[]", "no json", json.dumps({"seed": 5})])
 def test_a_foreign_record_is_refused(tmp_path: Path, record: str) -> None:
-    (tmp_path / toyworld.RECORD).write_text(record)
+    (tmp_path / drawing.RECORD).write_text(record)
     with pytest.raises(ValueError, match=r"toy ?world"):
         write_toy_world(tmp_path, **SMALL)
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.files import (
+from pipeline.yaml_files import (
     MAX_YAML_BYTES,
     expand,
     parse_yaml,

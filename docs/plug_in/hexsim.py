@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import DatasetSpec
+from pipeline.data.spec import DatasetSpec
 
 
 def dataset() -> DatasetSpec:

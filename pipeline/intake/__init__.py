@@ -1,1 +1,1 @@
-"""Looking at data before it is used: a first spec for a folder, and the data doctor."""
+"""Looking at data before it is used: a first spec for a folder, what headers show, the check."""

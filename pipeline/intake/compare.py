@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from pipeline.datasets import list_samples, not_here, split_file
+from pipeline.data.listing import list_samples, not_here, split_file
 from pipeline.errors import UserError
 from pipeline.intake.common import some
 from pipeline.intake.findings import (

@@ -14,17 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.datasets import (
-    DatasetSpec,
-    built_in_specs,
-    list_samples,
-    read_list,
-    read_quarantine,
-    spec_fields,
-)
+from pipeline.data.images import SUFFIXES, image_size, read_header
+from pipeline.data.labels import VOCABULARY
+from pipeline.data.listing import list_samples, read_list, read_quarantine
+from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
-from pipeline.files import expand, parse_yaml, sweep, write_text
-from pipeline.images import SUFFIXES, image_size, read_header
+from pipeline.files import sweep, write_text
 from pipeline.intake.common import percent, spaced
 from pipeline.intake.encodings import (
     PLAUSIBLE,
@@ -56,8 +51,8 @@ from pipeline.intake.layouts import (
     walk,
 )
 from pipeline.intake.preview import preview_name, write_preview
-from pipeline.labels import VOCABULARY
 from pipeline.schema import CONTROL, parse
+from pipeline.yaml_files import expand, parse_yaml
 
 SAMPLE = 64
 """Label files whose values are counted, evenly spaced."""

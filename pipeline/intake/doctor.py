@@ -16,15 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.datasets import (
-    DatasetSpec,
-    label_finder,
-    list_samples,
-    not_here,
-    pattern_fields,
-    pattern_glob,
-)
-from pipeline.images import SUFFIXES
+from pipeline.data.images import SUFFIXES
+from pipeline.data.labels import IGNORE, LabelSpace
+from pipeline.data.listing import label_finder, list_samples, not_here, pattern_glob
+from pipeline.data.spec import DatasetSpec, pattern_fields
 from pipeline.intake.common import Files, some, spaced
 from pipeline.intake.compare import NEAR_RMS, nearest
 from pipeline.intake.facts import SIGNATURE, Examiner, FrameFacts
@@ -41,7 +36,6 @@ from pipeline.intake.findings import (
     ordered,
 )
 from pipeline.intake.headers import LIKE_LABEL, masks, renumbered
-from pipeline.labels import IGNORE, LabelSpace
 from pipeline.progress import each
 
 SHOWN = 6

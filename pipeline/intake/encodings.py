@@ -15,10 +15,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import DatasetSpec, built_in_specs, spec_fields
+from pipeline.data.images import read_header, read_raw
+from pipeline.data.labels import TABLES, load_label_space
+from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
-from pipeline.images import read_header, read_raw
-from pipeline.labels import TABLES, load_label_space
 from pipeline.schema import parse
 
 Kind = Literal["ids", "channel", "rgb", "wide", "grey", "many", "photo"]

@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
-from pipeline.datasets import DatasetSpec, raw_value
+from pipeline.data.images import Header, UInt8, frame_fault, read_header, read_raw, read_rgb
+from pipeline.data.labels import IGNORE, LabelSpace
+from pipeline.data.reading import UNNAMED, LabelReader, label_fault, not_ids, sizes_differ
+from pipeline.data.spec import DatasetSpec, raw_value
 from pipeline.errors import UserError
 from pipeline.files import open_regular
-from pipeline.images import Header, UInt8, frame_fault, read_header, read_raw, read_rgb
 from pipeline.intake.common import Files
 from pipeline.intake.headers import cityscapes_colors, header_faults, like_label
-from pipeline.labels import IGNORE, LabelSpace
-from pipeline.reading import UNNAMED, LabelReader, label_fault, not_ids, sizes_differ
 
 SIGNATURE = 16
 """Side of the grey thumbnail by which frames are told apart."""

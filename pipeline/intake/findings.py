@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.csv_files import write_table
-from pipeline.datasets import DatasetSpec, read_quarantine
+from pipeline.data.labels import LabelSpace
+from pipeline.data.listing import read_quarantine
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import sweep
 from pipeline.intake.common import Files, printable
-from pipeline.labels import LabelSpace
 
 Severity = Literal["must fix", "look", "note"]
 """`must fix` stops or spoils a training; `look` may be meant; `note` is a fact worth knowing."""

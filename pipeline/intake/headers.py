@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets import DatasetSpec, Sample, evenly
+from pipeline.data.images import Header, frame_fault, read_header, read_raw
+from pipeline.data.labels import VOCABULARY, load_label_space
+from pipeline.data.listing import Sample, evenly
+from pipeline.data.reading import label_fault, sizes_differ, working_size
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.images import Header, frame_fault, read_header, read_raw
 from pipeline.intake.findings import KINDS, MOST_FRAMES
-from pipeline.labels import VOCABULARY, load_label_space
 from pipeline.progress import each
-from pipeline.reading import label_fault, sizes_differ, working_size
 
 _MASK = re.compile(
     r"[_\-. ]?(masks?|labels?|label_?(train_?)?ids?|gt|seg|segmentation|semantic|annot|annotation|"

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from pipeline.data.images import SUFFIXES
 from pipeline.errors import UserError
-from pipeline.images import SUFFIXES
 from pipeline.intake.common import printable
 from pipeline.schema import CONTROL
 

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.data.images import UInt8, read_raw, read_rgb, resize_rgb
+from pipeline.data.labels import load_label_space
 from pipeline.errors import UserError
 from pipeline.files import replacing
-from pipeline.images import UInt8, read_raw, read_rgb, resize_rgb
 from pipeline.intake.common import spaced
 from pipeline.intake.encodings import PLACES, Codes, Observation, Value, codes
-from pipeline.labels import load_label_space
 
 FRAMES, TILE = 4, 400
 """Rows of the overview, and the width of its pictures in pixels."""

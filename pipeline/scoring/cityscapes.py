@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.confusion import Counts
-from pipeline.images import UInt8
-from pipeline.labels import (
+from pipeline.data.images import UInt8
+from pipeline.data.labels import (
     CITYSCAPES_IDS,
     CITYSCAPES_TRAIN_IDS,
     IGNORE,
     LabelClass,
     LabelSpace,
 )
+from pipeline.scoring.confusion import Counts
 
 SIZE = (2048, 1024)
 """Width and height of the frames that the mean sizes of instances belong to."""

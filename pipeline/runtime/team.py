@@ -38,10 +38,10 @@ from torch.distributed import (  # type: ignore[attr-defined]
     TCPStore,
 )
 
-from pipeline.config import ComputeConfig
+from pipeline.config.settings import ComputeConfig
 from pipeline.errors import UserError
-from pipeline.launch import end_with_parent, torchrun
-from pipeline.training import accelerator, check_devices
+from pipeline.runtime.device import accelerator, check_devices
+from pipeline.runtime.launch import end_with_parent, torchrun
 
 START = "spawn"
 """How processes begin; CUDA does not survive a fork."""

@@ -14,10 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import DECODERS, DatasetSpec, Sample, code_file, raw_value
-from pipeline.errors import UserError
-from pipeline.files import open_regular
-from pipeline.images import (
+from pipeline.data.images import (
     Header,
     UInt8,
     image_size,
@@ -27,7 +24,11 @@ from pipeline.images import (
     resize_rgb,
     stored_values,
 )
-from pipeline.labels import IGNORE, LabelSpace
+from pipeline.data.labels import IGNORE, LabelSpace
+from pipeline.data.listing import Sample
+from pipeline.data.spec import DECODERS, DatasetSpec, code_file, raw_value
+from pipeline.errors import UserError
+from pipeline.files import open_regular
 
 ALLOW_CODE = "SIM2REAL_ALLOW_CODE"
 """The environment variable that `--allow-code` sets to 1: a decoder's file may be run. Processes

@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pipeline.errors import UserError
-from pipeline.launch import end_with_parent
+from pipeline.runtime.launch import end_with_parent
 
 Item = dict[str, Any]
 

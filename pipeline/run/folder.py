@@ -20,10 +20,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, RootModel
 
-from pipeline.config import Config, load_config
-from pipeline.contents import hashes, sha256
+from pipeline.config.load import load_config
+from pipeline.config.settings import Config
 from pipeline.errors import UserError
-from pipeline.files import LOCK, read_record, sweep, write_json, write_yaml
+from pipeline.files import LOCK, read_record, sweep, write_json
+from pipeline.run.contents import hashes, sha256
+from pipeline.yaml_files import write_yaml
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
-from pipeline.files import read_yaml
 from pipeline.schema import Schema, near, parse
+from pipeline.yaml_files import read_yaml
 
 IGNORE = 255
 """Class index of pixels that are neither trained on nor scored."""

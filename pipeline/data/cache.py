@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from pipeline.datasets import DatasetSpec, Sample
+from pipeline.data.images import UInt8
+from pipeline.data.labels import LabelSpace
+from pipeline.data.listing import Sample
+from pipeline.data.reading import LabelReader, decoder_code, read_frame
+from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import read_record, replacing, sweep, write_json
-from pipeline.images import UInt8
-from pipeline.labels import LabelSpace
 from pipeline.progress import each
-from pipeline.reading import LabelReader, decoder_code, read_frame
 
 Reader = Callable[[int], UInt8]
 _VERSION = 2

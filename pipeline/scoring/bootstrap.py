@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.labels import LabelSpace
+from pipeline.data.labels import LabelSpace
 
 Float = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]

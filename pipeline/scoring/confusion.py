@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.images import UInt8
-from pipeline.labels import IGNORE, LabelSpace
+from pipeline.data.images import UInt8
+from pipeline.data.labels import IGNORE, LabelSpace
 
 Float = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]

@@ -1,0 +1,151 @@
+"""Where to compute: a device of the kind that is asked for, and what it takes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+from pipeline.config.settings import ComputeConfig
+from pipeline.errors import UserError
+from pipeline.runtime.launch import torchrun
+
+
+def accelerator(compute: ComputeConfig) -> Literal["cpu", "cuda"]:
+    """What kind of device to compute on.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    gpu = torch.cuda.is_available()
+    if compute.accelerator == "cuda" and not gpu:
+        raise UserError("compute.accelerator is 'cuda', but torch sees no GPU. Use auto or cpu.")
+    return "cuda" if gpu and compute.accelerator != "cpu" else "cpu"
+
+
+def check_devices(compute: ComputeConfig) -> None:
+    """Raise `UserError` when this machine has fewer GPUs than processes that need one."""
+    if accelerator(compute) == "cpu":
+        return
+    launch, found = torchrun(), torch.cuda.device_count()
+    # torchrun can also show each process its own GPU alone.
+    if (launch.local_rank + 1 if launch else compute.devices) > found:
+        asked = f"torchrun's --nproc-per-node is {launch.local_size}" if launch else None
+        raise UserError(
+            f"{asked or f'compute.devices is {compute.devices}'}, but torch sees {found} GPU(s). "
+            f"Set it to at most {found}, or let CUDA_VISIBLE_DEVICES show more."
+        )
+
+
+def make_fabric(compute: ComputeConfig, *, training: bool, device: int = 0) -> Fabric:
+    """One device; the configured precision for training, 32 bits for what is stored or scored.
+
+    Args:
+        device: which GPU, where there are several.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    kind = accelerator(compute)
+    precision: Literal["32-true", "bf16-mixed"]
+    if not training:
+        precision = "32-true"
+    elif compute.precision == "auto":
+        native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16-mixed" if native else "32-true"
+    else:
+        precision = compute.precision
+    return Fabric(
+        accelerator=kind,
+        devices=[device] if kind == "cuda" else 1,
+        precision=precision,
+        # One process, whatever a cluster's variables say: Fabric would take an allocation of
+        # SLURM's, MPI's or Kubeflow's for its own launch.
+        plugins=[LightningEnvironment()],
+    )
+
+
+def fused(network: torch.nn.Module) -> torch.nn.Module:
+    """A compiled form for crops of one size; `network` itself stays as it is for other sizes."""
+    compiled: torch.nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    return compiled
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass through a network takes."""
+
+    seconds: float
+    memory: int
+    """Bytes beside the weights: on a GPU all at the height of the pass, on a CPU what the way back
+    needs."""
+
+
+def measure_pass(
+    network: torch.nn.Module,
+    shape: tuple[int, ...],
+    compute: ComputeConfig,
+    *,
+    training: bool,
+    device: int = 0,
+) -> Pass:
+    """A forward pass, in training with its backward pass, after one to warm up.
+
+    Args:
+        network: puts out a tensor, or a list of them.
+        shape: of the random batch that goes in: (N, H, W, 3) pixels, or (N, C, H, W) floats.
+        device: which GPU, where there are several.
+    """
+    fabric = make_fabric(compute, training=training, device=device)
+    pixels = shape[-1] == 3
+    batch = torch.randint(0, 256, shape, dtype=torch.uint8) if pixels else torch.randn(shape)
+    network, batch = network.to(fabric.device).train(training), batch.to(fabric.device)
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    cuda = fabric.device.type == "cuda"
+    seconds, before = 0.0, 0
+    for _ in range(2):
+        kept.clear()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(fabric.device)
+            before = torch.cuda.memory_allocated(fabric.device)
+        start = time.perf_counter()
+        with (
+            fabric.autocast(),
+            torch.inference_mode(not training),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            out: torch.Tensor | list[torch.Tensor] = network(batch)
+            # Like most losses it needs as many numbers again for its way back.
+            loss = (out[0] if isinstance(out, list) else out).float().exp().mean()
+        if training:
+            torch.autograd.backward(loss)
+        if cuda:
+            torch.cuda.synchronize(fabric.device)
+        seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated(fabric.device) - before if cuda else sum(kept.values())
+    return Pass(seconds, peak)
+
+
+@contextmanager
+def explain_memory(section: str) -> Iterator[None]:
+    """Turn a GPU's lack of memory into advice about the settings of `section`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"The GPU's memory does not suffice: {str(error).splitlines()[0]} Lower {section}.crop "
+            f"or {section}.batch_size; the run continues from its last checkpoint if these are "
+            "unchanged, else give it a new folder."
+        ) from error

@@ -1,0 +1,1 @@
+"""Counts of pixels, the metrics computed from them, and their confidence intervals."""
