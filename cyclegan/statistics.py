@@ -1,54 +1,64 @@
 """Translators without a network: a source frame takes on statistics of a target frame."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from cyclegan.translate import translate_frames
 from pipeline.config.settings import ComputeConfig, TranslationConfig
+from pipeline.config.translators import TranslationInputs
 from pipeline.data.images import UInt8, resize_rgb
 from pipeline.data.listing import list_samples
 from pipeline.data.reading import read_frame
-from pipeline.data.spec import DatasetSpec
 
 
-def translate_statistics(
+def translate_by_histograms(
+    config: TranslationConfig, given: TranslationInputs, folder: Path, compute: ComputeConfig
+) -> None:
+    """Translate with `match_histograms`; otherwise as `translate_by_statistics`."""
+    translate_by_statistics(config, given, folder, compute, match_histograms)
+
+
+def translate_by_amplitudes(
+    config: TranslationConfig, given: TranslationInputs, folder: Path, compute: ComputeConfig
+) -> None:
+    """Translate with `exchange_amplitudes`; otherwise as `translate_by_statistics`."""
+    change = partial(exchange_amplitudes, beta=config.fda_beta)
+    translate_by_statistics(config, given, folder, compute, change)
+
+
+def translate_by_statistics(
     config: TranslationConfig,
-    source: DatasetSpec,
-    target: DatasetSpec,
+    given: TranslationInputs,
     folder: Path,
     compute: ComputeConfig,
+    change: Callable[[UInt8, UInt8], UInt8],
 ) -> None:
-    """Translate every frame of `source` into `folder/images`, each after one frame of `target`.
+    """Translate every source frame into `folder/images`, each after one frame of the target.
 
     The frame of the target is a function of (`config.seed`, number of the source frame);
     `manifest.csv` names it. Otherwise as `cyclegan.translate.translate`.
 
+    Args:
+        change: a function (source frame, target frame) -> translated frame.
+
     Raises:
         UserError: a frame that cannot be read.
     """
-    count = len(list_samples(source, labelled=False))
-    models = list_samples(target, labelled=False)
+    count = len(list_samples(given.source, labelled=False))
+    models = list_samples(given.target, labelled=False)
     chosen = [
         models[int(np.random.default_rng([config.seed, i]).integers(len(models)))]
         for i in range(count)
     ]
-    change = statistics_method(config)
 
     def translated(number: int, frame: UInt8) -> UInt8:
-        return change(frame, read_frame(target, chosen[number]))
+        return change(frame, read_frame(given.target, chosen[number]))
 
-    translate_frames(
-        source, folder, compute, each=translated, columns={"target": [m.image for m in chosen]}
-    )
-
-
-def statistics_method(config: TranslationConfig) -> Callable[[UInt8, UInt8], UInt8]:
-    """A function (source frame, target frame) -> translated frame."""
-    if config.method == "histogram_matching":
-        return match_histograms
-    return lambda frame, model: exchange_amplitudes(frame, model, config.fda_beta)
+    columns = {"target": [model.image for model in chosen]}
+    translate_frames(given.source, folder, compute, each=translated, columns=columns)
 
 
 def match_histograms(rgb: UInt8, model: UInt8) -> UInt8:

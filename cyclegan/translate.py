@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cyclegan.checkpoints import load_generator
 from cyclegan.networks import to_network, to_rgb
 from pipeline.config.settings import ComputeConfig, TranslationConfig
+from pipeline.config.translators import TranslationInputs
 from pipeline.csv_files import write_table
 from pipeline.data.images import UInt8, write_image
 from pipeline.data.listing import list_samples, translated_path
@@ -35,13 +36,9 @@ column is met once, so that stripes and the finest chequerboard cancel in their 
 
 
 def translate(
-    config: TranslationConfig,
-    checkpoint: Path,
-    source: DatasetSpec,
-    folder: Path,
-    compute: ComputeConfig,
+    config: TranslationConfig, given: TranslationInputs, folder: Path, compute: ComputeConfig
 ) -> None:
-    """Translate every frame of `source` into `folder/images` with the generator in `checkpoint`.
+    """Translate every source frame into `folder/images` with the generator in `given.generator`.
 
     Pictures have the size at which the data set is read. Frames that are there already are kept.
     `dataset.yaml`, the spec of the translated set with the original labels, and `manifest.csv`
@@ -50,6 +47,8 @@ def translate(
     Raises:
         UserError: no checkpoint, or a frame that cannot be read.
     """
+    checkpoint = given.generator
+    assert checkpoint is not None, "CycleGAN translates with a generator"
     if not checkpoint.is_file():
         raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-cyclegan` first.")
     fabric = make_fabric(compute, training=False)
@@ -57,7 +56,7 @@ def translate(
     generator.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = fabric.setup_module(generator.eval())
     translate_frames(
-        source,
+        given.source,
         folder,
         compute,
         together=lambda frames: translate_group(network, frames, config.shifts),

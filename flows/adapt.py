@@ -9,11 +9,12 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.plan import plan
 from flows.prepare import prepare
 from flows.signals import take_signals
-from flows.stages import check, plan, run_stage
 from pipeline.config.load import load_config
 from pipeline.run.folder import locked, read_run
+from pipeline.run.stage import check, run_stage
 from pipeline.runtime.threads import choose_threads
 
 

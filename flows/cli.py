@@ -48,11 +48,9 @@ def run(
     ] = None,
     settings: Settings = None,
     force: Forced = None,
-    ladder: Annotated[
+    ablate: Annotated[
         bool,
-        typer.Option(
-            "--ablate", help="Run a ladder instead, a run for each step [runs/NAME-ablation]."
-        ),
+        typer.Option("--ablate", help="Show what each step brings instead [runs/NAME-ablation]."),
     ] = False,
 ) -> None:
     """Run the whole chain as a Prefect flow; continue it where it was interrupted.
@@ -69,26 +67,14 @@ def run(
             f"--run {config}"
         )
     loaded = load_config(config, settings)
-    plain = Path("runs") / loaded.name
-    if not ladder:
-        _run_flow(loaded, run_folder or plain, force or [])
-    elif force:
-        raise UserError(
-            "--force is for one run, and --ablate makes many that share stages. Start a new ladder "
-            "with --run DIR, or remove the folder of this one."
-        )
-    else:
-        _run_ladder(loaded, run_folder or plain.with_name(f"{plain.name}-ablation"), plain)
+    folder = Path("runs") / loaded.name
+    if not ablate:
+        _run_flow(loaded, run_folder or folder, force or [])
+        return
+    from flows.ablate import ablation
 
-
-def _run_ladder(config: "Config", folder: Path, plain: Path) -> None:
-    from flows.ablate import ablate
-    from flows.show import say_missing_classes, show_ladder
-
-    say_missing_classes(config)
-    with _prefect(folder):  # one server for all rows
-        ablate(config, folder, _flow, others=[plain])
-    show_ladder(folder)
+    steps = ablation(loaded)
+    _run_flow(steps, run_folder or Path("runs") / steps.name, force or [], lender=folder)
 
 
 @app.command()
@@ -110,15 +96,25 @@ def demo(
     _run_flow(load_config(config, settings), out, [])
 
 
-def _run_flow(config: "Config", folder: Path, forced: list[str]) -> None:
+def _run_flow(
+    config: "Config", folder: Path, forced: list[str], lender: Path | None = None
+) -> None:
+    """Do what is left of a run, and show its result.
+
+    Args:
+        lender: another run, to take stages over from that it made from equal inputs.
+    """
+    from flows.ablate import take_over
     from flows.prepare import prepare
     from flows.show import say_missing_classes, show_result
-    from flows.stages import is_done
     from pipeline.run.folder import locked
+    from pipeline.run.stage import is_done
 
     say_missing_classes(config)
     with locked(folder):
         stages = prepare(config, folder, forced)
+        if lender and (taken := take_over(config, folder, lender)):
+            print(f"Taken over from {lender}: {', '.join(taken)}", file=sys.stderr, flush=True)
     if not all(is_done(folder, stage.name) for stage in stages):
         with _prefect(folder):
             _flow(folder)
@@ -160,11 +156,12 @@ def _run_stages(
     anew: bool = False,
 ) -> None:
     """Do every stage of one command, without Prefect; `anew` also those that are complete."""
+    from flows.plan import plan
     from flows.prepare import prepare
-    from flows.stages import check, is_done, named, plan, remove, run_stage, scored_on_other_data
     from pipeline.config.load import load_config
     from pipeline.errors import UserError
     from pipeline.run.folder import locked, read_run
+    from pipeline.run.stage import check, is_done, named, remove, run_stage, scored_on_other_data
 
     if settings and not config:
         raise UserError("--set needs --config CONFIG; a run keeps the settings it was made with.")
@@ -179,7 +176,7 @@ def _run_stages(
             commands = ", ".join(dict.fromkeys(stage.command for stage in stages))
             raise UserError(f"{folder} has no stage for {command}. Its commands: {commands}.")
         if command == "train-cyclegan":  # its judge, if it has one, is a part of it
-            judges = {name for stage in wanted for name in stage.reads}
+            judges = {n for s in wanted for n in s.reads if n.startswith("segmentation/")}
             wanted = [stage for stage in stages if stage.name in judges] + wanted
         names = {stage.name for stage in wanted}
         # A report is of no use to anyone when it is not of the results that are there.
@@ -304,6 +301,9 @@ def export(
     backwards: Annotated[
         bool, typer.Option("--backwards", help="The generator from target to source.")
     ] = False,
+    translation: Annotated[
+        str, typer.Option("--translation", metavar="NAME", help="Which of a run's translations.")
+    ] = "translated",
 ) -> None:
     """Write a generator as the reference implementation stores it, or as ONNX.
 
@@ -311,7 +311,7 @@ def export(
     the reference's files.
     """
     from cyclegan.checkpoints import export as write
-    from flows.stages import translator
+    from flows.plan import generator_file
     from pipeline.config.settings import TranslationConfig
     from pipeline.errors import UserError
     from pipeline.run.folder import read_run
@@ -321,7 +321,11 @@ def export(
     path, batch_norm = source, TranslationConfig().batch_norm
     if source.is_dir():
         config = read_run(source)
-        path, batch_norm = translator(config, source), config.translation.batch_norm
+        if translation not in config.used_translations:
+            known = ", ".join(config.used_translations) or "none"
+            raise UserError(f"{source} has no translation {translation!r}. It has: {known}.")
+        path = generator_file(config, source, translation)
+        batch_norm = config.all_translations[translation].batch_norm
     print(write(path, to, "target_to_source" if backwards else "source_to_target", batch_norm))
 
 
@@ -476,7 +480,7 @@ def main() -> None:
     from pipeline.runtime.team import follow, leading
 
     if launch.rank > 0:
-        from flows.stages import take_part
+        from flows.plan import take_part
 
         follow(take_part)
     with leading():

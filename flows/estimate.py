@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.settings import Config
+from pipeline.config.translators import TranslationInputs
 from pipeline.data.images import write_image
 from pipeline.data.labels import load_label_space
 from pipeline.data.listing import list_samples
@@ -38,20 +39,28 @@ def estimate(config: Config) -> list[Estimate]:
     """
     from pipeline.runtime.device import explain_memory
 
-    translates = config.translates
-    trains = translates and config.translation.trains
+    used = config.used_translations
     with explain_memory("cyclegan"):
-        parts = [_cyclegan(config)] if trains else []
-        parts += [_translation(config)] if translates else []
+        parts = [_cyclegan(config, name) for name in used if used[name].trains]
+        parts += [_translation(config, name) for name in used]
     with explain_memory("segmentation"):
-        return parts + _segmentation(config)
+        parts += _segmentation(config)
+    return [
+        Estimate(
+            command,
+            sum(part.seconds for part in parts if part.command == command),
+            sum(part.bytes for part in parts if part.command == command),
+            max(part.memory for part in parts if part.command == command),
+        )
+        for command in dict.fromkeys(part.command for part in parts)
+    ]
 
 
-def _cyclegan(config: Config) -> Estimate:
+def _cyclegan(config: Config, translation: str) -> Estimate:
     from cyclegan.networks import build_discriminator, build_generator
     from pipeline.runtime.device import measure_pass
 
-    recipe = config.cyclegan
+    recipe = config.cyclegan_recipe(translation)
     generator, critic = build_generator(recipe), build_discriminator(recipe)
     width, height = recipe.crop
     crops = recipe.batch_size // config.compute.processes, 3, height, width
@@ -73,31 +82,38 @@ def _cyclegan(config: Config) -> Estimate:
     return Estimate("train-cyclegan", steps * step, domains * (3 * weights + pool) * _FLOAT)
 
 
-def _translation(config: Config) -> Estimate:
-    from cyclegan.checkpoints import load_generator
-    from cyclegan.networks import build_generator
-    from cyclegan.statistics import statistics_method
-    from pipeline.runtime.device import measure_pass
-
+def _translation(config: Config, name: str) -> Estimate:
+    settings = config.all_translations[name]
     samples = list_samples(config.source, labelled=False)
     frame = read_frame(config.source, samples[0])
-    if config.translation.method == "cyclegan":
-        weights = config.translation.weights
-        generator = load_generator(weights) if weights else build_generator(config.cyclegan)
-        height, width = (side + -side % generator.multiple for side in frame.shape[:2])
-        shape = 1, 3, height, width
-        seconds = measure_pass(generator, shape, config.compute, training=False).seconds
-        seconds *= config.translation.shifts
-    else:
-        start = time.perf_counter()
-        model = read_frame(config.target, list_samples(config.target, labelled=False)[0])
-        statistics_method(config.translation)(frame, model)
-        seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frame.png"
         write_image(path, frame)
         size = path.stat().st_size
+        if settings.translator.trains:
+            seconds = _generator_seconds(config, name, frame.shape[:2])
+        else:
+            one = config.source.model_copy(update={"limit": 1})
+            start = time.perf_counter()
+            given = TranslationInputs(one, config.target)
+            settings.translator.load()(settings, given, Path(folder) / "one", config.compute)
+            seconds = time.perf_counter() - start
     return Estimate("translate", len(samples) * seconds, len(samples) * size)
+
+
+def _generator_seconds(config: Config, translation: str, size: tuple[int, ...]) -> float:
+    """What translating a frame of this height and width takes."""
+    from cyclegan.checkpoints import load_generator
+    from cyclegan.networks import build_generator
+    from pipeline.runtime.device import measure_pass
+
+    settings = config.all_translations[translation]
+    recipe = config.cyclegan_recipe(translation)
+    generator = load_generator(settings.weights) if settings.weights else build_generator(recipe)
+    height, width = (side + -side % generator.multiple for side in size)
+    shape = 1, 3, height, width
+    measured = measure_pass(generator, shape, config.compute, training=False)
+    return measured.seconds * settings.shifts
 
 
 def _segmentation(config: Config) -> list[Estimate]:

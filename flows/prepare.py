@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from flows.stages import Stage, check, is_done, named, plan, remove
-from pipeline.config.settings import Config, CycleGANConfig, SegmentationConfig
+from flows.plan import plan
+from pipeline.config.settings import Config, CycleGANConfig, SegmentationConfig, place
 from pipeline.data.labels import load_label_space
 from pipeline.data.listing import label_finder, list_samples, not_here
 from pipeline.data.reading import LabelReader, read_frame, working_size
@@ -13,6 +14,7 @@ from pipeline.data.spec import DatasetSpec, missing_classes
 from pipeline.errors import UserError
 from pipeline.intake.headers import check_headers
 from pipeline.run.folder import write_run
+from pipeline.run.stage import Stage, check, is_done, named, remove
 
 
 def preflight(config: Config) -> None:
@@ -33,17 +35,20 @@ def preflight(config: Config) -> None:
             problems.append(str(error))
 
     kinds = config.labels_read
-    trains = "translated" in kinds and config.translation.trains
-    crop = config.cyclegan.crop if trains else None
-    collect(lambda: _look_at(config, config.source, bool(kinds & {"source", "translated"}), crop))
+    used = config.used_translations
+    recipes = [config.cyclegan_recipe(name) for name in used if used[name].trains]
+    crops = [recipe.crop for recipe in recipes]
+    crop = (max(w for w, _ in crops), max(h for _, h in crops)) if crops else None
+    collect(lambda: _look_at(config, config.source, bool(kinds - {"target"}), crop))
     collect(lambda: _look_at(config, config.target, "target" in kinds, crop))
     collect(lambda: _look_at(config, config.test, True))
-    if "translated" in kinds and (weights := config.translation.weights) is not None:
-        collect(lambda: _generator(weights))
-    if trains:
-        collect(lambda: _translator(config))
-        if config.cyclegan.start is not None:
-            collect(lambda: _start(config.cyclegan))
+    for name, translation in used.items():
+        if translation.weights is not None:
+            collect(partial(_generator, name, translation.weights))
+    for recipe in recipes:
+        collect(partial(_translator, config, recipe))
+        if recipe.start is not None:
+            collect(partial(_start, recipe))
     collect(lambda: _devices(config))
     collect(lambda: _networks(config))
     collect(lambda: _scoring(config))
@@ -88,12 +93,12 @@ def has_labels(spec: DatasetSpec) -> bool:
     return any(label_files(frame.name) for frame in frames)
 
 
-def _translator(config: Config) -> None:
+def _translator(config: Config, recipe: CycleGANConfig) -> None:
     from cyclegan.data import pairs
     from cyclegan.steps import check_crop
 
-    check_crop(config.cyclegan)
-    if config.cyclegan.paired:
+    check_crop(recipe)
+    if recipe.paired:
         both = pairs(config.source, config.target)
         specs = config.source, config.target
         sizes = [
@@ -117,11 +122,11 @@ def _start(config: CycleGANConfig) -> None:
     load_start(config)
 
 
-def _generator(weights: Path) -> None:
+def _generator(translation: str, weights: Path) -> None:
     from cyclegan.checkpoints import load_generator
 
     if not weights.is_file():
-        raise UserError(f"translation.weights: no file {weights}.")
+        raise UserError(f"{place(translation)}.weights: no file {weights}.")
     load_generator(weights)
 
 
@@ -156,14 +161,11 @@ def _scoring(config: Config) -> None:
         label_ids(space)
 
 
-def prepare(
-    config: Config, run: Path, forced: list[str], *, looked_at: bool = False
-) -> list[Stage]:
+def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:
     """Check a configuration against its data and the run folder, then record it there.
 
     Args:
         forced: names of stages to remove, with all that reads them.
-        looked_at: `preflight` has seen all that the configuration names.
 
     Returns:
         The plan of the run.
@@ -176,8 +178,7 @@ def prepare(
     if not doomed and all(is_done(run, stage.name) for stage in stages):
         check(run, stages)
         return stages
-    if not looked_at:
-        preflight(config)
+    preflight(config)
     check(run, stages, forced=doomed)
     remove(run, doomed)
     write_run(run, config)

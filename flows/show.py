@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.estimate import estimate
-from flows.stages import Stage, is_done, plan
+from flows.plan import plan
 from pipeline.config.settings import IDEAL, Config
 from pipeline.data.labels import load_label_space
 from pipeline.data.spec import DatasetSpec, built_in_specs, missing_classes, plug_ins, spec_fields
 from pipeline.files import explain_damage, read_json
 from pipeline.progress import duration, recorded
 from pipeline.run.folder import INPUTS_FILE, LADDER_FILE, check_results, read_run, read_stage
+from pipeline.run.stage import Stage, is_done
 from pipeline.schema import parse
 
 

@@ -17,14 +17,15 @@ import yaml
 
 from flows import cli as cli_module
 from flows.ablate import ablate, ladder, take_over
+from flows.plan import plan
 from flows.prepare import prepare
-from flows.stages import Stage, check, is_done, plan, run_stage
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config
 from pipeline.data.labels import load_label_space
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_text
 from pipeline.run.folder import locked, read_run
+from pipeline.run.stage import Stage, check, is_done, run_stage
 from pipeline.scoring.confusion import ConfusionMatrix
 from reports.ladder import write_ladder
 from tests.conftest import TINY, cli_command

@@ -103,7 +103,7 @@ def test_settings_win(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("cyclegan={generator: encoder_decoder, upsampling: resize}", "pictures without content"),
         ("cyclegan.generator_average=1", "less than 1"),
         ("cyclegan.learning_rate=.nan", "finite number"),
-        ("arms={a: nowhere}", "'source', 'translated' or 'target'"),
+        ("arms={a: nowhere}", "Known: target, source, translated"),
         ("name=../up", "String should match pattern"),
         ("seeds=[1", "not YAML"),
     ],

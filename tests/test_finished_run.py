@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from flows.stages import check, plan, run_stage
+from flows.plan import plan
 from pipeline.config.settings import Config
 from pipeline.run.folder import read_run
+from pipeline.run.stage import check, run_stage
 from reports.report import write_comparison
 
 FINISHED = Path(__file__).parent / "data" / "finished_run"

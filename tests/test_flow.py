@@ -17,9 +17,10 @@ import pytest
 import yaml
 
 from flows import cli as cli_module
+from flows.plan import plan
 from flows.show import status_rows
-from flows.stages import named, plan, remove
 from pipeline.run.folder import read_run
+from pipeline.run.stage import named, remove
 from tests.conftest import TINY, cli_command
 
 

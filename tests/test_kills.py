@@ -30,15 +30,16 @@ import yaml
 from cyclegan.checkpoints import load_generator
 from flows import cli
 from flows.ablate import ladder, seconds_by_row
+from flows.plan import plan
 from flows.prepare import prepare
 from flows.show import show_result, show_status
-from flows.stages import check, plan, run_stage
 from pipeline.config.load import load_config
 from pipeline.data.listing import evenly
 from pipeline.errors import UserError
 from pipeline.files import PART, REMOVED, TAKEN, write_json
 from pipeline.run.contents import STORE
 from pipeline.run.folder import locked, read_run
+from pipeline.run.stage import check, run_stage
 from pipeline.runtime.checkpoint import continuing, load_checkpoint
 from pipeline.scoring import bootstrap
 from reports.ladder import Row, write_ladder

@@ -109,7 +109,7 @@ def test_rooms_say_what_they_hold() -> None:
     [
         ("reports.report", ["torch", "prefect"]),
         ("flows.scoring, segmentation.score_files", ["torch", "prefect"]),
-        ("flows.stages, flows.prepare", ["torch", "prefect", "albumentations"]),
+        ("flows.plan, flows.prepare", ["torch", "prefect", "albumentations"]),
         ("cyclegan.train, segmentation.evaluate", ["prefect"]),
     ],
 )

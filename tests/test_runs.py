@@ -12,19 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.stages import (
-    Stage,
-    _instance_files,
-    _listing,
-    all_inputs,
-    check,
-    is_done,
-    named,
-    plan,
-    remove,
-    run_stage,
-    scored_on_other_data,
-)
+from flows.plan import _instance_files, _listing, plan
 from pipeline.config.load import load_config
 from pipeline.errors import UserError, explain
 from pipeline.files import read_json, replacing, sweep, write_json
@@ -32,6 +20,20 @@ from pipeline.progress import each, progress
 from pipeline.run import contents
 from pipeline.run.contents import STORE, hashes
 from pipeline.run.folder import check_results, differences, fingerprint, locked, stage_state
+from pipeline.run.stage import (
+    Settings,
+    Stage,
+    all_inputs,
+    changes,
+    check,
+    is_done,
+    named,
+    plain,
+    remove,
+    run_stage,
+    scored_on_other_data,
+)
+from pipeline.schema import Schema
 
 
 def stage(name: str, calls: list[str], reads: tuple[str, ...] = (), **config: Any) -> Stage:
@@ -114,6 +116,45 @@ def test_a_stage_waits_for_what_it_reads(tmp_path: Path) -> None:
 def test_differences_are_named() -> None:
     old, new = {"a": {"b": 1, "c": [1, 2]}, "d": 0}, {"a": {"b": 2, "c": [1, 2]}, "e": 3}
     assert differences(old, new) == ["a.b: 1 -> 2", "d: 0 -> None", "e: None -> 3"]
+
+
+class Part(Schema):
+    weight: float = 1.0
+    color: float = 0.2
+
+
+class Recipe(Schema):
+    steps: int = 10
+    crop: tuple[int, int] = (64, 48)
+    part: Part | None = None
+    file: Path | None = None
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "lines"),
+    [
+        ({}, Recipe(), []),
+        ({"steps": 10, "crop": [64, 48], "part": None}, Recipe(), []),  # all fields, as once
+        ({"gone": 3}, Recipe(), []),  # a setting that there is no more
+        ({"part": {"weight": 1.0, "color": 0.5}}, Recipe(part=Part(color=0.5)), []),
+        ({"part": {"color": 0.5}}, Recipe(part=Part(color=0.5)), []),
+        ({}, Recipe(steps=12), ["config.steps: 10 -> 12"]),
+        ({"steps": 12}, Recipe(), ["config.steps: 12 -> 10"]),
+        ({"crop": [32, 32]}, Recipe(), ["config.crop: [32, 32] -> [64, 48]"]),
+        ({}, Recipe(part=Part()), ["config.part: None -> {}"]),
+        ({"part": {"weight": 2}}, Recipe(part=Part()), ["config.part.weight: 2 -> 1.0"]),
+        ({"file": "abc"}, Recipe(file=Path("x")), ["config.file: 'abc' -> 'def'"]),
+    ],
+)
+def test_settings_at_their_defaults_are_no_part_of_identity(
+    before: dict[str, Any], now: Recipe, lines: list[str]
+) -> None:
+    content = {"file": "def"} if now.file else {}
+    made = {"config": Settings(now, instead=content)}
+    assert changes({"config": before}, made) == lines
+    assert changes(plain(made), made) == []
+    changed = {key for key in Recipe.model_fields if getattr(now, key) != getattr(Recipe(), key)}
+    assert plain(made)["config"].keys() == changed
 
 
 def test_plan_of_a_run(tiny: Path, tmp_path: Path) -> None:
@@ -415,7 +456,7 @@ def test_runs_of_earlier_versions_go_on(
     recorded: dict[str, Any] = {}
     for item in stages:
         reads = {name: fingerprint(recorded[name]) for name in item.reads}
-        inputs = {**without(item.inputs()), "reads": reads}
+        inputs = {**without(plain(item.inputs())), "reads": reads}
         recorded[item.name] = inputs
         write_json(run / item.name / "inputs.json", inputs)
         record = {"fingerprint": fingerprint(inputs), "seconds": 1, "inputs": inputs}
@@ -471,7 +512,7 @@ def test_mended_test_labels_are_scored_anew(
     stages = plan(load_config(tiny), run)
     scored = [stage for stage in stages if stage.command == "evaluate"]
     for stage in scored:
-        write_json(run / stage.name / "inputs.json", {**stage.inputs(), "reads": {}})
+        write_json(run / stage.name / "inputs.json", {**plain(stage.inputs()), "reads": {}})
 
     def outdated() -> list[str]:
         _listing.cache_clear()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from flows.plan import plan
 from flows.prepare import preflight
-from flows.stages import all_inputs, plan, run_stage
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config, RareClassConfig, SelfTrainingConfig
 from pipeline.data.images import read_rgb
@@ -18,6 +18,7 @@ from pipeline.data.labels import IGNORE, load_label_space
 from pipeline.data.listing import list_samples
 from pipeline.data.reading import LabelReader
 from pipeline.errors import UserError
+from pipeline.run.stage import all_inputs, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint
 from segmentation.data import class_counts, labelled_draws, rare_class_chooser, unlabelled_draws
 from segmentation.self_training import (

@@ -19,8 +19,8 @@ from cyclegan.steps import save_last
 from cyclegan.train import train
 from cyclegan.translate import translate_frame
 from flows.estimate import estimate
+from flows.plan import _judge, plan
 from flows.prepare import preflight, prepare
-from flows.stages import _judge, all_inputs, plan, run_stage
 from pipeline.config.load import load_config
 from pipeline.data.images import read_rgb
 from pipeline.data.labels import IGNORE, LabelClass, LabelSpace, load_label_space
@@ -28,6 +28,7 @@ from pipeline.data.listing import list_samples
 from pipeline.data.reading import read_frame
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.run.stage import all_inputs, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
 from segmentation.models import build_model
 from tests.conftest import TINY, Cli

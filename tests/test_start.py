@@ -16,11 +16,12 @@ from cyclegan.steps import CHECKPOINT
 from cyclegan.train import train
 from cyclegan.train_paired import train_paired
 from cyclegan.weights import critic_settings, plain_state
+from flows.plan import plan
 from flows.prepare import preflight
-from flows.stages import all_inputs, plan
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config, CycleGANConfig
 from pipeline.errors import UserError
+from pipeline.run.stage import all_inputs
 from pipeline.runtime.checkpoint import load_checkpoint
 from tests.test_checkpoints import Code, Resnet, State, Unet, norm_layer, randomised, weights_equal
 from tests.test_cyclegan import Killed, equal, stopping_after

@@ -12,13 +12,14 @@ import cyclegan.statistics
 from cyclegan.statistics import exchange_amplitudes, match_histograms
 from flows.cli import train_cyclegan
 from flows.estimate import estimate
+from flows.plan import generator_file, plan
 from flows.prepare import preflight
-from flows.stages import all_inputs, check, named, plan, remove, run_stage, translator
 from pipeline.config.load import load_config
 from pipeline.data.images import UInt8, read_rgb
 from pipeline.data.listing import list_samples
 from pipeline.errors import UserError
 from pipeline.run.folder import write_run
+from pipeline.run.stage import all_inputs, check, named, remove, run_stage
 from tests.layouts import load_spec
 
 
@@ -155,7 +156,7 @@ def test_the_stage_and_its_resumption(
 
     assert estimate(config)[0].command == "translate"
     with pytest.raises(UserError, match="which has no generator"):
-        translator(config, run)
+        generator_file(config, run)
     remove(run, named(stages, ["translated"]))
     other = load_config(tiny, [f"translation={{method: {method}, fda_beta: 0.1, seed: 4}}"])
     stages = plan(other, run)
@@ -176,9 +177,9 @@ def test_frames_of_another_size_than_the_targets(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("translation", "message"),
     [
-        ("{method: lab}", "translation.method"),
-        ("{method: fda, weights: g.pth}", "method 'fda' uses no generator, and weights are given"),
-        ("{method: histogram_matching, checkpoint: best}", "trains nothing, and checkpoint is 'be"),
+        ("{method: lab}", "no method 'lab'. Known: cyclegan, histogram_matching, fda"),
+        ("{method: fda, weights: g.pth}", "method 'fda' does not use weights"),
+        ("{method: histogram_matching, checkpoint: best}", "does not use checkpoint"),
         ("{method: fda, fda_beta: 0.5}", "translation.fda_beta"),
         ("{method: fda, fda_beta: 0}", "translation.fda_beta"),
         ("{seed: -1}", "translation.seed"),

@@ -22,8 +22,8 @@ from cyclegan.pool import ImagePool
 from cyclegan.semantics import Judge, semantic_loss
 from cyclegan.steps import save_last
 from cyclegan.train import train
+from flows.plan import _judge
 from flows.prepare import preflight
-from flows.stages import _judge
 from pipeline.config.load import load_config
 from pipeline.config.settings import ComputeConfig, Config, CycleGANConfig
 from pipeline.data.labels import IGNORE, load_label_space

@@ -1,14 +1,16 @@
 """The settings of a run, as frozen values."""
 
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.config.translators import TRANSLATORS, Translator
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.runtime.launch import torchrun
-from pipeline.schema import Schema, Side, parse
+from pipeline.schema import Schema, Side, near, parse
 
 Size = tuple[Side, Side]
 
@@ -48,8 +50,11 @@ class ComputeConfig(Schema):
 
 
 class SemanticsConfig(Schema):
-    """Whether translations keep what they show. The judge is the network of the first arm that
-    trains on `source`, with the first seed, frozen; no label of the target is read."""
+    """Whether translations keep what they show, as a frozen segmentation network sees it: that of
+    an arm that trains on `source`, with the first seed. No label of the target is read."""
+
+    arm: str | None = None
+    """The arm of the network; none: the first that trains on `source` alone."""
 
     consistency: float = Field(0.0, ge=0)
     """Weight of the judge's cross-entropy on translated source frames, against the source's labels
@@ -165,54 +170,65 @@ class CycleGANConfig(Schema):
 
 
 class TranslationConfig(Schema):
-    """Translation of the source frames: with a trained generator, or by statistics of the target.
+    """A translation of source frames, by one of the `TRANSLATORS`."""
 
-    `checkpoint`, `weights`, `batch_norm` and `shifts` are for `cyclegan`, `seed` and `fda_beta` for
-    the others, which train nothing: the settings of `cyclegan` are then not used.
-    """
-
-    method: Literal["cyclegan", "histogram_matching", "fda"] = "cyclegan"
-    """`histogram_matching` gives each colour channel the histogram of a target frame; `fda` takes
-    on a target frame's lowest frequencies (Fourier domain adaptation: Yang and Soatto, CVPR 2020).
-    They take seconds for a hundred frames and know no shapes."""
+    method: str = "cyclegan"
+    """`cyclegan` trains networks, or takes those of `weights`. `histogram_matching` gives each
+    colour channel the histogram of a target frame; `fda` takes on a target frame's lowest
+    frequencies (Fourier domain adaptation: Yang and Soatto, CVPR 2020). These two train nothing:
+    they take seconds for a hundred frames and know no shapes."""
+    source: str = "source"
+    """The frames to translate: `source`, or the name of another translation."""
+    cyclegan: dict[str, Any] = Field(default_factory=dict)
+    """Settings that win over those of `cyclegan` for this translation alone (`cyclegan`)."""
     checkpoint: Literal["last", "best"] = "last"
-    """`best` is the one that the judge of `cyclegan.semantics` scores best."""
+    """`best` is the one that the network of `cyclegan.semantics` scores best (`cyclegan`)."""
     weights: Path | None = None
     """Train no CycleGAN and translate with this generator: a `.pth` file of the reference
-    implementation, or a checkpoint of another run."""
+    implementation, or a checkpoint of another run (`cyclegan`)."""
     batch_norm: Literal["running", "batch"] = "running"
     """What batch norms of a generator in `weights` normalise by: the `running` statistics of its
     training, or those of each frame by itself, the `batch` of one that the reference's test script
     has unless told `--eval`. The pictures may differ much. `running` treats a colour alike in all
-    frames, and is how networks with batch norms are usually evaluated."""
+    frames, and is how networks with batch norms are usually evaluated (`cyclegan`)."""
     shifts: Literal[1, 4, 8, 16] = 1
     """Translations to average, each of the frame shifted by up to 3 pixels (cycle spinning: Coifman
     and Donoho, 1995). Transposed convolutions leave a grid of period 4 in translated frames, other
     for each class, which a segmentation network learns instead of the scene; it cancels in the
-    mean. 4 remove most of it, 16 all of it, at as many times the work."""
+    mean. 4 remove most of it, 16 all of it, at as many times the work (`cyclegan`)."""
     seed: int = Field(0, ge=0)
-    """Seed of the choice of a target frame for each source frame."""
+    """Seed of the choice of a target frame for each source frame (`histogram_matching`, `fda`)."""
     fda_beta: float = Field(0.01, gt=0, lt=0.5)
     """Highest frequency that `fda` exchanges, as a part of the shorter side; the authors take .01,
     .05 and .09. More brings more of the target's look, and ghosts of its shapes."""
 
     @property
+    def translator(self) -> Translator:
+        """The entry of the table that `method` names."""
+        return TRANSLATORS[self.method]
+
+    @property
     def trains(self) -> bool:
         """Whether a CycleGAN is trained for it."""
-        return self.method == "cyclegan" and self.weights is None
+        return self.translator.trains and self.weights is None
 
     @model_validator(mode="after")
-    def _has_a_generator(self) -> Self:
-        if self.method != "cyclegan" and self.weights is not None:
+    def _known(self) -> Self:
+        if self.method not in TRANSLATORS:
             raise ValueError(
-                f"method {self.method!r} uses no generator, and weights are given; leave weights "
-                "out, or set method to 'cyclegan'"
+                f"no method {self.method!r}.{near(self.method, TRANSLATORS)} "
+                f"Known: {', '.join(TRANSLATORS)}"
             )
-        if self.method != "cyclegan" and self.checkpoint == "best":
-            raise ValueError(
-                f"method {self.method!r} trains nothing, and checkpoint is 'best'; leave "
-                "checkpoint out, or set method to 'cyclegan'"
-            )
+        for name in ("cyclegan", "checkpoint", "weights"):
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if name not in self.translator.settings and getattr(self, name) != default:
+                users = [key for key, entry in TRANSLATORS.items() if name in entry.settings]
+                raise ValueError(
+                    f"method {self.method!r} does not use {name}; leave {name} out, or set method "
+                    f"to {' or '.join(map(repr, users))}"
+                )
+        if self.cyclegan and not self.trains:
+            raise ValueError("with weights no CycleGAN is trained; leave cyclegan out, or weights")
         return self
 
 
@@ -343,16 +359,16 @@ class SegmentationConfig(Schema):
     """Steps between two checkpoints: the most that a kill can lose."""
 
 
-Frames = Literal["source", "translated", "target"]
-
-"""Frames with labels that a network can be trained on: `target` with the target's own labels."""
+TRANSLATED = "translated"
+"""The name of the translation that is written as `translation`."""
 
 
 class ArmConfig(Schema):
     """What one network is trained on, and how, where that differs from `segmentation`."""
 
-    train: dict[Frames, Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    """Frames -> their share of the draws, in any unit. A name alone is all of them."""
+    train: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """Labelled frames -> their weight in the mixture, in any unit: `source`, `target` (with the
+    target's own labels), `translated`, or one of `translations`. A name alone is all of them."""
     start: str | None = None
     """Start from the network of this arm, listed before this one, of the same seed; or from a
     checkpoint, the path of a `.pt` file. None: from `encoder_weights`."""
@@ -360,6 +376,10 @@ class ArmConfig(Schema):
     """Learn from the target's frames, too, without their labels."""
     segmentation: dict[str, Any] = Field(default_factory=dict)
     """Settings that win over those of `segmentation` for this arm alone."""
+    title: str | None = None
+    """What tables call it; none: its name."""
+    base: str | None = None
+    """The arm that this one adds a step to: the report compares the two in its table of steps."""
 
     @model_validator(mode="before")
     @classmethod
@@ -372,7 +392,7 @@ class ArmConfig(Schema):
         return value
 
     @property
-    def only(self) -> Frames | None:
+    def only(self) -> str | None:
         """The kind of frames that it is trained on, where there is one kind and nothing else."""
         if self.self_training or self.start or len(self.train) > 1:
             return None
@@ -409,9 +429,12 @@ BEFORE, AFTER, IDEAL = "source_only", "adapted", "oracle"
 
 """The usual arms; the gap is that between the first and the last."""
 
-WITHOUT_TARGET_LABELS: dict[str, Frames] = {BEFORE: "source", AFTER: "translated"}
+WITHOUT_TARGET_LABELS = {BEFORE: "source", AFTER: TRANSLATED}
 
 """What the usual arms learn from, but for the oracle."""
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 
 class Config(Schema):
@@ -430,9 +453,13 @@ class Config(Schema):
     """Labelled real frames that every arm is scored on; no stage trains on them."""
     cyclegan: CycleGANConfig = CycleGANConfig()
     translation: TranslationConfig = TranslationConfig()
+    """The translation that arms know as `translated`."""
+    translations: dict[Name, TranslationConfig] = Field(default_factory=dict)
+    """Further translations by name: of the source, or of one another. Those are made that an arm
+    trains on, and those that they start from."""
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    arms: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ArmConfig] = Field(
+    arms: dict[Name, ArmConfig] = Field(
         default_factory=lambda: {
             arm: ArmConfig(train={frames: 1})
             for arm, frames in (*WITHOUT_TARGET_LABELS.items(), (IDEAL, "target"))
@@ -449,17 +476,60 @@ class Config(Schema):
     def _distinct(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} hold one twice")
-        if self.cyclegan.semantics and self.judge_arm is None:
-            raise ValueError(
-                "cyclegan.semantics needs a network that was trained on the source; give `arms` "
-                "one, e.g. source_only: source"
-            )
-        if self.translation.checkpoint == "best" and not self.cyclegan.semantics:
-            raise ValueError(
-                "translation.checkpoint is 'best', and nobody judges; set cyclegan.semantics, or "
-                "take 'last'"
-            )
         return self
+
+    @model_validator(mode="after")
+    def _translations_work(self) -> Self:
+        names = ["source", TRANSLATED, *self.translations]
+        for taken in ("source", "target", TRANSLATED):
+            if taken in self.translations:
+                raise ValueError(f"translations.{taken}: this name has a meaning; take another one")
+        for name, arm in self.arms.items():
+            for frames in arm.train:
+                if frames not in (*names, "target"):
+                    raise ValueError(
+                        f"arms.{name}.train: no frames {frames!r}.{near(frames, names)} Known: "
+                        f"target, {', '.join(names)}"
+                    )
+        for name, translation in self.all_translations.items():
+            if translation.source not in names:
+                raise ValueError(
+                    f"{place(name)}.source: no frames {translation.source!r}. Known: "
+                    f"{', '.join(names)}. {self._graph}"
+                )
+        try:
+            list(self.used_translations)
+        except CycleError as error:
+            raise ValueError(
+                f"translations start from one another in a circle: {' <- '.join(error.args[1])}. "
+                f"{self._graph}"
+            ) from error
+        for name, translation in self.used_translations.items():
+            try:
+                recipe = self.cyclegan_recipe(name)
+            except UserError as error:
+                raise ValueError(f"{place(name)}.cyclegan: {error}") from error
+            if translation.checkpoint == "best" and not recipe.semantics:
+                raise ValueError(
+                    f"{place(name)}.checkpoint is 'best', and no segmentation network scores the "
+                    "checkpoints; set cyclegan.semantics, or take 'last'"
+                )
+            if translation.trains and recipe.semantics:
+                self.semantics_arm(recipe.semantics)
+            if translation.trains and recipe.paired and translation.source != "source":
+                raise ValueError(
+                    f"{place(name)}: cyclegan.paired takes frames of equal name of `source` and "
+                    f"`target`, and its source is {translation.source!r}; take source"
+                )
+        return self
+
+    @property
+    def _graph(self) -> str:
+        """The translations as a text."""
+        return "Translations: " + "; ".join(
+            f"{name} from {translation.source}"
+            for name, translation in self.all_translations.items()
+        )
 
     @model_validator(mode="after")
     def _arms_work(self) -> Self:
@@ -480,6 +550,10 @@ class Config(Schema):
                     f"arms.{name} starts from {arm.start}, whose network is another one; give both "
                     "the same architecture, encoder and options"
                 )
+            if arm.base is not None and arm.base not in self.arms:
+                raise ValueError(
+                    f"arms.{name}.base is {arm.base!r}; it must be one of {', '.join(self.arms)}"
+                )
             before.append(name)
         return self
 
@@ -487,24 +561,32 @@ class Config(Schema):
     def _shares_are_equal(self) -> Self:
         devices = self.compute.processes
         number = "the number of torchrun's processes" if torchrun() else "compute.devices"
-        trains = self.translates and self.translation.trains
-        if trains and self.cyclegan.paired and devices > 1:
+        trained = {
+            name: self.cyclegan_recipe(name)
+            for name, translation in self.used_translations.items()
+            if translation.trains
+        }
+        if any(recipe.paired for recipe in trained.values()) and devices > 1:
             raise ValueError(
                 f"{number} is {devices}, and paired training (cyclegan.paired) uses one device; "
                 "make it 1"
             )
-        batches = {"cyclegan": self.cyclegan.batch_size} if trains else {}
+        batches = {
+            f"{place(name)}.cyclegan" if own.cyclegan else "cyclegan": trained[name].batch_size
+            for name, own in self.used_translations.items()
+            if own.trains
+        }
         for name, arm in self.arms.items():
             own = "batch_size" in arm.segmentation
-            place = f"arms.{name}.segmentation" if own else "segmentation"
-            batches[place] = self.recipe(name).batch_size
-        for place, batch in batches.items():
+            where = f"arms.{name}.segmentation" if own else "segmentation"
+            batches[where] = self.recipe(name).batch_size
+        for where, batch in batches.items():
             if batch % devices:
                 fitting = [n for n in range(1, batch + 1) if batch % n == 0]
                 raise ValueError(
-                    f"{place}.batch_size {batch} is that of all devices together and must be a "
+                    f"{where}.batch_size {batch} is that of all devices together and must be a "
                     f"multiple of {number}, {devices}; make that one of {fitting}, or, in a new "
-                    f"run, {place}.batch_size {batch + -batch % devices}"
+                    f"run, {where}.batch_size {batch + -batch % devices}"
                 )
         return self
 
@@ -516,10 +598,39 @@ class Config(Schema):
         fields = overlay(self.segmentation.model_dump(), own)
         return parse(SegmentationConfig, fields, "settings")
 
+    def cyclegan_recipe(self, translation: str) -> CycleGANConfig:
+        """How networks are trained for a translation: `cyclegan` with the translation's own."""
+        own = self.all_translations[translation].cyclegan
+        if not own:
+            return self.cyclegan
+        return parse(CycleGANConfig, overlay(self.cyclegan.model_dump(), own), "settings")
+
     @property
-    def labels_read(self) -> frozenset[Frames]:
-        """The kinds of frames that some arm is trained on with their labels."""
-        return frozenset(kind for arm in self.arms.values() for kind in arm.train)
+    def all_translations(self) -> dict[str, TranslationConfig]:
+        """Name -> every translation that is written down."""
+        return {TRANSLATED: self.translation, **self.translations}
+
+    @property
+    def used_translations(self) -> dict[str, TranslationConfig]:
+        """Name -> the translations that arms need, each after the one that it starts from.
+
+        Raises:
+            graphlib.CycleError: they start from one another in a circle.
+        """
+        known = self.all_translations
+        graph: dict[str, list[str]] = {}
+        todo = [frames for arm in self.arms.values() for frames in arm.train]
+        while todo:
+            if (name := todo.pop(0)) in known and name not in graph:
+                graph[name] = [known[name].source]
+                todo.append(known[name].source)
+        order = TopologicalSorter(graph).static_order()
+        return {name: known[name] for name in order if name in known}
+
+    @property
+    def labels_read(self) -> frozenset[str]:
+        """The frames that some arm is trained on with their labels."""
+        return frozenset(frames for arm in self.arms.values() for frames in arm.train)
 
     @property
     def without_target_labels(self) -> str:
@@ -534,12 +645,31 @@ class Config(Schema):
     @property
     def translates(self) -> bool:
         """Whether an arm needs translated frames."""
-        return "translated" in self.labels_read
+        return bool(self.used_translations)
 
-    @property
-    def judge_arm(self) -> str | None:
-        """The arm whose network judges translations: the first trained on the source alone."""
-        return next((name for name, arm in self.arms.items() if arm.only == "source"), None)
+    def semantics_arm(self, semantics: SemanticsConfig) -> str:
+        """The arm whose network, of the first seed, tells what translations show.
+
+        Raises:
+            ValueError: there is none.
+        """
+        able = [name for name, arm in self.arms.items() if arm.only == "source"]
+        if semantics.arm is not None and semantics.arm not in able:
+            raise ValueError(
+                f"cyclegan.semantics.arm is {semantics.arm!r}; it must be an arm that trains on "
+                f"`source` alone ({', '.join(able) or 'there is none'})"
+            )
+        if not able:
+            raise ValueError(
+                "cyclegan.semantics needs a network that was trained on the source; give `arms` "
+                "one, e.g. source_only: source"
+            )
+        return semantics.arm or able[0]
+
+
+def place(translation: str) -> str:
+    """Where a configuration says a translation's settings."""
+    return "translation" if translation == TRANSLATED else f"translations.{translation}"
 
 
 def overlay(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

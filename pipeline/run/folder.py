@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, Field, RootModel
 
@@ -95,15 +95,19 @@ def stage_state(run: Path, name: str, inputs: Inputs) -> Literal["done", "begun"
             )
         return "absent"
     # Through JSON, so that tuples and lists compare equal.
-    changed = differences(recorded, json.loads(json.dumps(inputs)))
-    if changed:
-        raise UserError(
-            f"{folder} was made with other settings or data:\n"
-            + "".join(f"  {line}\n" for line in changed)
-            + "Start a new run with --run DIR, or make it and what follows from it anew with "
-            f"--force {name}."
-        )
+    if changed := differences(recorded, json.loads(json.dumps(inputs))):
+        refuse(run, name, changed)
     return "done" if (folder / STAGE_FILE).is_file() else "begun"
+
+
+def refuse(run: Path, name: str, changed: Sequence[str]) -> NoReturn:
+    """Raise `UserError`: a stage was made from other inputs, which differ in `changed`."""
+    raise UserError(
+        f"{run / name} was made with other settings or data:\n"
+        + "".join(f"  {line}\n" for line in changed)
+        + "Start a new run with --run DIR, or make it and what follows from it anew with "
+        f"--force {name}."
+    )
 
 
 def recorded_inputs(run: Path, name: str) -> Inputs | None:

@@ -1,63 +1,29 @@
-"""The stages of a run, bound to its folder: what each reads, where it writes, how it is done.
+"""The plan of a run: its stages, what each reads, where it writes, how it is done.
 
 The command line and the Prefect flow both walk this plan, so either continues what the other
 began.
 """
 
 import hashlib
-import json
-import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.settings import Config, SegmentationConfig
+from pipeline.config.settings import TRANSLATED, Config, SegmentationConfig, place
+from pipeline.config.translators import TranslationInputs
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import Sample, digest, instance_finder, list_samples
 from pipeline.data.reading import decoder_code
 from pipeline.data.spec import DatasetSpec, translated_spec
 from pipeline.errors import UserError
-from pipeline.files import remove_tree
-from pipeline.progress import recorded as recorded_progress
 from pipeline.run.contents import hashes
-from pipeline.run.folder import (
-    STAGE_FILE,
-    Inputs,
-    begin_stage,
-    check_results,
-    differences,
-    fingerprint,
-    finish_stage,
-    read_run,
-    read_stage,
-    recorded_inputs,
-    stage_state,
-)
+from pipeline.run.folder import Inputs, read_run
+from pipeline.run.stage import Settings, Stage
 from pipeline.scoring.cityscapes import has_official_scores
 
 if TYPE_CHECKING:
     from cyclegan.semantics import Judge
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a run."""
-
-    name: str
-    """Its folder below the run, e.g. `segmentation/adapted/seed-0`."""
-    command: str
-    """The command that runs it alone."""
-    reads: tuple[str, ...]
-    """Names of the stages whose results it reads."""
-    inputs: Callable[[], Inputs]
-    """Everything its result depends on, without what `reads` adds."""
-    work: Callable[[Path], None]
-    """Fills the folder; continues where an earlier call was interrupted."""
-    results: tuple[str, ...] = ()
-    """Patterns of the files in the folder that other stages, reports and commands read."""
-
 
 # Work functions import their libraries when called: `status` needs neither torch nor smp.
 
@@ -65,42 +31,69 @@ class Stage:
 def plan(config: Config, run: Path) -> list[Stage]:
     """The stages of a run, each after those that it reads."""
     space = load_label_space(config.label_space)
-    stages = []
-    if config.translates:
-        if config.translation.trains:
-            if config.cyclegan.semantics:
-                stages.append(_training(config, run, space, *_judge_arm(config)))
-            stages.append(_cyclegan(config, run, space))
-        stages.append(_translation(config, run))
+    stages: dict[str, Stage] = {}
+    for name, translation in config.used_translations.items():
+        if translation.trains:
+            if semantics := config.cyclegan_recipe(name).semantics:
+                arm = config.semantics_arm(semantics)
+                _add(stages, _training(config, run, space, arm, config.seeds[0]))
+            _add(stages, _cyclegan(config, run, space, name))
+        _add(stages, _translation(config, run, name))
     evaluated = []
     for seed in config.seeds:
         for arm in config.arms:
-            training = _training(config, run, space, arm, seed)
-            if all(stage.name != training.name for stage in stages):
-                stages.append(training)
-            stages.append(_evaluation(config, run, space, arm, seed))
-            evaluated.append(stages[-1].name)
-    return [*stages, _report(config, run, tuple(evaluated))]
+            _add(stages, _training(config, run, space, arm, seed))
+            _add(stages, evaluation := _evaluation(config, run, space, arm, seed))
+            evaluated.append(evaluation.name)
+    _add(stages, _report(config, run, tuple(evaluated)))
+    return list(stages.values())
 
 
-def _judge_arm(config: Config) -> tuple[str, int]:
-    """The arm and seed whose network judges translations."""
-    assert config.judge_arm is not None  # the configuration was checked
-    return config.judge_arm, config.seeds[0]
+def _add(stages: dict[str, Stage], stage: Stage) -> None:
+    stages.setdefault(stage.name, stage)
 
 
-def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
-    semantics = config.cyclegan.semantics
-    judge = _path("segmentation", *_judge_arm(config)) if semantics else None
+def translated_folder(translation: str) -> str:
+    """The stage in which the frames of a translation are made."""
+    return TRANSLATED if translation == TRANSLATED else f"translations/{translation}"
+
+
+def cyclegan_folder(translation: str) -> str:
+    """The stage in which the networks of a translation are trained."""
+    return "cyclegan" if translation == TRANSLATED else f"cyclegans/{translation}"
+
+
+def _spec(config: Config, run: Path, frames: str) -> DatasetSpec:
+    """The data set that a name of frames means: `source`, `target` or a translation."""
+    if frames == "target":
+        return config.target
+    if frames == "source":
+        return config.source
+    return translated_spec(config.source, run / translated_folder(frames))
+
+
+def _made_from(config: Config, translation: str) -> tuple[str, ...]:
+    """The stage that makes the frames that a translation starts from, where one does."""
+    frames = config.all_translations[translation].source
+    return () if frames == "source" else (translated_folder(frames),)
+
+
+def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) -> Stage:
+    recipe = config.cyclegan_recipe(translation)
+    semantics = recipe.semantics
+    arm = config.semantics_arm(semantics) if semantics else None
+    judge = _path("segmentation", arm, config.seeds[0]) if arm else None
+    name = cyclegan_folder(translation)
 
     def inputs() -> Inputs:
-        start = config.cyclegan.start
+        start = recipe.start
         return {
             "version": 2,
-            "config": config.cyclegan.model_dump(mode="json", exclude={"start"}),
+            "config": Settings(recipe, frozenset({"start"})),
+            # Frames that another stage makes are known by the stage.
             "source": _frames(config.source, run, labelled=semantics is not None),
             "target": _frames(config.target, run),
-            **({"start": _start(start, config.cyclegan.paired, run)} if start else {}),
+            **({"start": _start(start, recipe.paired, run)} if start else {}),
         }
 
     def work(folder: Path) -> None:
@@ -108,16 +101,18 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
         from cyclegan.train_paired import train_paired
         from pipeline.runtime.team import run_team
 
-        source, target, compute = config.source, config.target, config.compute
-        if config.cyclegan.paired:
-            train_paired(config.cyclegan, source, target, folder, compute)
+        source = _spec(config, run, config.all_translations[translation].source)
+        target, compute = config.target, config.compute
+        if recipe.paired:
+            train_paired(recipe, source, target, folder, compute)
         else:
             judge_on = _judge(config, space, run / judge) if judge else None
-            arguments = (config.cyclegan, source, target, folder, compute, judge_on)
-            run_team(compute, train, *arguments, task=_task(run, "cyclegan"))
+            arguments = (recipe, source, target, folder, compute, judge_on)
+            run_team(compute, train, *arguments, task=_task(run, name))
 
+    reads = (*((judge,) if judge else ()), *_made_from(config, translation))
     results = ("checkpoints/*.pt", "leaderboard.csv", "drift.json")
-    return Stage("cyclegan", "train-cyclegan", (judge,) if judge else (), inputs, work, results)
+    return Stage(name, "train-cyclegan", reads, inputs, work, results)
 
 
 def _task(run: Path, stage: str) -> tuple[str, str]:
@@ -153,7 +148,7 @@ def _judge_on(config: Config, space: LabelSpace, training: Path, device: Any) ->
     from segmentation.models import build_model
     from segmentation.train import CHECKPOINT, load_segmenter
 
-    recipe = config.recipe(_judge_arm(config)[0])
+    recipe = config.recipe(training.parent.name)
     segmenter = load_segmenter(training / CHECKPOINT).requires_grad_(False).to(device)
     eyes, weights = segmenter, f"trained in {training.parent.name}"
     if recipe.encoder_weights != "none":
@@ -169,43 +164,36 @@ def _judge_on(config: Config, space: LabelSpace, training: Path, device: Any) ->
     )
 
 
-def _translation(config: Config, run: Path) -> Stage:
-    settings = config.translation
-    networks = {"checkpoint", "weights", "batch_norm", "shifts"}
-    chance = {"method", "seed", "fda_beta"}
+def _translation(config: Config, run: Path, name: str) -> Stage:
+    settings = config.all_translations[name]
+    translator = settings.translator
 
     def inputs() -> Inputs:
-        if settings.method == "cyclegan":
-            recipe = settings.model_dump(mode="json", exclude=chance)
-            if settings.weights is not None:
-                recipe["weights"] = _content(settings.weights, run)
-            if recipe["batch_norm"] == "running":  # what there was before it could be chosen
-                del recipe["batch_norm"]
-            return {"version": 2, "config": recipe, "source": _frames(config.source, run)}
-        unused = networks if settings.method == "fda" else networks | {"fda_beta"}
+        # What frames it starts from and how networks are trained is in the stages that it reads.
+        unused = set(type(settings).model_fields) - translator.settings - {"method"}
+        content = {"weights": _content(settings.weights, run)} if settings.weights else {}
         return {
-            "version": 1,
-            "config": settings.model_dump(mode="json", exclude=unused),
+            "version": translator.version,
+            "config": Settings(settings, frozenset(unused | {"cyclegan", "source"}), content),
             "source": _frames(config.source, run),
-            "target": _frames(config.target, run),
+            **({"target": _frames(config.target, run)} if translator.reads_target else {}),
         }
 
     def work(folder: Path) -> None:
-        from cyclegan.statistics import translate_statistics
-        from cyclegan.translate import translate
+        given = TranslationInputs(
+            _spec(config, run, settings.source),
+            config.target,
+            generator_file(config, run, name) if settings.translator.trains else None,
+        )
+        translator.load()(settings, given, folder, config.compute)
 
-        source, target, compute = config.source, config.target, config.compute
-        if settings.method == "cyclegan":
-            translate(settings, translator(config, run), source, folder, compute)
-        else:
-            translate_statistics(settings, source, target, folder, compute)
-
-    reads = ("cyclegan",) if settings.trains else ()
+    trained = (cyclegan_folder(name),) if settings.trains else ()
     results = ("images/**/*", "manifest.csv", "dataset.yaml")
-    return Stage("translated", "translate", reads, inputs, work, results)
+    reads = (*trained, *_made_from(config, name))
+    return Stage(translated_folder(name), "translate", reads, inputs, work, results)
 
 
-def translator(config: Config, run: Path) -> Path:
+def generator_file(config: Config, run: Path, translation: str = TRANSLATED) -> Path:
     """The file of weights that a run translates with.
 
     Raises:
@@ -213,13 +201,15 @@ def translator(config: Config, run: Path) -> Path:
     """
     from cyclegan.steps import BEST, CHECKPOINT
 
-    if config.translation.method != "cyclegan":
+    settings = config.all_translations[translation]
+    if not settings.translator.trains:
         raise UserError(
-            f"{run} translates with translation.method {config.translation.method!r}, which has no "
+            f"{run} translates with {place(translation)}.method {settings.method!r}, which has no "
             "generator. Name a run that uses 'cyclegan', or a file of weights."
         )
-    best = config.translation.checkpoint == "best"
-    return config.translation.weights or run / "cyclegan" / (BEST if best else CHECKPOINT)
+    best = settings.checkpoint == "best"
+    trained = run / cyclegan_folder(translation) / (BEST if best else CHECKPOINT)
+    return settings.weights or trained
 
 
 def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int) -> Stage:
@@ -230,7 +220,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
         teaching: Inputs = {}
         if arm.self_training:
             teaching = {
-                "self_training": arm.self_training.model_dump(mode="json"),
+                "self_training": Settings(arm.self_training),
                 "target": _frames(config.target, run),
             }
         if arm.start and not first:
@@ -258,16 +248,11 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
         from segmentation.train import CHECKPOINT, train
 
         start = run / first / CHECKPOINT if first else arm.start and Path(arm.start)
-        specs = {
-            "source": config.source,
-            "translated": translated_spec(config.source, run / "translated"),
-            "target": config.target,
-        }
         training = partial(
             train,
             config.recipe(name),
             space,
-            [(specs[kind], share) for kind, share in arm.train.items()],
+            [(_spec(config, run, kind), share) for kind, share in arm.train.items()],
             seed,
             folder,
             config.compute,
@@ -279,7 +264,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
         )
         run_team(config.compute, training, task=_task(run, _path("segmentation", name, seed)))
 
-    reads = ["translated"] if "translated" in arm.train else []
+    reads = [translated_folder(kind) for kind in arm.train if kind in config.all_translations]
     reads += [first] if first else []
     place = _path("segmentation", name, seed)
     results = ("checkpoints/*.pt",)
@@ -299,7 +284,7 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
         return {
             "version": 3,
             # How many of the pictures are shown is the report's affair.
-            "config": config.evaluation.model_dump(mode="json") | {"pictures": pictures > 0},
+            "config": Settings(config.evaluation, instead={"pictures": pictures > 0}),
             "not_averaged": [c.name for c in space.classes if not c.averaged],
             "categories": space.categories,
             "test": _frames(config.test, run, labelled=True),
@@ -344,13 +329,11 @@ def _path(kind: str, arm: str, seed: int) -> str:
     return f"{kind}/{arm}/seed-{seed}"
 
 
-def _recipe(config: SegmentationConfig, run: Path) -> Inputs:
+def _recipe(config: SegmentationConfig, run: Path) -> Settings:
     """The settings of a training, with a weights file's content in place of its path."""
-    recipe = config.model_dump(mode="json")
     path = Path(config.encoder_weights)
-    if path.is_file():
-        recipe["encoder_weights"] = _content(path, run)
-    return recipe
+    content = {"encoder_weights": _content(path, run)} if path.is_file() else {}
+    return Settings(config, instead=content)
 
 
 def _content(path: Path, run: Path) -> str:
@@ -392,21 +375,6 @@ def _instance_files(spec_json: str, run: Path) -> Inputs:
     return {"instances": digest(found), "instances_content": content}
 
 
-_CONTENT = {"content", "instances_content"}
-"""What earlier versions did not record."""
-
-
-def _as_recorded(made: Any, recorded: Any) -> Any:
-    """`made` without the contents that an earlier version left out of what it `recorded`."""
-    if not isinstance(made, dict) or not isinstance(recorded, dict):
-        return made
-    return {
-        key: _as_recorded(value, recorded.get(key))
-        for key, value in made.items()
-        if key in recorded or key not in _CONTENT
-    }
-
-
 def _frames(spec: DatasetSpec, run: Path, *, labelled: bool = False) -> Inputs:
     """A data set as a part of a stage's identity: how it is read and what is there, not where."""
     # What a split or a quarantine leaves is in the listing of the samples.
@@ -419,133 +387,3 @@ def _frames(spec: DatasetSpec, run: Path, *, labelled: bool = False) -> Inputs:
         fields["decoder"] = Path(spec.decoder).name  # not where its file is
         fields["decoder_code"] = decoder_code(spec.decoder)
     return {**fields, **_listing(spec.model_dump_json(), labelled, run)}
-
-
-def all_inputs(
-    stages: list[Stage],
-    recorded: Mapping[str, Inputs] | None = None,
-    earlier: Mapping[str, Inputs] | None = None,
-) -> dict[str, Inputs]:
-    """Each stage's inputs by name, with the fingerprints of what it reads.
-
-    Args:
-        recorded: inputs of stages that are taken as they were when the stage was done.
-        earlier: inputs that stages were begun with, perhaps by an earlier version: what that did
-            not record is left out.
-    """
-    inputs: dict[str, Inputs] = dict(recorded or {})
-    for stage in stages:
-        if stage.name in inputs:
-            continue
-        reads = {name: fingerprint(inputs[name]) for name in stage.reads}
-        made = {**stage.inputs(), "reads": reads}
-        inputs[stage.name] = _as_recorded(made, (earlier or {}).get(stage.name))
-    return inputs
-
-
-def check(
-    run: Path, stages: list[Stage], *, command: str | None = None, forced: Collection[str] = ()
-) -> dict[str, Inputs]:
-    """The inputs of all stages, after comparing them with what the run holds.
-
-    Args:
-        command: look at this command's stages only; the others are taken as they were done, so
-            that a report can be made where the data is not.
-        forced: stages that are about to be removed, and need not agree.
-
-    Raises:
-        UserError: a stage was made from other inputs.
-    """
-    recorded = {
-        stage.name: read_stage(run, stage.name).inputs
-        for stage in stages
-        if command not in (None, stage.command) and is_done(run, stage.name)
-    }
-    begun = {
-        stage.name: found
-        for stage in stages
-        if stage.name not in forced and (found := recorded_inputs(run, stage.name)) is not None
-    }
-    inputs = all_inputs(stages, recorded, begun)
-    for stage in stages:
-        if stage.name in forced:
-            continue
-        stage_state(run, stage.name, inputs[stage.name])
-    return inputs
-
-
-_TEST_CONTENT = {"test.content", "instances_content"}
-
-
-def scored_on_other_data(run: Path, stages: list[Stage]) -> list[str]:
-    """The evaluations of the same test files, whose content alone has changed since."""
-    outdated = []
-    for stage in stages:
-        before = recorded_inputs(run, stage.name) if stage.command == "evaluate" else None
-        if before is not None:
-            now = json.loads(json.dumps(_as_recorded(stage.inputs(), before)))
-            lines = differences({**before, "reads": None}, {**now, "reads": None})
-            changed = {line.partition(":")[0] for line in lines}
-            if changed and changed <= _TEST_CONTENT:
-                outdated.append(stage.name)
-    return outdated
-
-
-def run_stage(run: Path, stage: Stage, inputs: Inputs) -> bool:
-    """Do one stage, or what is left of it; False when it was complete already.
-
-    Raises:
-        UserError: it was made from other inputs, or what it reads is not complete.
-    """
-    state = stage_state(run, stage.name, inputs)
-    if state == "done":
-        return False
-    for name in stage.reads:
-        if not is_done(run, name):
-            raise UserError(
-                f"Stage {stage.name} reads {name}, which is not complete in {run}. "
-                f"Run `sim2real run` or the command of that stage first."
-            )
-    for name in stage.reads:
-        check_results(run, name)
-    folder = run / stage.name
-    if state == "absent":
-        begin_stage(folder, inputs)
-    start = time.monotonic()
-    stage.work(folder)
-    progress = recorded_progress(folder)
-    seconds = progress.seconds if progress else time.monotonic() - start
-    finish_stage(run, stage.name, inputs, seconds=seconds, results=stage.results)
-    return True
-
-
-def named(stages: list[Stage], wanted: list[str]) -> list[str]:
-    """The stages of these names or below these folders, and every stage that reads one of them.
-
-    Raises:
-        UserError: a name that no stage has.
-    """
-    found: list[str] = []
-    for name in wanted:
-        if not any(stage.name == name or stage.name.startswith(name + "/") for stage in stages):
-            raise UserError(
-                f"--force {name!r}: no such stage. Stages: {', '.join(s.name for s in stages)}; "
-                "or a folder of them."
-            )
-    for stage in stages:
-        if any(stage.name == name or stage.name.startswith(name + "/") for name in wanted) or set(
-            stage.reads
-        ) & set(found):
-            found.append(stage.name)
-    return found
-
-
-def remove(run: Path, names: list[str]) -> None:
-    """Remove stages, those that read others first: a kill leaves none without what it reads."""
-    for name in reversed(names):
-        remove_tree(run / name)
-
-
-def is_done(run: Path, name: str) -> bool:
-    """Whether a stage of a run is complete."""
-    return (run / name / STAGE_FILE).is_file()
