@@ -22,7 +22,6 @@ from pipeline.errors import UserError
 R = TypeVar("R", bound=BaseModel)
 
 PART, REMOVED, TAKEN = ".part-", ".removed-", ".taken-"
-
 """How the names begin of files that are being written, and of folders that are being removed or
 filled. A kill leaves them; they are no content, and `sweep` removes them."""
 
@@ -31,7 +30,6 @@ _PARTS = re.compile(re.escape(PART) + "[0-9a-f]{12}")
 _HALF_MADE = re.compile(f"({re.escape(REMOVED)}|{re.escape(TAKEN)})[a-z0-9_]{{8}}")
 
 LOCK = ".lock"
-
 """The file in a run's folder by which other processes are kept out."""
 
 

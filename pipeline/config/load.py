@@ -1,21 +1,21 @@
 """Reading a configuration: one YAML file, with data sets and recipes that it names."""
 
+from collections.abc import Callable, Iterator
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.config.settings import FILES, Config, overlay
-from pipeline.data.spec import from_folder, layered
+from pipeline.config.settings import FILES, Config, CycleGANConfig, SegmentationConfig, overlay
+from pipeline.data.spec import layered
 from pipeline.errors import UserError, short
-from pipeline.schema import near, parse
+from pipeline.schema import located, near, parse
 from pipeline.yaml_files import escape, expand, parse_yaml, read_settings, read_yaml
 
 _RECIPES = Path(__file__).parent / "recipes"
-
 _DATASETS = ("source", "target", "test")
-
-_PATHS = ("compute.cache", "translation.weights", "cyclegan.start")
+Fields = dict[str, Any]
 
 
 def load_config(path: Path, settings: list[str] | None = None) -> Config:
@@ -23,7 +23,7 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
 
     Each data set is written as `dataset: NAME_OR_FILE` plus the fields that differ, and settings of
     segmentation may be, as `recipe: NAME_OR_FILE`. `${NAME}` or `$NAME` in any text is the
-    environment variable, `$$` a `$`. A relative `root` starts at the file that says it.
+    environment variable, `$$` a `$`. A relative path starts at the file that says it.
 
     Args:
         settings: `a.b=value` texts that win over the file; values are read as YAML.
@@ -38,35 +38,13 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
         _apply(data, setting)
     problems: list[str] = []
     data = expand(data, "", problems)
-    for key in _DATASETS:
-        if isinstance(data.get(key), dict):
-            try:
-                data[key] = layered(data[key], path.parent)
-            except UserError as error:
-                problems.append(f"  {key}: {error}")
-    arms = data.get("arms")
-    arms = arms.items() if isinstance(arms, dict) else ()
-    arms = {name: arm for name, arm in arms if isinstance(arm, dict)}
-    sections = []
-    for place, holder in (("", data), *((f"arms.{name}.", arm) for name, arm in arms.items())):
-        if isinstance(given := holder.get("segmentation"), dict):
-            try:
-                holder["segmentation"] = _resolve_recipe(given, path.parent)
-            except UserError as error:
-                problems.append(f"  {place}segmentation.recipe: {error}")
-                given.pop("recipe", None)
-            sections.append(holder["segmentation"])
-    for holder, key in (
-        (data, "label_space"),
-        *((arm, "start") for arm in arms.values()),
-        *((section, "encoder_weights") for section in sections),
-    ):
-        if isinstance(holder, dict) and isinstance(value := holder.get(key), str):
-            holder[key] = _absolute_file(value, path.parent)
-    for section, key in (place.split(".") for place in _PATHS):
-        holder = data.get(section)
-        if isinstance(holder, dict) and isinstance(value := holder.get(key), str):
-            holder[key] = str(path.parent.absolute() / value)
+    for place, fields, key, resolve in _layers(data):
+        try:
+            fields[key] = resolve(fields[key], path.parent)
+        except UserError as error:
+            problems.append(f"  {place}: {error}")
+            fields[key].pop("recipe", None)
+    data = located(Config, data, path.parent)
     try:
         config = parse(Config, data, str(path))
     except UserError as error:
@@ -78,28 +56,67 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
     return config
 
 
-def _apply(data: dict[str, Any], setting: str) -> None:
+Resolve = Callable[[Fields, Path], Fields]
+
+
+def _layers(data: Fields) -> Iterator[tuple[str, Fields, str, Resolve]]:
+    """The mappings in a configuration that have a way of their own to be read.
+
+    Yields:
+        What it is called in messages, the mapping that holds it, its key there, and a function of
+        it and the folder of the file that gives its fields.
+    """
+    found: list[tuple[str, Any, str, Resolve]] = [
+        *((key, data, key, layered) for key in _DATASETS),
+        ("segmentation.recipe", data, "segmentation", _resolve_recipe),
+        *(
+            (f"arms.{name}.segmentation.recipe", arm, "segmentation", _resolve_recipe)
+            for name, arm in _mapping(data.get("arms"))
+        ),
+        *(
+            (f"translations.{name}.cyclegan", own, "cyclegan", partial(located, CycleGANConfig))
+            for name, own in _mapping(data.get("translations"))
+        ),
+        (
+            "translation.cyclegan",
+            data.get("translation"),
+            "cyclegan",
+            partial(located, CycleGANConfig),
+        ),
+    ]
+    for place, fields, key, resolve in found:
+        if isinstance(fields, dict) and isinstance(fields.get(key), dict):
+            yield place, fields, key, resolve
+
+
+def _mapping(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _apply(data: Fields, setting: str) -> None:
     """Put one `a.b=value` into `data`."""
-    keys, equals, text = setting.partition("=")
-    if not equals or not keys:
+    name, equals, text = setting.partition("=")
+    if not equals or not name:
         raise UserError(f"--set {setting!r}: expected KEY=VALUE, e.g. cyclegan.epochs=5")
     try:
         value = parse_yaml(text, "--set")
     except yaml.YAMLError as error:
         raise UserError(f"--set {setting!r}: the value is not YAML: {error}") from error
     problems: list[str] = []
-    value = expand(value, f"--set {keys}", problems)
+    value = expand(value, f"--set {name}", problems)
     if problems:
         raise UserError("\n".join(problems).strip())
-    *parents, last = keys.split(".")
+    keys = name.split(".")
+    # On the command line a relative path starts where the user stands.
+    nested = located(Config, reduce(lambda below, key: {key: below}, reversed(keys), value), Path())
+    value = reduce(lambda above, key: above[key], keys, nested)
+    if isinstance(value, str) and value.endswith(FILES):  # of `dataset` and `recipe`
+        value = str(Path(value).absolute())
+    *parents, last = keys
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise UserError(f"--set {setting!r}: {parent!r} is a value and has no keys below it")
-    # On the command line a relative path starts where the user stands.
-    value = from_folder(last, value, Path())
-    if isinstance(value, str) and (keys in _PATHS or value.endswith(FILES)):
-        value = str(Path(value).absolute())
     data[last] = escape(value)  # the rest of the file is still to be expanded
 
 
@@ -108,9 +125,9 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_RECIPES.glob("*.yaml"))}
 
 
-def _resolve_recipe(given: dict[str, Any], base: Path) -> dict[str, Any]:
+def _resolve_recipe(given: Fields, base: Path) -> Fields:
     """Merge the settings of `recipe` under those given beside it."""
-    given = dict(given)
+    given = located(SegmentationConfig, given, base)
     if (name := given.pop("recipe", None)) is None:
         return given
     known = recipes()
@@ -124,11 +141,4 @@ def _resolve_recipe(given: dict[str, Any], base: Path) -> dict[str, Any]:
     # A mapping is merged with the recipe's, but for `options`: see `overlay`.
     said = {key for key, value in given.items() if key == "options" or not isinstance(value, dict)}
     fields = read_settings(path, "settings of segmentation", said)
-    if isinstance(weights := fields.get("encoder_weights"), str):
-        fields["encoder_weights"] = _absolute_file(weights, path.parent)
-    return overlay(fields, given)
-
-
-def _absolute_file(value: str, base: Path) -> str:
-    """File names relative to the configuration become absolute; other words stay."""
-    return str((base / value).absolute()) if value.endswith(FILES) else value
+    return overlay(located(SegmentationConfig, fields, path.parent), given)

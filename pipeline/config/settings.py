@@ -10,13 +10,14 @@ from pipeline.config.translators import TRANSLATORS, Translator
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.runtime.launch import torchrun
-from pipeline.schema import Schema, Side, near, parse
+from pipeline.schema import Located, Schema, Side, near, parse
 
 Size = tuple[Side, Side]
-
 """Width and height in pixels."""
-
+FilePath = Annotated[Path, Located()]
 FILES = (".yaml", ".yml", ".pth", ".pt")
+NameOrFile = Annotated[str, Located(FILES)]
+"""A name, or the path of a file, which ends in one of `FILES`."""
 
 
 class ComputeConfig(Schema):
@@ -38,7 +39,7 @@ class ComputeConfig(Schema):
     workers: int = Field(0, ge=0, le=1024)
     """Processes that read frames ahead, for each data set that is read; 0 reads in the training
     process. No effect on results. With several `devices`, for each of them."""
-    cache: Path | None = None
+    cache: FilePath | None = None
     """Folder in which frames and labels are kept decoded at their working size, so that training
     does not wait for large PNGs; 3 bytes a pixel and 1 for its label. No effect on results."""
 
@@ -75,7 +76,7 @@ class CycleGANConfig(Schema):
 
     seed: int = Field(0, ge=0)
     """Seed of weights, crops and image pool."""
-    start: Path | None = None
+    start: FilePath | None = None
     """Start from these networks: a checkpoint of another run, or a folder of the reference
     implementation with `latest_net_G_A.pth` (source -> target) and what else it has of `G_B`, `D_A`
     and `D_B`, of the highest epoch if none is `latest`; for `paired`, `G` and `D`. What is missing
@@ -183,7 +184,7 @@ class TranslationConfig(Schema):
     """Settings that win over those of `cyclegan` for this translation alone (`cyclegan`)."""
     checkpoint: Literal["last", "best"] = "last"
     """`best` is the one that the network of `cyclegan.semantics` scores best (`cyclegan`)."""
-    weights: Path | None = None
+    weights: FilePath | None = None
     """Train no CycleGAN and translate with this generator: a `.pth` file of the reference
     implementation, or a checkpoint of another run (`cyclegan`)."""
     batch_norm: Literal["running", "batch"] = "running"
@@ -320,7 +321,7 @@ class SegmentationConfig(Schema):
     """Any architecture of segmentation-models-pytorch, by name."""
     encoder: str = "resnet50"
     """Any encoder of segmentation-models-pytorch, by name."""
-    encoder_weights: str = "imagenet"
+    encoder_weights: NameOrFile = "imagenet"
     """`imagenet` (from the local cache or the hub), `none`, or the path of a state_dict."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the architecture, e.g. `decoder_channels`."""
@@ -369,7 +370,7 @@ class ArmConfig(Schema):
     train: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Labelled frames -> their weight in the mixture, in any unit: `source`, `target` (with the
     target's own labels), `translated`, or one of `translations`. A name alone is all of them."""
-    start: str | None = None
+    start: NameOrFile | None = None
     """Start from the network of this arm, listed before this one, of the same seed; or from a
     checkpoint, the path of a `.pt` file. None: from `encoder_weights`."""
     self_training: SelfTrainingConfig | None = None
@@ -426,11 +427,9 @@ class EvaluationConfig(Schema):
 
 
 BEFORE, AFTER, IDEAL = "source_only", "adapted", "oracle"
-
 """The usual arms; the gap is that between the first and the last."""
 
 WITHOUT_TARGET_LABELS = {BEFORE: "source", AFTER: TRANSLATED}
-
 """What the usual arms learn from, but for the oracle."""
 
 
@@ -442,7 +441,7 @@ class Config(Schema):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; its folder is `runs/NAME`."""
-    label_space: str = "cityscapes19"
+    label_space: NameOrFile = "cityscapes19"
     """A built-in label space, or the path of a YAML file."""
     source: DatasetSpec
     """Labelled synthetic frames."""

@@ -26,16 +26,13 @@ from pipeline.yaml_files import read_settings, write_yaml
 _BUILT_IN = Path(__file__).parent / "specs"
 
 PLUG_INS = "sim2real.datasets"
-
 """The entry-point group in which packages offer data sets: name -> function without arguments that
 returns a `DatasetSpec`."""
 
 DECODERS = "sim2real.decoders"
-
 """The entry-point group in which packages declare functions that a spec may name as `decoder`."""
 
 PATHS = ("root", "label_root", "quarantine")
-
 """The fields that hold paths, relative to the file that says them."""
 
 
