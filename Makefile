@@ -1,5 +1,5 @@
 # Each verb sets up all it needs on a machine with python3 and make.
-.PHONY: install demo test test-slow test-all soak check bench
+.PHONY: install demo readme test test-slow test-all soak check bench
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,6 +21,9 @@ $(READY): pyproject.toml constraints.txt $(filter $(VENV)/%,$(UV))
 
 demo: install
 	$(BIN)/sim2real demo
+
+readme: demo
+	$(BIN)/python docs/make_readme.py runs/demo/report
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
