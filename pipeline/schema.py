@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,43 @@ def parse(model: type[S], data: Any, origin: str) -> S:
         lines = [_explain(model, detail) for detail in error.errors()]
         count = f"{len(lines)} error{'s' if len(lines) > 1 else ''}"
         raise UserError("\n".join([f"{origin}: {count}", *lines])) from error
+
+
+def parse_record(model: type[S], data: Any, origin: str) -> S:
+    """Validate what an earlier version recorded; settings that are no more are named and ignored.
+
+    Args:
+        origin: where the data came from, for messages.
+
+    Raises:
+        UserError: as `parse`.
+    """
+    dropped: list[str] = []
+    known = _known(model, data, "", dropped) if isinstance(data, dict) else data
+    if dropped:
+        print(
+            f"{origin}: settings of another version are ignored: {', '.join(dropped)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return parse(model, known, origin)
+
+
+def _known(
+    model: type[BaseModel], fields: dict[str, Any], place: str, dropped: list[str]
+) -> dict[str, Any]:
+    """The fields that a model has, also in the models inside it; `dropped` gets the others."""
+    known = {}
+    for key, value in fields.items():
+        if key not in model.model_fields:
+            dropped.append(f"{place}{key}")
+            continue
+        annotation = model.model_fields[key].annotation
+        inner = None if get_origin(annotation) is dict else _inner_model(annotation)
+        if inner is not None and isinstance(value, dict):
+            value = _known(inner, value, f"{place}{key}.", dropped)
+        known[key] = value
+    return known
 
 
 def near(name: str, legal: Iterable[str]) -> str:

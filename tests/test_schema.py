@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import pytest
 from pydantic import Field
 
-from pipeline.schema import Located, Schema, located
+from pipeline.errors import UserError
+from pipeline.schema import Located, Schema, located, parse_record
 
 Folder = Annotated[Path, Located()]
 
@@ -74,3 +76,22 @@ def test_what_no_field_expects_is_left_for_the_validation_to_refuse(tmp_path: Pa
         "target": {"root": 3, "labels": ["e"], 4: "f"},
     }
     assert located(Run, odd, tmp_path) == odd
+
+
+class Inner(Schema):
+    weight: float = 1.0
+
+
+class Outer(Schema):
+    steps: int = 1
+    inner: Inner | None = None
+
+
+def test_a_record_of_another_version_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"steps": 3, "gone": 1, "inner": {"weight": 2.0, "old": {"a": 1}}}
+    assert parse_record(Outer, data, "last.pt") == Outer(steps=3, inner=Inner(weight=2.0))
+    assert "last.pt: settings of another version are ignored: gone, inner.old" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match=r"last\.pt: 1 error\n  steps: "):
+        parse_record(Outer, {"steps": "many", "gone": 1}, "last.pt")
