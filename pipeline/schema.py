@@ -4,8 +4,10 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -54,6 +56,62 @@ def _check(value: Any) -> None:
             raise ValueError(f"a whole number must be at most {LARGEST}")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number must be finite")
+
+
+@dataclass(frozen=True)
+class Located:
+    """Marks a path that is relative to the file that says it: `Annotated[Path, Located()]`.
+
+    `suffixes` are for texts that may be a name or a file, `Annotated[str, Located((".yaml",))]`:
+    only what ends in one of them is a path. `:NAME` behind it, a function in the file, is no part
+    of the ending.
+    """
+
+    suffixes: tuple[str, ...] = ()
+
+    def names_file(self, text: str) -> bool:
+        """Whether the text is a path."""
+        return not self.suffixes or re.sub(r":\w+$", "", text).endswith(self.suffixes)
+
+
+def located(model: type[BaseModel], fields: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Raw fields of `model`, as YAML gives them, with every path that is `Located` absolute.
+
+    Models, mappings and lists inside are walked, too. What is no field, or not what its field
+    expects, stays for `parse` to refuse.
+
+    Args:
+        base: the folder that relative paths start from.
+    """
+    known = model.model_fields
+    return {
+        key: _located(Annotated[known[key].annotation, None, *known[key].metadata], value, base)
+        if key in known
+        else value
+        for key, value in fields.items()
+    }
+
+
+def _located(annotation: Any, value: Any, base: Path) -> Any:
+    """A raw value of the type `annotation`, its paths absolute."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        marks = [mark for mark in inner[1:] if isinstance(mark, Located)]
+        if isinstance(value, str) and any(mark.names_file(value) for mark in marks):
+            return str(base.absolute() / value)
+        return _located(inner[0], value, base)
+    if origin in (Union, UnionType):
+        for branch in inner:
+            value = _located(branch, value, base)
+        return value
+    if isinstance(value, dict):
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return located(annotation, value, base)
+        if origin is dict:
+            return {key: _located(inner[1], item, base) for key, item in value.items()}
+    elif isinstance(value, list) and origin in (list, tuple):
+        return [_located(inner[0], item, base) for item in value]
+    return value
 
 
 S = TypeVar("S", bound=Schema)
