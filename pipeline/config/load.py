@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 
 from pipeline.config.settings import FILES, Config, overlay
-from pipeline.data.spec import from_folder, layered
+from pipeline.data.spec import DatasetSpec, layered
 from pipeline.errors import UserError, short
-from pipeline.schema import near, parse
+from pipeline.schema import located, near, parse
 from pipeline.yaml_files import escape, expand, parse_yaml, read_settings, read_yaml
 
 _RECIPES = Path(__file__).parent / "recipes"
@@ -97,7 +97,7 @@ def _apply(data: dict[str, Any], setting: str) -> None:
         if not isinstance(data, dict):
             raise UserError(f"--set {setting!r}: {parent!r} is a value and has no keys below it")
     # On the command line a relative path starts where the user stands.
-    value = from_folder(last, value, Path())
+    value = located(DatasetSpec, {last: value}, Path())[last]
     if isinstance(value, str) and (keys in _PATHS or value.endswith(FILES)):
         value = str(Path(value).absolute())
     data[last] = escape(value)  # the rest of the file is still to be expanded
