@@ -183,7 +183,7 @@ def _members(spec: DatasetSpec, rule: str, images: dict[str, Path]) -> list[str]
         raise UserError(
             f"Data set {spec.name}, split {spec.split!r}: {len(missing):,} of {wanted:,} entries "
             f"of {what} match no frame: {seen}. Frames are like "
-            f"{', '.join(names[:3])}. Mend the split, or add the frames."
+            f"{', '.join(names[:3])}. Fix the split, or add the frames."
         )
     return [name for name in names if name in chosen]
 

@@ -150,7 +150,7 @@ class LabelReader:
         with open_image(path) as opened:
             if fault := label_fault(self.spec, opened.header):
                 raise UserError(
-                    f"{path} is no label of data set {self.spec.name}: {fault[1]}. Mend the file, "
+                    f"{path} is no label of data set {self.spec.name}: {fault[1]}. Fix the file, "
                     "or the data set's `encoding`; `sim2real check` says more."
                 )
             raw = stored_values(opened, colors=self.spec.encoding == "rgb")
@@ -165,7 +165,7 @@ class LabelReader:
     def _decoded(self, path: Path, decode: Any) -> npt.NDArray[np.integer]:
         try:
             raw = np.asarray(decode(path))
-        except Exception as error:  # a stranger's code: whatever it raises is its author's to mend
+        except Exception as error:  # code of a plug-in: it may raise anything
             raise UserError(
                 f"Decoder {self.spec.decoder} fails on {path}: {type(error).__name__}: {error}"
             ) from error
@@ -228,13 +228,13 @@ def _decoder(name: str) -> Any:
         decode = load(name)
     except UserError:
         raise
-    except Exception as error:  # a stranger's module: whatever its import raises
+    except Exception as error:  # code of a plug-in: its import may raise anything
         raise UserError(
-            f"Decoder {name} cannot be imported ({type(error).__name__}: {error}). Mend it, or "
+            f"Decoder {name} cannot be imported ({type(error).__name__}: {error}). Fix it, or "
             "`decoder`."
         ) from error
     if not callable(decode):
-        raise UserError(f"Decoder {name} is no function. Mend `decoder`.")
+        raise UserError(f"Decoder {name} is no function. Fix `decoder`.")
     return decode
 
 

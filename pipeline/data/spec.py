@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.data.labels import TABLES, LabelSpace, check_name
 from pipeline.errors import UserError, short
-from pipeline.schema import Schema, Side, near
+from pipeline.schema import Located, Schema, Side, located, near
 from pipeline.yaml_files import read_settings, write_yaml
 
 _BUILT_IN = Path(__file__).parent / "specs"
@@ -31,9 +31,6 @@ returns a `DatasetSpec`."""
 
 DECODERS = "sim2real.decoders"
 """The entry-point group in which packages declare functions that a spec may name as `decoder`."""
-
-PATHS = ("root", "label_root", "quarantine")
-"""The fields that hold paths, relative to the file that says them."""
 
 
 def _table(values: Any) -> Any:
@@ -72,13 +69,13 @@ class DatasetSpec(Schema):
 
     name: str
     """Shown in tables and reports."""
-    root: Path
+    root: Annotated[Path, Located()]
     """The folder that the patterns start from."""
     images: str
     """Pattern of the image files below `root`; fields in braces, ending optional."""
     labels: str | None = None
     """Pattern of the label files, with the same fields; none for unlabelled frames."""
-    label_root: Path | None = None
+    label_root: Annotated[Path | None, Located()] = None
     """The folder that `labels` starts from, where it is not `root`."""
     instances: str | None = None
     """Pattern of files that tell single objects apart, with the same fields and below the same
@@ -88,7 +85,9 @@ class DatasetSpec(Schema):
     RGB colour, or one channel of a colour image."""
     channel: int = Field(0, ge=0, le=3)
     """Which channel holds the value when `encoding` is `channel`: 0 is red."""
-    decoder: str | None = Field(None, pattern=r"^([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*$")
+    decoder: Annotated[str | None, Located((".py",))] = Field(
+        None, pattern=r"^([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*$"
+    )
     """For label files that no encoding describes, `package.module:function` that an installed
     package declares as an entry point of `sim2real.decoders`, or `FILE.py:function`, relative to
     the file that says it and run only with `--allow-code`. Called with a label file's path, it
@@ -103,7 +102,7 @@ class DatasetSpec(Schema):
     """The split that is meant: a folder that `{split}` matches, or a key of `splits`."""
     limit: int | None = Field(None, ge=1)
     """Use at most this many frames, evenly spaced."""
-    quarantine: Path | None = None
+    quarantine: Annotated[Path | None, Located()] = None
     """A table (`.csv`, columns `name` and `reason`) of frames to leave out, as `sim2real check
     --quarantine` writes it; relative to the file that says it."""
     width: Side | None = None
@@ -232,10 +231,10 @@ def _from_plug_in(name: str) -> dict[str, Any]:
     (point, *_) = entry_points(group=PLUG_INS, name=name)
     try:
         spec = point.load()()
-    except Exception as error:  # a stranger's code: whatever it raises is its author's to mend
+    except Exception as error:  # code of a plug-in: it may raise anything
         raise UserError(
             f"Data set {name!r} comes from {point.value}, which fails: {type(error).__name__}: "
-            f"{error}. Mend or uninstall that package."
+            f"{error}. Fix or uninstall that package."
         ) from error
     if not isinstance(spec, DatasetSpec):
         raise UserError(
@@ -274,7 +273,7 @@ def layered(
     Raises:
         UserError: no such data set, one that starts from itself, or a variable that is not set.
     """
-    own = {key: from_folder(key, value, base) for key, value in fields.items()}
+    own = located(DatasetSpec, fields, base)
     if (named := own.pop("dataset", None)) is None:
         return own
     known, name = built_in_specs(), str(named)
@@ -300,12 +299,6 @@ def layered(
     said = {*said, *own}
     under = read_settings(path, "the fields of a data set", said)
     return layered(under, path.parent, said, (*chain, str(path))) | own
-
-
-def from_folder(key: str, value: Any, base: Path) -> Any:
-    """The value of a field, absolute where it is a path: one of `PATHS` or a decoder's file."""
-    is_path = key in PATHS or (key == "decoder" and code_file(str(value)))
-    return str(base.absolute() / value) if is_path and isinstance(value, str) else value
 
 
 def code_file(decoder: str) -> str:
