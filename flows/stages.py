@@ -30,7 +30,6 @@ from pipeline.run.folder import (
     differences,
     fingerprint,
     finish_stage,
-    read_run,
     read_stage,
     recorded_inputs,
     stage_state,
@@ -57,6 +56,8 @@ class Stage:
     """Fills the folder; continues where an earlier call was interrupted."""
     results: tuple[str, ...] = ()
     """Patterns of the files in the folder that other stages, reports and commands read."""
+    devices: int | None = None
+    """Processes that do it together, one on each device; None: it is not made for several."""
 
 
 # Work functions import their libraries when called: `status` needs neither torch nor smp.
@@ -106,30 +107,20 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace) -> Stage:
     def work(folder: Path) -> None:
         from cyclegan.train import train
         from cyclegan.train_paired import train_paired
-        from pipeline.runtime.team import run_team
+        from pipeline.runtime.distributed import process_group
 
-        source, target, compute = config.source, config.target, config.compute
-        if config.cyclegan.paired:
-            train_paired(config.cyclegan, source, target, folder, compute)
-        else:
-            judge_on = _judge(config, space, run / judge) if judge else None
-            arguments = (config.cyclegan, source, target, folder, compute, judge_on)
-            run_team(compute, train, *arguments, task=_task(run, "cyclegan"))
+        arguments = (config.cyclegan, config.source, config.target, folder, config.compute)
+        with process_group(config.compute) as ranks:
+            if config.cyclegan.paired:
+                train_paired(*arguments, ranks)
+            else:
+                judge_on = _judge(config, space, run / judge) if judge else None
+                train(*arguments, judge_on, ranks)
 
+    reads = (judge,) if judge else ()
     results = ("checkpoints/*.pt", "leaderboard.csv", "drift.json")
-    return Stage("cyclegan", "train-cyclegan", (judge,) if judge else (), inputs, work, results)
-
-
-def _task(run: Path, stage: str) -> tuple[str, str]:
-    """What `take_part` finds a stage by."""
-    return str(run.absolute()), stage
-
-
-def take_part(task: list[str]) -> None:
-    """Do, as one of torchrun's further processes, what the first does of a stage with all."""
-    run, name = Path(task[0]), task[1]
-    (stage,) = (stage for stage in plan(read_run(run), run) if stage.name == name)
-    stage.work(run / name)
+    devices = config.compute.devices
+    return Stage("cyclegan", "train-cyclegan", reads, inputs, work, results, devices)
 
 
 def _start(start: Path, paired: bool, run: Path) -> Inputs | str:
@@ -144,7 +135,6 @@ def _start(start: Path, paired: bool, run: Path) -> Inputs | str:
 
 def _judge(config: Config, space: LabelSpace, training: Path) -> "Callable[[Any], Judge]":
     """Makes a judge on a device of the network that was trained in the folder `training`."""
-    # Not a function in this one: it goes to the processes of other devices.
     return partial(_judge_on, config, space, training)
 
 
@@ -254,7 +244,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
         }
 
     def work(folder: Path) -> None:
-        from pipeline.runtime.team import run_team
+        from pipeline.runtime.distributed import process_group
         from segmentation.train import CHECKPOINT, train
 
         start = run / first / CHECKPOINT if first else arm.start and Path(arm.start)
@@ -263,27 +253,28 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
             "translated": translated_spec(config.source, run / "translated"),
             "target": config.target,
         }
-        training = partial(
-            train,
-            config.recipe(name),
-            space,
-            [(specs[kind], share) for kind, share in arm.train.items()],
-            seed,
-            folder,
-            config.compute,
-            start=start or None,
-            self_training=arm.self_training,
-            # Without labels that it could read.
-            target=config.target.model_copy(update={"labels": None}) if arm.self_training else None,
-            title=f"segmentation {name} seed {seed}",
-        )
-        run_team(config.compute, training, task=_task(run, _path("segmentation", name, seed)))
+        # Without labels that it could read.
+        target = config.target.model_copy(update={"labels": None}) if arm.self_training else None
+        with process_group(config.compute) as ranks:
+            train(
+                config.recipe(name),
+                space,
+                [(specs[kind], share) for kind, share in arm.train.items()],
+                seed,
+                folder,
+                config.compute,
+                ranks,
+                start=start or None,
+                self_training=arm.self_training,
+                target=target,
+                title=f"segmentation {name} seed {seed}",
+            )
 
     reads = ["translated"] if "translated" in arm.train else []
     reads += [first] if first else []
     place = _path("segmentation", name, seed)
-    results = ("checkpoints/*.pt",)
-    return Stage(place, "train-segmentation", tuple(reads), inputs, work, results)
+    results, devices = ("checkpoints/*.pt",), config.compute.devices
+    return Stage(place, "train-segmentation", tuple(reads), inputs, work, results, devices)
 
 
 def _labelled(config: Config, kind: str) -> DatasetSpec:
@@ -512,11 +503,27 @@ def run_stage(run: Path, stage: Stage, inputs: Inputs) -> bool:
     if state == "absent":
         begin_stage(folder, inputs)
     start = time.monotonic()
-    stage.work(folder)
+    _perform(run, stage)
     progress = recorded_progress(folder)
     seconds = progress.seconds if progress else time.monotonic() - start
     finish_stage(run, stage.name, inputs, seconds=seconds, results=stage.results)
     return True
+
+
+def _perform(run: Path, stage: Stage) -> None:
+    """Do the work of a stage, by the ranks of torchrun where it uses several devices."""
+    if stage.devices is not None:
+        from pipeline.runtime.launch import run_ranks, torchrun
+
+        if torchrun():
+            from pipeline.runtime.distributed import connected
+
+            with connected() as ranks:  # the others wait in `flows.rank.follow_rank_zero`
+                ranks.broadcast((str(run.absolute()), stage.name))
+        elif stage.devices > 1:
+            run_ranks("flows.rank", [run.absolute(), stage.name], stage.devices)
+            return
+    stage.work(run / stage.name)
 
 
 def named(stages: list[Stage], wanted: list[str]) -> list[str]:
