@@ -27,7 +27,7 @@ from pipeline.data.reading import LabelReader, read_frame
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.runtime.team import ALONE, Team
+from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.scoring.confusion import ConfusionMatrix
 
 
@@ -46,7 +46,7 @@ class Judge:
 
 
 def semantic_loss(
-    segmenter: Callable[[Tensor], Tensor], frames: Tensor, classes: Tensor, team: Team = ALONE
+    segmenter: Callable[[Tensor], Tensor], frames: Tensor, classes: Tensor, ranks: Ranks = ONE_RANK
 ) -> Tensor:
     """Cross-entropy of a frozen segmenter on frames whose classes are known.
 
@@ -56,15 +56,15 @@ def semantic_loss(
     Args:
         frames: (N, 3, H, W) in [-1, 1], translated.
         classes: (N, H, W) integers; `IGNORE` counts for nothing.
-        team: who else works on the batch.
+        ranks: those that have the other shards of the batch.
 
     Returns:
-        The mean over all labelled pixels of the batch; 0 when there is none. In a team, what makes
-        the mean of all its processes that number: their parts hold different counts of pixels.
+        The mean over all labelled pixels of the batch; 0 when there is none. With several ranks it
+        is the mean of what they return: their shards hold different counts of labelled pixels.
     """
     logits = segmenter(frames).float()
     total = F.cross_entropy(logits, classes.long(), ignore_index=IGNORE, reduction="sum")
-    return total * team.size / team.total((classes != IGNORE).sum()).clamp(min=1)
+    return total * ranks.world_size / ranks.all_reduce_sum((classes != IGNORE).sum()).clamp(min=1)
 
 
 @torch.no_grad()

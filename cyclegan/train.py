@@ -38,10 +38,10 @@ from pipeline.data.spec import DatasetSpec
 from pipeline.progress import progress
 from pipeline.runtime.checkpoint import continuing
 from pipeline.runtime.device import explain_memory, fused, make_fabric
+from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.runtime.loader import Draws, batches
 from pipeline.runtime.log import TrainingLog, check_finite
 from pipeline.runtime.step import follow, gradients, seed_step
-from pipeline.runtime.team import ALONE, Team
 
 
 def train(
@@ -51,7 +51,7 @@ def train(
     folder: Path,
     compute: ComputeConfig,
     judge_on: Callable[[torch.device], Judge] | None = None,
-    team: Team = ALONE,
+    ranks: Ranks = ONE_RANK,
 ) -> None:
     """Train source -> target and target -> source translators (Zhu et al., ICCV 2017, eq. 3).
 
@@ -62,8 +62,8 @@ def train(
 
     Args:
         judge_on: makes the judge that `config.semantics` asks for on a device.
-        team: the processes that train these networks together. Each works on its part of every
-            batch; the first alone writes.
+        ranks: those that train these networks together. Each works on its shard of every batch;
+            rank zero alone writes.
 
     Raises:
         UserError: a frame cannot be read or is smaller than the crop, or the crop too small for
@@ -79,7 +79,7 @@ def train(
     steps = steps_per_epoch * (config.epochs + config.decay_epochs)
 
     # Networks and optimisers.
-    fabric = make_fabric(compute, training=True, device=team.device)
+    fabric = make_fabric(compute, training=True, device=ranks.local_rank)
     seed_step(config.seed, 0)
     networks: dict[str, nn.Module] = {
         "source_to_target": build_generator(config),
@@ -91,7 +91,7 @@ def train(
         initialise(network)
         network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.start is not None and not (folder / CHECKPOINT).is_file():
-        for name, given in load_start(config, say=team.leads).items():
+        for name, given in load_start(config, say=ranks.is_rank_zero).items():
             networks[name].load_state_dict(given)
     generators = [networks["source_to_target"], networks["target_to_source"]]
     critics = [networks["source_critic"], networks["target_critic"]]
@@ -123,7 +123,7 @@ def train(
             skips = Skips(**state["skips"])
             leaderboard = Leaderboard(**state["leaderboard"])
             best = state["best"]
-            if team.leads:
+            if ranks.is_rank_zero:
                 save_best(folder, state)
                 leaderboard.write(folder)
 
@@ -137,11 +137,11 @@ def train(
     if semantics is not None:
         assert judge_on is not None, "config.semantics asks for a judge"
         judge = judge_on(fabric.device)
-        if team.leads:
+        if ranks.is_rank_zero:
             probe = make_probe(
                 judge, source, source_samples, target, target_samples, semantics, fabric.device
             )
-    with team.leader_first():  # fills the cache
+    with ranks.rank_zero_first():  # fills the cache
         readers = [
             Draws(
                 crop_reader(spec, samples, config.crop, compute.cache, space),
@@ -166,15 +166,15 @@ def train(
             batch_size=config.batch_size,
             workers=compute.workers,
             pin=fabric.device.type == "cuda",
-            share=(team.rank, team.size),
+            shard=(ranks.rank, ranks.world_size),
         )
         for reader in readers
     ]
     weight, kind = config.cycle_weight, config.adversarial_loss
 
     with (
-        team.leader(lambda: TrainingLog(folder, step=start)) as log,
-        team.leader(
+        ranks.on_rank_zero(lambda: TrainingLog(folder, step=start)) as log,
+        ranks.on_rank_zero(
             lambda: progress(
                 folder, "CycleGAN", steps, done=start, images_per_unit=2 * config.batch_size
             )
@@ -184,7 +184,7 @@ def train(
         for step, (source_batch, target_batch) in enumerate(zip(*loaders, strict=True), start + 1):
             rate = config.learning_rate * decay(step - 1, steps_per_epoch, config)
             set_rate(optimizers.values(), rate)
-            seed_step(config.seed, step, team.rank)
+            seed_step(config.seed, step, ranks.rank)
             real_source = to_network(source_batch["rgb"].to(fabric.device, non_blocking=True))
             real_target = to_network(target_batch["rgb"].to(fabric.device, non_blocking=True))
 
@@ -217,11 +217,11 @@ def train(
                 with fabric.autocast():
                     if consistent:
                         classes = source_batch["classes"].to(fabric.device, non_blocking=True)
-                        loss = semantic_loss(judge.segmenter, fake_target, classes, team)
+                        loss = semantic_loss(judge.segmenter, fake_target, classes, ranks)
                         losses["semantic_source"] = semantics.consistency * loss
                     if semantics.target_consistency > 0:
                         classes = pseudo_classes(judge.segmenter, real_target)
-                        loss = semantic_loss(judge.segmenter, fake_source, classes, team)
+                        loss = semantic_loss(judge.segmenter, fake_source, classes, ranks)
                         losses["semantic_target"] = semantics.target_consistency * loss
             optimizers["generators"].zero_grad()
             fabric.backward(torch.stack(list(losses.values())).sum())
@@ -230,8 +230,8 @@ def train(
             trainable(critics, True)
             rng = np.random.default_rng([config.seed, 3, step])
             pooled_before = {name: list(pool.images) for name, pool in pools.items()}
-            pooled_target = team.share(pools["target"].query(team.gather(fake_target), rng))
-            pooled_source = team.share(pools["source"].query(team.gather(fake_source), rng))
+            pooled_target = ranks.shard(pools["target"].query(ranks.all_gather(fake_target), rng))
+            pooled_source = ranks.shard(pools["source"].query(ranks.all_gather(fake_source), rng))
             losses["target_critic"] = critic_loss(target_critic, real_target, pooled_target, kind)
             losses["source_critic"] = critic_loss(source_critic, real_source, pooled_source, kind)
             optimizers["critics"].zero_grad()
@@ -240,7 +240,7 @@ def train(
             # Every loss is a mean over images and the parts of a batch are equal: the mean of the
             # processes' losses and gradients is that of the whole batch, and all decide alike.
             losses = {name: loss.detach() for name, loss in losses.items()}
-            team.average([*gradients(networks.values()), *losses.values()])
+            ranks.all_reduce_mean([*gradients(networks.values()), *losses.values()])
 
             # Neither loss depends on the other's update, so both are judged before either is made.
             names = [*source_batch["name"], *target_batch["name"]]
@@ -252,7 +252,7 @@ def train(
                 for name, average in averages.items():
                     follow(average, networks[name], config.generator_average, step)
             else:
-                skips.skip(step, team.gather_names(names), losses, say=team.leads)
+                skips.skip(step, ranks.all_gather_objects(names), losses, say=ranks.is_rank_zero)
                 for name, pool in pools.items():
                     pool.images = pooled_before[name]
 

@@ -30,6 +30,7 @@ from pipeline.data.spec import DatasetSpec
 from pipeline.progress import progress
 from pipeline.runtime.checkpoint import continuing
 from pipeline.runtime.device import explain_memory, fused, make_fabric
+from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.runtime.loader import Draws, batches
 from pipeline.runtime.log import TrainingLog, check_finite
 from pipeline.runtime.step import follow, seed_step
@@ -41,6 +42,7 @@ def train_paired(
     target: DatasetSpec,
     folder: Path,
     compute: ComputeConfig,
+    ranks: Ranks = ONE_RANK,
 ) -> None:
     """Train a source -> target translator on frames of equal name (Isola et al., 2017, eq. 4).
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -473,18 +474,34 @@ def main() -> None:
         from pipeline.data.reading import ALLOW_CODE
 
         os.environ[ALLOW_CODE] = "1"  # also for the processes that this one starts
-    launch = torchrun()
-    if launch is None:
+    if torchrun():
+        _command_of_ranks()
+    else:
         _command()
-        return
-    from pipeline.runtime.team import follow, leading
 
-    if launch.rank > 0:
-        from flows.plan import take_part
 
-        follow(take_part)
-    with leading():
-        _command()
+def _command_of_ranks() -> None:
+    """Rank zero of torchrun does the command; the others join the stages that use all devices."""
+    from flows.rank import follow_rank_zero
+    from pipeline.errors import UserError
+    from pipeline.runtime.distributed import connected
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with connected() as ranks:
+        if ranks.is_rank_zero:
+            try:
+                _command()
+            except SystemExit as end:
+                if end.code:
+                    raise
+            ranks.broadcast()
+            return
+        try:
+            follow_rank_zero(ranks)
+        except UserError as error:
+            time.sleep(1)  # where rank zero finds the same, its message is enough
+            print(f"Error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 def _command() -> None:

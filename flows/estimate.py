@@ -63,7 +63,7 @@ def _cyclegan(config: Config, translation: str) -> Estimate:
     recipe = config.cyclegan_recipe(translation)
     generator, critic = build_generator(recipe), build_discriminator(recipe)
     width, height = recipe.crop
-    crops = recipe.batch_size // config.compute.processes, 3, height, width
+    crops = recipe.batch_size // config.compute.devices, 3, height, width
     generating = measure_pass(generator, crops, config.compute, training=True).seconds
     judged = (crops[0], 6, *crops[2:]) if recipe.paired else crops
     judging = measure_pass(critic, judged, config.compute, training=True).seconds

@@ -18,7 +18,7 @@ from pipeline.data.reading import decoder_code
 from pipeline.data.spec import DatasetSpec, translated_spec
 from pipeline.errors import UserError
 from pipeline.run.contents import hashes
-from pipeline.run.folder import Inputs, read_run
+from pipeline.run.folder import Inputs
 from pipeline.run.stage import Settings, Stage
 from pipeline.scoring.cityscapes import has_official_scores
 
@@ -99,32 +99,21 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
     def work(folder: Path) -> None:
         from cyclegan.train import train
         from cyclegan.train_paired import train_paired
-        from pipeline.runtime.team import run_team
+        from pipeline.runtime.distributed import process_group
 
         source = _spec(config, run, config.all_translations[translation].source)
-        target, compute = config.target, config.compute
-        if recipe.paired:
-            train_paired(recipe, source, target, folder, compute)
-        else:
-            judge_on = _judge(config, space, run / judge) if judge else None
-            arguments = (recipe, source, target, folder, compute, judge_on)
-            run_team(compute, train, *arguments, task=_task(run, name))
+        arguments = (recipe, source, config.target, folder, config.compute)
+        with process_group(config.compute) as ranks:
+            if recipe.paired:
+                train_paired(*arguments, ranks)
+            else:
+                judge_on = _judge(config, space, run / judge) if judge else None
+                train(*arguments, judge_on, ranks)
 
     reads = (*((judge,) if judge else ()), *_made_from(config, translation))
     results = ("checkpoints/*.pt", "leaderboard.csv", "drift.json")
-    return Stage(name, "train-cyclegan", reads, inputs, work, results)
-
-
-def _task(run: Path, stage: str) -> tuple[str, str]:
-    """What `take_part` finds a stage by."""
-    return str(run.absolute()), stage
-
-
-def take_part(task: list[str]) -> None:
-    """Do, as one of torchrun's further processes, what the first does of a stage with all."""
-    run, name = Path(task[0]), task[1]
-    (stage,) = (stage for stage in plan(read_run(run), run) if stage.name == name)
-    stage.work(run / name)
+    devices = config.compute.devices
+    return Stage(name, "train-cyclegan", reads, inputs, work, results, devices)
 
 
 def _start(start: Path, paired: bool, run: Path) -> Inputs | str:
@@ -139,7 +128,6 @@ def _start(start: Path, paired: bool, run: Path) -> Inputs | str:
 
 def _judge(config: Config, space: LabelSpace, training: Path) -> "Callable[[Any], Judge]":
     """Makes a judge on a device of the network that was trained in the folder `training`."""
-    # Not a function in this one: it goes to the processes of other devices.
     return partial(_judge_on, config, space, training)
 
 
@@ -244,31 +232,32 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
         }
 
     def work(folder: Path) -> None:
-        from pipeline.runtime.team import run_team
+        from pipeline.runtime.distributed import process_group
         from segmentation.train import CHECKPOINT, train
 
         start = run / first / CHECKPOINT if first else arm.start and Path(arm.start)
-        training = partial(
-            train,
-            config.recipe(name),
-            space,
-            [(_spec(config, run, kind), share) for kind, share in arm.train.items()],
-            seed,
-            folder,
-            config.compute,
-            start=start or None,
-            self_training=arm.self_training,
-            # Without labels that it could read.
-            target=config.target.model_copy(update={"labels": None}) if arm.self_training else None,
-            title=f"segmentation {name} seed {seed}",
-        )
-        run_team(config.compute, training, task=_task(run, _path("segmentation", name, seed)))
+        # Without labels that it could read.
+        target = config.target.model_copy(update={"labels": None}) if arm.self_training else None
+        with process_group(config.compute) as ranks:
+            train(
+                config.recipe(name),
+                space,
+                [(_spec(config, run, kind), share) for kind, share in arm.train.items()],
+                seed,
+                folder,
+                config.compute,
+                ranks,
+                start=start or None,
+                self_training=arm.self_training,
+                target=target,
+                title=f"segmentation {name} seed {seed}",
+            )
 
     reads = [translated_folder(kind) for kind in arm.train if kind in config.all_translations]
     reads += [first] if first else []
-    place = _path("segmentation", name, seed)
-    results = ("checkpoints/*.pt",)
-    return Stage(place, "train-segmentation", tuple(reads), inputs, work, results)
+    where = _path("segmentation", name, seed)
+    results, devices = ("checkpoints/*.pt",), config.compute.devices
+    return Stage(where, "train-segmentation", tuple(reads), inputs, work, results, devices)
 
 
 def _labelled(config: Config, kind: str) -> DatasetSpec:

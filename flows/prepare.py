@@ -132,8 +132,14 @@ def _generator(translation: str, weights: Path) -> None:
 
 def _devices(config: Config) -> None:
     from pipeline.runtime.device import check_devices
+    from pipeline.runtime.launch import torchrun
 
     check_devices(config.compute)
+    if launch := torchrun():
+        try:
+            config.check_batches(launch.world_size, "the number of torchrun's processes")
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def _networks(config: Config) -> None:

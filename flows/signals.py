@@ -26,15 +26,9 @@ def take_signals() -> None:
 
 
 def _stop_at_once(number: int, _: FrameType | None) -> None:
-    from pipeline.runtime.launch import torchrun
-
     for other in (signal.SIGINT, signal.SIGTERM):
         signal.signal(other, signal.SIG_IGN)
     try:
         os.write(2, f"{STOPPED}\n".encode())  # print might be in the middle of a line
-        if torchrun():
-            from pipeline.runtime.team import say_over
-
-            say_over(128 + number)
     finally:
         os._exit(128 + number)

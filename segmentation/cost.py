@@ -42,7 +42,7 @@ def step_cost(
     compute: ComputeConfig,
 ) -> Cost:
     """Measure a copy of `model` on the first device's part of a batch."""
-    shape = config.batch_size // compute.processes, config.crop[1], config.crop[0], 3
+    shape = config.batch_size // compute.devices, config.crop[1], config.crop[0], 3
     measured = copy.deepcopy(model)
     for norm in measured.modules():
         if isinstance(norm, _BatchNorm):

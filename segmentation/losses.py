@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pipeline.data.labels import IGNORE, LabelSpace
 from pipeline.errors import UserError
-from pipeline.runtime.team import ALONE, Team
+from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.schema import near
 from pipeline.scoring.confusion import Counts
 
@@ -61,7 +61,7 @@ def cross_entropy(
     *,
     weights: Tensor | None = None,
     hard_pixels: float = 1.0,
-    team: Team = ALONE,
+    ranks: Ranks = ONE_RANK,
 ) -> Tensor:
     """Mean cross-entropy over the pixels that are not ignored; 0 when all are.
 
@@ -76,20 +76,20 @@ def cross_entropy(
     valid = label != IGNORE
     if weights is None and hard_pixels == 1:
         total = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
-        return _mean(total, valid.sum(), team)
+        return _mean(total, valid.sum(), ranks)
     weight = valid.float() if weights is None else valid * weights[label.where(valid, 0)]
     each = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none") * weight
     if hard_pixels == 1:
-        return _mean(each.sum(), weight.sum(), team)
+        return _mean(each.sum(), weight.sum(), ranks)
     valid, weight, each = valid.flatten(1), weight.flatten(1), each.flatten(1)
     order = each.detach().masked_fill(~valid, -1).argsort(dim=1, descending=True)
     kept = (hard_pixels * valid.sum(dim=1, keepdim=True)).ceil()
     among = torch.arange(order.shape[1], device=order.device) < kept
     chosen = torch.zeros_like(valid).scatter(1, order, among)
-    return _mean((each * chosen).sum(), (weight * chosen).sum(), team)
+    return _mean((each * chosen).sum(), (weight * chosen).sum(), ranks)
 
 
-def dice(logits: Tensor, label: Tensor, team: Team = ALONE) -> Tensor:
+def dice(logits: Tensor, label: Tensor, ranks: Ranks = ONE_RANK) -> Tensor:
     """1 - Dice of each class in the batch, averaged over all classes; one that is absent costs 0.
 
     Dice is 2 |A and B| / (|A| + |B|) with probabilities for A (Milletari et al., V-Net, 3DV 2016):
@@ -103,13 +103,15 @@ def dice(logits: Tensor, label: Tensor, team: Team = ALONE) -> Tensor:
     classes = torch.arange(logits.shape[1], device=label.device)
     truth = label[:, None] == classes[:, None, None]  # one_hot takes eight times the memory
     sums = [part.sum(dim=(0, 2, 3)) for part in (guess * truth, guess, truth)]
-    common, guessed, present = team.total(torch.stack([part.type_as(guess) for part in sums]))
+    common, guessed, present = ranks.all_reduce_sum(
+        torch.stack([part.type_as(guess) for part in sums])
+    )
     score = 2 * common / (guessed + present).clamp(min=1e-7)
     loss: Tensor = ((1 - score) * (present > 0)).mean()
     return loss
 
 
-def _mean(total: Tensor, count: Tensor, team: Team) -> Tensor:
+def _mean(total: Tensor, count: Tensor, ranks: Ranks) -> Tensor:
     """`total` over everyone's `count`; 0 when that is 0."""
-    count = team.total(count)
-    return total * team.size / count.where(count > 0, 1)
+    count = ranks.all_reduce_sum(count)
+    return total * ranks.world_size / count.where(count > 0, 1)

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.config.settings import SegmentationConfig
 from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint
-from pipeline.runtime.team import Team
+from pipeline.runtime.distributed import Ranks
 from pipeline.schema import near
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -162,32 +162,32 @@ def try_model(config: SegmentationConfig, classes: int) -> None:
     assert logits.shape[1] == classes
 
 
-def share_batch_norms(model: nn.Module, team: Team) -> nn.Module:
-    """Let batch norms see the statistics of the whole batch, of which a process has a part.
+def sync_batch_norms(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """Let batch norms use the statistics of the whole batch, of which each rank has a shard.
 
     Names and shapes of the weights stay. torch's own way works on GPUs alone.
     """
-    if team.size == 1:
+    if ranks.world_size == 1:
         return model
     if next(model.parameters()).is_cuda:
-        shared: nn.Module = convert_sync_batchnorm(model)
-        return shared
+        synced: nn.Module = convert_sync_batchnorm(model)
+        return synced
     for norm in model.modules():
         if isinstance(norm, _BatchNorm):
-            norm.forward = partial(_shared_batch_norm, norm, team)  # type: ignore[method-assign]
+            norm.forward = partial(_synced_batch_norm, norm, ranks)  # type: ignore[method-assign]
     return model
 
 
-def _shared_batch_norm(norm: _BatchNorm, team: Team, x: Tensor) -> Tensor:
-    """`norm` of (N, C, ...), equal parts of which are in all processes of `team`."""
+def _synced_batch_norm(norm: _BatchNorm, ranks: Ranks, x: Tensor) -> Tensor:
+    """`norm` of (N, C, ...), equal shards of which are in all ranks."""
     if not norm.training:
         return type(norm).forward(norm, x)
     axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
-    mean = team.total(x.float().mean(axes)) / team.size
+    mean = ranks.all_reduce_sum(x.float().mean(axes)) / ranks.world_size
     centred = x.float() - mean.view(shape)
-    variance = team.total(centred.square().mean(axes)) / team.size
+    variance = ranks.all_reduce_sum(centred.square().mean(axes)) / ranks.world_size
     with torch.no_grad():
-        count = x.numel() // x.shape[1] * team.size
+        count = x.numel() // x.shape[1] * ranks.world_size
         momentum = norm.momentum or 0.0
         norm.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
         norm.running_var.lerp_(variance * (count / (count - 1)), momentum)  # type: ignore[union-attr]

@@ -14,26 +14,26 @@ from torchvision.transforms import v2
 
 from pipeline.config.settings import SelfTrainingConfig
 from pipeline.data.labels import IGNORE
-from pipeline.runtime.team import ALONE, Team
+from pipeline.runtime.distributed import ONE_RANK, Ranks
 
 
 @torch.no_grad()
 def pseudo_labels(
-    logits: Tensor, believed: Tensor, confidence: float, team: Team = ALONE
+    logits: Tensor, believed: Tensor, confidence: float, ranks: Ranks = ONE_RANK
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a teacher sees, and how far it is to be believed.
 
     Args:
         logits: (N, classes, H, W) float32.
         believed: (N, H, W) bool, False where a label counts for nothing.
-        team: who else works on the batch.
+        ranks: those that have the other shards of the batch.
 
     Returns:
         The classes (N, H, W) int64; their weights (N, H, W) float32, 0 where not believed and
         else everywhere the same: the share of pixels above `confidence` in the batch; that share.
     """
     certainty, classes = logits.softmax(dim=1).max(dim=1)
-    sure = team.total((certainty > confidence).float().mean()) / team.size
+    sure = ranks.all_reduce_sum((certainty > confidence).float().mean()) / ranks.world_size
     return classes, believed * sure, sure
 
 
@@ -85,7 +85,7 @@ def unnoticed(network: nn.Module) -> Iterator[None]:
 
 
 def weighted_cross_entropy(
-    logits: Tensor, label: Tensor, weight: Tensor, team: Team = ALONE
+    logits: Tensor, label: Tensor, weight: Tensor, ranks: Ranks = ONE_RANK
 ) -> Tensor:
     """Cross-entropy of each pixel times its weight, averaged over the pixels with a class.
 
@@ -93,11 +93,12 @@ def weighted_cross_entropy(
         logits: (N, classes, H, W) float32.
         label: (N, H, W) int64 class indices or `IGNORE`.
         weight: (N, H, W) float32.
-        team: who else works on the batch; its processes' mean is then the loss.
+        ranks: those that have the other shards of the batch; the mean of what they return is the
+            loss.
     """
     each = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
-    count = team.total((label != IGNORE).sum())
-    return (each * weight).sum() * team.size / count.clamp(min=1)
+    count = ranks.all_reduce_sum((label != IGNORE).sum())
+    return (each * weight).sum() * ranks.world_size / count.clamp(min=1)
 
 
 @torch.no_grad()
@@ -106,7 +107,7 @@ def lesson(
     batch: dict[str, Tensor],
     frames: dict[str, Tensor],
     config: SelfTrainingConfig,
-    team: Team = ALONE,
+    ranks: Ranks = ONE_RANK,
 ) -> dict[str, Tensor]:
     """What there is to learn from target frames in one step.
 
@@ -119,7 +120,7 @@ def lesson(
         `rgb`, `label` and `weight` of the mixed frames; `taught` and `belief`: the teacher's labels
         of the target frames and their weights; `sure`, a scalar.
     """
-    taught, belief, sure = pseudo_labels(seen, frames["believed"], config.confidence, team)
+    taught, belief, sure = pseudo_labels(seen, frames["believed"], config.confidence, ranks)
     rgb, label, weight = frames["rgb"], taught, belief
     if config.class_mix:
         pasted = class_masks(batch["label"])

@@ -16,14 +16,14 @@ from pipeline.files import explain_damage
 from pipeline.progress import progress
 from pipeline.runtime.checkpoint import ANEW, continuing, load_checkpoint, save_checkpoint
 from pipeline.runtime.device import explain_memory, fused, make_fabric
+from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.runtime.loader import batches
 from pipeline.runtime.log import TrainingLog, check_finite
 from pipeline.runtime.step import follow, gradients, seed_step
-from pipeline.runtime.team import ALONE, Team
 from segmentation.cost import step_cost
 from segmentation.data import Mixture, class_counts, labelled_draws, unlabelled_draws
 from segmentation.losses import balanced_weights, class_weights, cross_entropy, dice
-from segmentation.models import Segmenter, build_model, share_batch_norms
+from segmentation.models import Segmenter, build_model, sync_batch_norms
 from segmentation.self_training import lesson, mask_out, unnoticed, weighted_cross_entropy
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
@@ -38,7 +38,7 @@ def train(
     seed: int,
     folder: Path,
     compute: ComputeConfig,
-    team: Team = ALONE,
+    ranks: Ranks = ONE_RANK,
     *,
     start: Path | None = None,
     self_training: SelfTrainingConfig | None = None,
@@ -52,8 +52,8 @@ def train(
     beforehand what it will take.
 
     Args:
-        team: the processes that train this network together. Each works on its part of every
-            batch; the first alone writes.
+        ranks: those that train this network together. Each works on its shard of every batch; rank
+            zero alone writes.
         start: a checkpoint whose weights training starts from.
         self_training: learn from the frames of `target`, too, whose labels are not read. Writes
             pictures of mixed frames to `samples/`.
@@ -63,11 +63,11 @@ def train(
             loss is not finite.
     """
     # Network and optimiser.
-    fabric = make_fabric(compute, training=True, device=team.device)
+    fabric = make_fabric(compute, training=True, device=ranks.local_rank)
     seed_step(seed, 0)
     resuming = (folder / CHECKPOINT).is_file()
     fresh = not resuming and start is None
-    with team.leader_first():  # fetches weights
+    with ranks.rank_zero_first():  # fetches weights
         model = build_model(config, len(space.classes), pretrained=fresh)
     if start is not None and not resuming:
         check_start(start, config, space)
@@ -87,15 +87,15 @@ def train(
             if teacher:
                 teacher.load_state_dict(state["teacher"])
 
-    if team.leads and first < config.steps:
+    if ranks.is_rank_zero and first < config.steps:
         with explain_memory("segmentation"):
             cost = step_cost(model, config, self_training, compute)
         print(f"{title}: {cost.about(config.steps - first)}", file=sys.stderr, flush=True)
 
-    shared = share_batch_norms(model, team)
-    network = fabric.setup_module(fused(shared) if compute.compile else shared)
+    synced = sync_batch_norms(model, ranks)
+    network = fabric.setup_module(fused(synced) if compute.compile else synced)
     network.train()
-    with team.leader_first():  # fills the cache, and counts
+    with ranks.rank_zero_first():  # fills the cache, and counts
         counts = []
         if config.rare_class_sampling or config.class_weights == "balanced":
             counts = class_counts(mixture, space, compute.cache, folder)
@@ -115,13 +115,13 @@ def train(
             batch_size=config.batch_size,
             workers=compute.workers,
             pin=fabric.device.type == "cuda",
-            share=(team.rank, team.size),
+            shard=(ranks.rank, ranks.world_size),
         )
         for source in draws
     ]
     with (
-        team.leader(lambda: TrainingLog(folder, step=first)) as log,
-        team.leader(lambda: progress(folder, title, config.steps, done=first)) as advance,
+        ranks.on_rank_zero(lambda: TrainingLog(folder, step=first)) as log,
+        ranks.on_rank_zero(lambda: progress(folder, title, config.steps, done=first)) as advance,
         explain_memory("segmentation"),
     ):
         labelled = first > 0
@@ -129,7 +129,9 @@ def train(
             # On the CPU still, where to look costs no wait for a device.
             labelled = labelled or bool((batch["label"] != IGNORE).any())
             if step == min(PATIENCE, config.steps):  # one device may have met none
-                labelled = bool(team.total(torch.tensor(float(labelled), device=fabric.device)))
+                labelled = bool(
+                    ranks.all_reduce_sum(torch.tensor(float(labelled), device=fabric.device))
+                )
             if not labelled and step == min(PATIENCE, config.steps):
                 raise UserError(
                     f"{title}: no pixel of the labels in the first {step} steps belongs to a class "
@@ -140,7 +142,7 @@ def train(
             factor = learning_rate_factor(step - 1, config)
             for group in optimizer.param_groups:
                 group["lr"] = group["full_rate"] * factor
-            seed_step(seed, step, team.rank)
+            seed_step(seed, step, ranks.rank)
             names = [name for part in (batch, *frames) for name in part.pop("name")]
             batch, *frames = fabric.to_device([batch, *frames])
 
@@ -151,19 +153,19 @@ def train(
                 batch["label"],
                 weights=weights,
                 hard_pixels=config.hard_pixels,
-                team=team,
+                ranks=ranks,
             )
             losses = {"loss": loss}
             if config.dice_weight:
-                losses["dice"] = dice(logits, batch["label"], team)
+                losses["dice"] = dice(logits, batch["label"], ranks)
                 losses["loss"] = loss + config.dice_weight * losses["dice"]
             fabric.backward(losses["loss"])
             if self_training and teacher:
                 with torch.no_grad(), fabric.autocast():
                     seen = teacher(frames[0]["rgb"])
-                taught = lesson(seen, batch, frames[0], self_training, team)
+                taught = lesson(seen, batch, frames[0], self_training, ranks)
                 mixed = weighted_cross_entropy(
-                    network(taught["rgb"]), taught["label"], taught["weight"], team
+                    network(taught["rgb"]), taught["label"], taught["weight"], ranks
                 )
                 fabric.backward(self_training.weight * mixed)
                 losses |= {"mixed": mixed, "sure": taught["sure"]}
@@ -174,14 +176,14 @@ def train(
                     with unnoticed(model):
                         logits = network(hidden)
                     masked = weighted_cross_entropy(
-                        logits, taught["taught"], taught["belief"], team
+                        logits, taught["taught"], taught["belief"], ranks
                     )
                     fabric.backward(self_training.masked_weight * masked)
                     losses["masked"] = masked
 
             # The processes' means are the losses and gradients of the whole batch.
             losses = {name: loss.detach() for name, loss in losses.items()}
-            team.average([*gradients([model]), *losses.values()])
+            ranks.all_reduce_mean([*gradients([model]), *losses.values()])
             optimizer.step()
             if self_training and teacher:
                 follow(teacher, model, self_training.teacher_average, step)
@@ -191,8 +193,8 @@ def train(
             # The rest is records.
             if log is None or advance is None:
                 continue
-            if team.size > 1:
-                names = [*names, f"what {team.size - 1} other device(s) had"]
+            if ranks.world_size > 1:
+                names = [*names, f"what {ranks.world_size - 1} other device(s) had"]
             log.add(step, names, losses)
             # Where a training continues, labels were seen.
             save = labelled and (step == config.steps or step % config.checkpoint_every == 0)

@@ -13,8 +13,8 @@ PACKAGES = {"pipeline", "cyclegan", "segmentation", "reports", "flows"}
 ALLOWED: dict[str, set[str]] = {
     "pipeline": set(),
     "pipeline.data": {"pipeline"},
-    "pipeline.config": {"pipeline", "pipeline.data", "pipeline.runtime"},
-    "pipeline.run": {"pipeline", "pipeline.config"},
+    "pipeline.config": {"pipeline", "pipeline.data"},
+    "pipeline.run": {"pipeline", "pipeline.config", "pipeline.runtime"},
     "pipeline.runtime": {"pipeline", "pipeline.config"},
     "pipeline.scoring": {"pipeline", "pipeline.data"},
     "pipeline.intake": {"pipeline", "pipeline.data"},

@@ -8,11 +8,11 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor
 
-from pipeline.config.settings import ComputeConfig
 from pipeline.data.labels import IGNORE, load_label_space
 from pipeline.errors import UserError
-from pipeline.runtime.team import Team, run_team
+from pipeline.runtime.distributed import Ranks
 from segmentation.losses import balanced_weights, class_weights, cross_entropy, dice
+from tests.ranks import in_ranks
 
 WEIGHTS = torch.tensor([1.0, 0.2, 3.0, 0.0])
 
@@ -115,24 +115,21 @@ def test_balanced_weights_are_inverse_to_the_share_of_a_class() -> None:
     assert balanced_weights([nothing], [1]).tolist() == [1, 1, 1, 1]
 
 
-def in_parts(folder: Path, team: Team) -> None:
+def in_shards(folder: Path, ranks: Ranks) -> None:
     for settings in ({}, {"weights": WEIGHTS}, {"hard_pixels": 0.3}):
-        for loss in (lambda x, y, t: cross_entropy(x, y, team=t, **settings), dice):  # noqa: B023
+        for loss in (lambda x, y, t: cross_entropy(x, y, ranks=t, **settings), dice):  # noqa: B023
             logits, label = batch()
-            part = logits.detach().chunk(team.size)[team.rank].requires_grad_()
-            mine = loss(part, team.share(label), team)
+            part = logits.detach().chunk(ranks.world_size)[ranks.rank].requires_grad_()
+            mine = loss(part, ranks.shard(label), ranks)
             mine.backward()
-            whole = loss(logits, label, Team())
+            whole = loss(logits, label, Ranks())
             whole.backward()
-            torch.testing.assert_close(team.gather(mine[None]).mean(), whole.detach())
+            torch.testing.assert_close(ranks.all_gather(mine[None]).mean(), whole.detach())
             assert part.grad is not None
-            torch.testing.assert_close(team.gather(part.grad) / team.size, logits.grad)
-    (folder / str(team.rank)).touch()
+            torch.testing.assert_close(ranks.all_gather(part.grad) / ranks.world_size, logits.grad)
+    (folder / str(ranks.rank)).touch()
 
 
-def test_parts_of_a_batch_make_the_loss_of_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.runtime.team.START", "fork")
-    run_team(ComputeConfig(accelerator="cpu", devices=2), in_parts, tmp_path)
+def test_shards_of_a_batch_make_the_loss_of_the_whole(tmp_path: Path) -> None:
+    in_ranks(2, in_shards, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}

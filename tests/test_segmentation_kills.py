@@ -15,7 +15,7 @@ from pipeline.data.labels import load_label_space
 from pipeline.runtime.checkpoint import load_checkpoint
 from segmentation.train import CHECKPOINT, train
 from tests.test_cyclegan import HalfWritten, equal
-from tests.test_team import read_log
+from tests.test_distributed import read_log
 
 SPACE = load_label_space("cityscapes19")
 RECIPE = ["segmentation.steps=8", "segmentation.checkpoint_every=1", "segmentation.log_every=1"]

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from pipeline.config.translators import TRANSLATORS, Translator
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.runtime.launch import torchrun
 from pipeline.schema import Located, Schema, Side, near, parse
 
 Size = tuple[Side, Side]
@@ -29,7 +28,7 @@ class ComputeConfig(Schema):
     """GPUs of this machine (on a CPU: processes) that train one network together, each on an equal
     part of every batch: each `batch_size` is that of all together and a multiple of this. No effect
     on results but for rounding and what is drawn in a step: dropout, and self-training's mixtures.
-    Translation, evaluation and paired training use one. Under torchrun its processes are the
+    Translation and evaluation use one. Under torchrun its processes are the
     devices, and this number is not read."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bf16-mixed on a GPU, 32-true on a CPU. Losses are always fp32."""
@@ -42,12 +41,6 @@ class ComputeConfig(Schema):
     cache: FilePath | None = None
     """Folder in which frames and labels are kept decoded at their working size, so that training
     does not wait for large PNGs; 3 bytes a pixel and 1 for its label. No effect on results."""
-
-    @property
-    def processes(self) -> int:
-        """How many train one network: as many as torchrun started, else `devices`."""
-        launch = torchrun()
-        return launch.size if launch else self.devices
 
 
 class SemanticsConfig(Schema):
@@ -557,37 +550,35 @@ class Config(Schema):
         return self
 
     @model_validator(mode="after")
-    def _shares_are_equal(self) -> Self:
-        devices = self.compute.processes
-        number = "the number of torchrun's processes" if torchrun() else "compute.devices"
-        trained = {
-            name: self.cyclegan_recipe(name)
-            for name, translation in self.used_translations.items()
-            if translation.trains
-        }
-        if any(recipe.paired for recipe in trained.values()) and devices > 1:
-            raise ValueError(
-                f"{number} is {devices}, and paired training (cyclegan.paired) uses one device; "
-                "make it 1"
-            )
+    def _shards_are_equal(self) -> Self:
+        self.check_batches(self.compute.devices, "compute.devices")
+        return self
+
+    def check_batches(self, ranks: int, number: str) -> None:
+        """Raise `ValueError` unless `ranks` processes can share every training batch equally.
+
+        Args:
+            number: what the user set to get so many.
+        """
         batches = {
-            f"{place(name)}.cyclegan" if own.cyclegan else "cyclegan": trained[name].batch_size
+            f"{place(name)}.cyclegan" if own.cyclegan else "cyclegan": self.cyclegan_recipe(
+                name
+            ).batch_size
             for name, own in self.used_translations.items()
             if own.trains
         }
         for name, arm in self.arms.items():
-            own = "batch_size" in arm.segmentation
-            where = f"arms.{name}.segmentation" if own else "segmentation"
+            own_batch = "batch_size" in arm.segmentation
+            where = f"arms.{name}.segmentation" if own_batch else "segmentation"
             batches[where] = self.recipe(name).batch_size
         for where, batch in batches.items():
-            if batch % devices:
+            if batch % ranks:
                 fitting = [n for n in range(1, batch + 1) if batch % n == 0]
                 raise ValueError(
                     f"{where}.batch_size {batch} is that of all devices together and must be a "
-                    f"multiple of {number}, {devices}; make that one of {fitting}, or, in a new "
-                    f"run, {where}.batch_size {batch + -batch % devices}"
+                    f"multiple of {number}, {ranks}; make that one of {fitting}, or, in a new "
+                    f"run, {where}.batch_size {batch + -batch % ranks}"
                 )
-        return self
 
     def recipe(self, arm: str) -> SegmentationConfig:
         """How the network of an arm is trained: `segmentation` with the arm's own settings."""

@@ -30,6 +30,7 @@ from pipeline.run.folder import (
     refuse,
     stage_state,
 )
+from pipeline.runtime.launch import run_ranks, torchrun
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Stage:
     """Fills the folder; continues where an earlier call was interrupted."""
     results: tuple[str, ...] = ()
     """Patterns of the files in the folder that other stages, reports and commands read."""
+    devices: int | None = None
+    """Processes that do it together, one on each device; None: it is not made for several."""
 
 
 @dataclass(frozen=True)
@@ -228,11 +231,25 @@ def run_stage(run: Path, stage: Stage, inputs: Inputs) -> bool:
     if state == "absent":
         begin_stage(folder, inputs)
     start = time.monotonic()
-    stage.work(folder)
+    _perform(run, stage)
     progress = recorded_progress(folder)
     seconds = progress.seconds if progress else time.monotonic() - start
     finish_stage(run, stage.name, inputs, seconds=seconds, results=stage.results)
     return True
+
+
+def _perform(run: Path, stage: Stage) -> None:
+    """Do the work of a stage, by the ranks of torchrun where it uses several devices."""
+    if stage.devices is not None:
+        if torchrun():
+            from pipeline.runtime.distributed import connected
+
+            with connected() as ranks:  # the others wait in `flows.rank.follow_rank_zero`
+                ranks.broadcast((str(run.absolute()), stage.name))
+        elif stage.devices > 1:
+            run_ranks("flows.rank", [run.absolute(), stage.name], stage.devices)
+            return
+    stage.work(run / stage.name)
 
 
 def named(stages: list[Stage], wanted: list[str]) -> list[str]:

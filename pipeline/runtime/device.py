@@ -34,7 +34,7 @@ def check_devices(compute: ComputeConfig) -> None:
     launch, found = torchrun(), torch.cuda.device_count()
     # torchrun can also show each process its own GPU alone.
     if (launch.local_rank + 1 if launch else compute.devices) > found:
-        asked = f"torchrun's --nproc-per-node is {launch.local_size}" if launch else None
+        asked = f"torchrun's --nproc-per-node is {launch.local_world_size}" if launch else None
         raise UserError(
             f"{asked or f'compute.devices is {compute.devices}'}, but torch sees {found} GPU(s). "
             f"Set it to at most {found}, or let CUDA_VISIBLE_DEVICES show more."
@@ -45,12 +45,14 @@ def make_fabric(compute: ComputeConfig, *, training: bool, device: int = 0) -> F
     """One device; the configured precision for training, 32 bits for what is stored or scored.
 
     Args:
-        device: which GPU, where there are several.
+        device: which GPU, where there are several: the local rank.
 
     Raises:
         UserError: a GPU is asked for and there is none.
     """
     kind = accelerator(compute)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
     precision: Literal["32-true", "bf16-mixed"]
     if not training:
         precision = "32-true"

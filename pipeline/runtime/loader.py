@@ -75,19 +75,25 @@ def batches(
     batch_size: int,
     workers: int,
     pin: bool,
-    share: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Any]:
     """The batches of steps `first` to `last` - 1, each of `batch_size` consecutive draws.
 
     Args:
         pin: keep batches in pinned memory, for a GPU.
-        share: (i, n) reads only the i-th, from 0, of n equal parts of each batch.
+        shard: (rank, world size): which of how many equal parts of each batch to read.
 
     Raises:
-        UserError: a frame could not be read, or a reading process died.
+        UserError: a batch has no equal parts, a frame could not be read, or a reading process died.
     """
-    part = batch_size // share[1]
-    starts = range(first * batch_size + share[0] * part, last * batch_size, batch_size)
+    rank, world_size = shard
+    if batch_size % world_size:
+        raise UserError(
+            f"batch_size {batch_size} is that of all devices together and must be a multiple of "
+            f"the {world_size} processes that share it. Start another number of them."
+        )
+    part = batch_size // world_size
+    starts = range(first * batch_size + rank * part, last * batch_size, batch_size)
     loader: DataLoader[Any] = DataLoader(
         draws,
         batch_sampler=(list(range(start, start + part)) for start in starts),

@@ -5,11 +5,8 @@ Processes on the CPU stand in for GPUs. Most are forked, which is quick and take
 
 import json
 import os
-import pickle
 import shutil
 import signal
-import subprocess
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,16 +19,15 @@ from cyclegan.pool import ImagePool
 from cyclegan.semantics import Judge, semantic_loss
 from cyclegan.steps import save_last
 from cyclegan.train import train
-from flows.plan import _judge
 from flows.prepare import preflight
 from pipeline.config.load import load_config
 from pipeline.config.settings import ComputeConfig, Config, CycleGANConfig
-from pipeline.data.labels import IGNORE, load_label_space
+from pipeline.data.labels import IGNORE
 from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.device import check_devices
-from pipeline.runtime.team import ALONE, Team, run_team
-from tests.conftest import Cli, cli_command
+from pipeline.runtime.distributed import ONE_RANK, Ranks, process_group
+from tests.ranks import in_ranks
 from tests.test_cyclegan import equal
 from tests.test_semantics import SPACE, by_brightness, mean_color
 
@@ -41,11 +37,6 @@ RECIPE = {"batch_size": 2, "steps_per_epoch": 2, "checkpoint_every": 2, "log_eve
 @pytest.fixture
 def config(tiny: Path) -> Config:
     return load_config(tiny, ["compute.accelerator=cpu", "cyclegan.batch_size=2"])
-
-
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.runtime.team.START", "fork")
 
 
 @pytest.fixture
@@ -70,9 +61,9 @@ def fit(
     config: Config, settings: CycleGANConfig, folder: Path, devices: int, **compute: Any
 ) -> dict[str, Any]:
     """The last checkpoint of a training."""
-    how = config.compute.model_copy(update={"devices": devices, **compute})
+    how = config.compute.model_copy(update=compute)
     judge = judge_on if settings.semantics else None
-    run_team(how, train, settings, config.source, config.target, folder, how, judge)
+    in_ranks(devices, train, settings, config.source, config.target, folder, how, judge)
     return load_checkpoint(folder / "checkpoints/last.pt")
 
 
@@ -115,7 +106,7 @@ def assert_close(one: Any, other: Any, relative: float) -> None:
     ids=["average", "judged"],
 )
 def test_two_devices_learn_what_one_learns(
-    config: Config, tmp_path: Path, forked: None, exact: None, settings: dict[str, Any]
+    config: Config, tmp_path: Path, exact: None, settings: dict[str, Any]
 ) -> None:
     one = fit(config, recipe(config, **settings), tmp_path / "one", 1)
     two = fit(config, recipe(config, **settings), tmp_path / "two", 2)
@@ -130,9 +121,7 @@ def test_two_devices_learn_what_one_learns(
     assert len(list((tmp_path / "two/tensorboard").iterdir())) == 1
 
 
-def test_two_devices_learn_what_one_learns_in_32_bits(
-    config: Config, tmp_path: Path, forked: None
-) -> None:
+def test_two_devices_learn_what_one_learns_in_32_bits(config: Config, tmp_path: Path) -> None:
     settings = recipe(config)
     fit(config, settings, tmp_path / "one", 1)
     fit(config, settings, tmp_path / "two", 2)
@@ -142,7 +131,7 @@ def test_two_devices_learn_what_one_learns_in_32_bits(
 
 
 def test_every_process_keeps_the_same_networks_and_pools(
-    config: Config, tmp_path: Path, forked: None, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Kept(ImagePool):
         def query(self, batch: torch.Tensor, rng: Any) -> torch.Tensor:
@@ -163,7 +152,6 @@ def test_every_process_keeps_the_same_networks_and_pools(
 def test_continues_bit_for_bit_after_a_kill(
     config: Config,
     tmp_path: Path,
-    forked: None,
     exact: None,
     monkeypatch: pytest.MonkeyPatch,
     workers: int,
@@ -174,7 +162,10 @@ def test_continues_bit_for_bit_after_a_kill(
             os.kill(os.getpid(), signal.SIGKILL)
 
     whole = fit(config, recipe(config), tmp_path / "whole", 2, workers=workers)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="device 0 ended by SIGK"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ChildProcessError, match="rank 0 ended with -9"),
+    ):
         patch.setattr("cyclegan.train.save_last", killed)
         fit(config, recipe(config), tmp_path / "two", 2, workers=workers)
     assert load_checkpoint(tmp_path / "two/checkpoints/last.pt")["step"] == 2
@@ -188,7 +179,6 @@ def test_continues_bit_for_bit_after_a_kill(
 def test_a_step_is_skipped_by_all_or_none(
     config: Config,
     tmp_path: Path,
-    forked: None,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -209,88 +199,43 @@ def test_a_step_is_skipped_by_all_or_none(
     assert message.count("toy-sim") == message.count("toy-real") == 2  # the whole batch
 
 
-def work(what: str, folder: Path, team: Team) -> None:
-    """What a process does until one of them fails."""
-    (folder / str(team.rank)).write_text(str(os.getpid()))
-    team.gather(torch.zeros(1))
-    if team.rank == 1 and what == "mistake":
-        raise UserError("frame 7 cannot be read. Mend it.")
-    if team.rank == 1 and what == "bug":
-        raise KeyError("no such thing")
-    if what == "bug in all":
-        raise KeyError("no such thing")
-    if team.rank == 1 and what == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    team.gather(torch.zeros(1))
-
-
-@pytest.mark.parametrize(
-    ("what", "kind", "message"),
-    [
-        ("mistake", UserError, r"^frame 7 cannot be read. Mend it."),
-        ("bug", RuntimeError, "(?s)Traceback.*no such thing"),
-        ("bug in all", RuntimeError, "(?s)Traceback.*no such thing"),
-        ("killed", UserError, "process of device 1 ended by SIGKILL .* Run again to continue"),
-    ],
-)
-def test_one_that_fails_ends_all(
-    tmp_path: Path, forked: None, what: str, kind: Any, message: str
-) -> None:
-    with pytest.raises(kind, match=message):
-        run_team(ComputeConfig(accelerator="cpu", devices=2), work, what, tmp_path)
-    assert_gone(int((tmp_path / str(rank)).read_text()) for rank in (0, 1))
-
-
-def assert_gone(processes: Any) -> None:
-    for process in processes:
-        for _ in range(100):
-            if not Path(f"/proc/{process}").exists():
-                break
-            time.sleep(0.05)
-        else:
-            pytest.fail(f"process {process} still runs")
-
-
 def test_alone_nothing_is_exchanged() -> None:
     batch = torch.rand(2, 3)
-    assert ALONE.share(batch) is batch
-    assert torch.equal(ALONE.gather(batch), batch)
-    ALONE.average([batch])
-    assert ALONE.gather_names(["a"]) == ["a"]
-    calls: list[Any] = []
-    run_team(ComputeConfig(), lambda *arguments: calls.append(arguments), 1)
-    assert calls == [(1, ALONE)]
+    assert ONE_RANK.shard(batch) is batch
+    assert torch.equal(ONE_RANK.all_gather(batch), batch)
+    ONE_RANK.all_reduce_mean([batch])
+    assert ONE_RANK.all_gather_objects(["a"]) == ["a"]
+    with process_group(ComputeConfig()) as ranks:
+        assert ranks == ONE_RANK
 
 
-def test_shares_are_in_order() -> None:
+def test_shards_are_in_order() -> None:
     batch = torch.arange(6)
-    shares = [Team(rank, 3).share(batch).tolist() for rank in range(3)]
-    assert shares == [[0, 1], [2, 3], [4, 5]]
+    shards = [Ranks(rank, 3).shard(batch).tolist() for rank in range(3)]
+    assert shards == [[0, 1], [2, 3], [4, 5]]
 
 
-def semantic_shares(folder: Path, team: Team) -> None:
+def semantic_shards(folder: Path, ranks: Ranks) -> None:
     torch.manual_seed(0)
     frames, classes = torch.randn(2, 3, 4, 5), torch.randint(0, 2, (2, 4, 5))
     classes[0] = IGNORE
     classes[1, 0] = IGNORE
-    loss = semantic_loss(by_brightness, team.share(frames), team.share(classes), team)
-    losses = team.gather(loss[None])
+    loss = semantic_loss(by_brightness, ranks.shard(frames), ranks.shard(classes), ranks)
+    losses = ranks.all_gather(loss[None])
     assert losses[0] == 0
     whole = semantic_loss(by_brightness, frames, classes)
     torch.testing.assert_close(losses.mean(), whole)
-    (folder / str(team.rank)).touch()
+    (folder / str(ranks.rank)).touch()
 
 
-def test_labelled_pixels_count_alike_wherever_they_are(tmp_path: Path, forked: None) -> None:
-    run_team(ComputeConfig(accelerator="cpu", devices=2), semantic_shares, tmp_path)
+def test_labelled_pixels_count_alike_wherever_they_are(tmp_path: Path) -> None:
+    in_ranks(2, semantic_shards, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}
 
 
 def test_settings_that_cannot_work(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"cyclegan.batch_size 3 .* multiple of compute.devices, 2"):
         load_config(tiny, ["compute.devices=2", "cyclegan.batch_size=3"])
-    with pytest.raises(UserError, match=r"compute.devices is 2, and paired training"):
-        load_config(tiny, ["compute.devices=2", "cyclegan.batch_size=2", "cyclegan.paired=true"])
     for place in ("segmentation", "arms.source_only.segmentation"):
         arms = ["arms={source_only: {train: source}}"]  # no CycleGAN
         with pytest.raises(UserError, match=rf"{place}.batch_size 3 .* one of \[1, 3\], or"):
@@ -303,88 +248,3 @@ def test_settings_that_cannot_work(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
     for look in (partial(check_devices, config.compute), partial(preflight, config)):
         with pytest.raises(UserError, match=r"compute.devices is 4, but torch sees 2 GPU\(s\)"):
             look()
-
-
-def test_what_other_processes_get_can_be_sent(config: Config, tmp_path: Path) -> None:
-    judge = _judge(config, load_label_space(config.label_space), tmp_path)
-    arguments = (train, config.cyclegan, config.source, config.target, tmp_path, judge)
-    assert pickle.loads(pickle.dumps(arguments))[1:4] == arguments[1:4]
-
-
-# As a user starts it: processes that begin anew, and take seconds for that.
-
-START = ["--set", "compute.devices=2", "--set", "cyclegan.batch_size=2"]
-
-
-@pytest.mark.slow
-def test_a_frame_that_cannot_be_read_is_one_message(
-    cli: Cli, tiny: Path, world: Path, tmp_path: Path
-) -> None:
-    broken = tmp_path / "world"
-    shutil.copytree(world, broken)
-    path = broken / "toy-sim/images/00007.png"
-    path.write_bytes(path.read_bytes()[:100])
-    result = cli("train-cyclegan", "r", "--config", tiny, *START, env={"WORLD": str(broken)})
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.count(f"{path} cannot be read as an image") == 1
-    assert "Traceback" not in result.stderr
-
-
-def children(process: int) -> list[int]:
-    text = Path(f"/proc/{process}/task/{process}/children").read_text()
-    return [int(child) for child in text.split()]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stop", "status"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
-)
-def test_stopping_ends_all_and_the_same_command_continues(
-    tiny: Path, tmp_path: Path, forked: None, stop: signal.Signals, status: int
-) -> None:
-    settings = [*START[1::2], "cyclegan.steps_per_epoch=20"]
-
-    def start() -> Any:
-        command = cli_command("train-cyclegan", "parts", "--config", tiny)
-        return subprocess.Popen(
-            [*command, *(word for setting in settings for word in ("--set", setting))],
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    process = start()
-    checkpoint = tmp_path / "parts/cyclegan/checkpoints/last.pt"
-    for _ in range(6000):
-        if checkpoint.is_file():
-            break
-        time.sleep(0.05)
-    started = children(process.pid)
-    assert len(started) >= 2
-    if stop == signal.SIGINT:
-        os.killpg(process.pid, stop)  # as a terminal does
-    else:
-        process.send_signal(stop)
-    message = process.communicate(timeout=60)[1]
-    assert process.returncode == status
-    assert "Traceback" not in message
-    assert_gone(started)
-    assert 0 < load_checkpoint(checkpoint)["step"] < 40
-    process = start()
-    assert process.communicate(timeout=200)[1].endswith("cyclegan: done\n")
-    config = load_config(tiny, [*settings, "compute.accelerator=cpu"])
-    whole = fit(config, config.cyclegan, tmp_path / "whole", 2)
-    assert whole["step"] == 40
-    assert equal(load_checkpoint(checkpoint), whole)
-
-
-@pytest.mark.slow
-def test_a_judged_run_on_two_devices(cli: Cli, tiny: Path, tmp_path: Path) -> None:
-    judged = ["--set", "cyclegan.semantics={consistency: 1.0, probe_frames: 4}"]
-    settings = [*START, *judged, "--set", "translation.checkpoint=best"]
-    result = cli("run", tiny, "--run", "r", *settings)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "r/cyclegan/leaderboard.csv").is_file()
-    assert (tmp_path / "r/report/report.json").is_file()

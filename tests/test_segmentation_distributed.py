@@ -14,23 +14,22 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from pipeline.config.load import load_config
-from pipeline.config.settings import ComputeConfig, Config, SelfTrainingConfig
+from pipeline.config.settings import Config, SelfTrainingConfig
 from pipeline.data.labels import load_label_space
-from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.runtime.team import Team, run_team
+from pipeline.runtime.distributed import Ranks
 from segmentation.losses import balanced_weights
-from segmentation.models import build_model, share_batch_norms
+from segmentation.models import build_model, sync_batch_norms
 from segmentation.train import CHECKPOINT, load_segmenter, train
+from tests.ranks import in_ranks
 from tests.test_cyclegan import equal
-from tests.test_team import assert_close, read_log
+from tests.test_distributed import assert_close, read_log
 
 SPACE = load_label_space("cityscapes19")
 
 
 @pytest.fixture
-def config(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr("pipeline.runtime.team.START", "fork")
+def config(tiny: Path) -> Config:
     recipe = ["segmentation.steps=3", "segmentation.checkpoint_every=2", "segmentation.log_every=1"]
     return load_config(tiny, ["compute.accelerator=cpu", *recipe])
 
@@ -51,12 +50,11 @@ def fit(
     config: Config, folder: Path, devices: int, teaching: SelfTrainingConfig | None = None, **s: Any
 ) -> dict[str, Any]:
     """The last checkpoint of a training."""
-    compute = config.compute.model_copy(update={"devices": devices})
     recipe = config.segmentation.model_copy(update=s)
     target = config.target if teaching else None
     frames = [(config.source, 1.0)]
-    work = partial(train, recipe, SPACE, frames, 3, folder, compute)
-    run_team(compute, partial(work, self_training=teaching, target=target))
+    work = partial(train, recipe, SPACE, frames, 3, folder, config.compute)
+    in_ranks(devices, partial(work, self_training=teaching, target=target))
     return load_checkpoint(folder / CHECKPOINT)
 
 
@@ -94,7 +92,10 @@ def test_continues_bit_for_bit_after_a_kill_and_with_another_number(
             os.kill(os.getpid(), signal.SIGKILL)
 
     whole = fit(config, tmp_path / "whole", 2)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="device 0 ended by SIGK"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ChildProcessError, match="rank 0 ended with -9"),
+    ):
         patch.setattr("segmentation.train.save_checkpoint", killed)
         fit(config, tmp_path / "two", 2)
     assert load_checkpoint(tmp_path / "two" / CHECKPOINT)["step"] == 2
@@ -125,32 +126,32 @@ def test_two_devices_that_draw_for_themselves(config: Config, tmp_path: Path) ->
     assert all(entry["masked"] >= 0 for entry in read_log(tmp_path))
 
 
-def normed(folder: Path, team: Team) -> None:
+def normed(folder: Path, ranks: Ranks) -> None:
     torch.manual_seed(0)
     x, aims = 3 + torch.randn(2, 4, 6, 5, 7).double()
-    part, whole = team.share(x).clone().requires_grad_(), x.clone().requires_grad_()
+    part, whole = ranks.shard(x).clone().requires_grad_(), x.clone().requires_grad_()
     alone = nn.Sequential(nn.BatchNorm2d(6), BatchNormAct2d(6), nn.BatchNorm2d(6, momentum=0.3))
     for norm in alone:
         nn.init.uniform_(norm.weight)
     alone.double()
-    together = share_batch_norms(copy.deepcopy(alone), team)
+    together = sync_batch_norms(copy.deepcopy(alone), ranks)
     out, expected = together(part), alone(whole)
-    (out * team.share(aims)).sum().backward()
+    (out * ranks.shard(aims)).sum().backward()
     (expected * aims).sum().backward()
-    torch.testing.assert_close(team.gather(out), expected.detach())
+    torch.testing.assert_close(ranks.all_gather(out), expected.detach())
     assert part.grad is not None
-    torch.testing.assert_close(team.gather(part.grad), whole.grad)
+    torch.testing.assert_close(ranks.all_gather(part.grad), whole.grad)
     for one, other in zip(together.parameters(), alone.parameters(), strict=True):
         assert one.grad is not None
-        torch.testing.assert_close(team.total(one.grad), other.grad)
+        torch.testing.assert_close(ranks.all_reduce_sum(one.grad), other.grad)
     torch.testing.assert_close(together.state_dict(), alone.state_dict())
     alone.load_state_dict(together.state_dict())
     assert torch.equal(together.eval()(x), alone.eval()(x))
-    (folder / str(team.rank)).touch()
+    (folder / str(ranks.rank)).touch()
 
 
 def test_batch_norms_see_the_whole_batch(config: Config, tmp_path: Path, exact: None) -> None:
-    run_team(ComputeConfig(accelerator="cpu", devices=2), normed, tmp_path)
+    in_ranks(2, normed, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}
 
 
@@ -167,23 +168,23 @@ def test_a_compiled_network_learns_alike(config: Config, tmp_path: Path) -> None
     load_segmenter(tmp_path / "compiled" / CHECKPOINT)
 
 
-def traced(folder: Path, team: Team) -> None:
+def traced(folder: Path, ranks: Ranks) -> None:
     torch.manual_seed(0)
     plain: nn.Module = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.BatchNorm2d(4))
-    inside = share_batch_norms(copy.deepcopy(plain), team)
-    share_batch_norms(plain, team)
+    inside = sync_batch_norms(copy.deepcopy(plain), ranks)
+    sync_batch_norms(plain, ranks)
     # As `fused` compiles, but for the code: that takes minutes.
     compiled = torch.compile(inside, dynamic=False, backend="aot_eager")
-    part = team.share(torch.randn(4, 3, 8, 8))
+    part = ranks.shard(torch.randn(4, 3, 8, 8))
     for network in (plain, compiled):
         network(part).square().sum().backward()
     for one, other in zip(inside.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
     assert equal(inside.state_dict(), plain.state_dict())
-    (folder / str(team.rank)).touch()
+    (folder / str(ranks.rank)).touch()
 
 
 @pytest.mark.slow
 def test_shared_batch_norms_can_be_compiled(config: Config, tmp_path: Path) -> None:
-    run_team(ComputeConfig(accelerator="cpu", devices=2), traced, tmp_path)
+    in_ranks(2, traced, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}
