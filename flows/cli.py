@@ -108,9 +108,15 @@ def _run_flow(
     from flows.ablate import take_over
     from flows.prepare import prepare
     from flows.show import say_missing_classes, show_result
-    from pipeline.run.folder import locked
+    from pipeline.errors import UserError
+    from pipeline.run.folder import CONFIG_FILE, LADDER_FILE, locked
     from pipeline.run.stage import is_done
 
+    if (folder / LADDER_FILE).is_file() and not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{folder} holds an ablation of an earlier version: a folder of runs, each of which can "
+            "still be reported and compared. Give another folder with --run DIR."
+        )
     say_missing_classes(config)
     with locked(folder):
         stages = prepare(config, folder, forced)

@@ -32,7 +32,7 @@ RUN_FILE = "run.json"
 INPUTS_FILE = "inputs.json"
 STAGE_FILE = "stage.json"
 LADDER_FILE = "ladder.json"
-"""The table of a folder of runs."""
+"""The table of a folder of runs, as earlier versions made one for an ablation."""
 
 Inputs = dict[str, Any]
 
