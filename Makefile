@@ -26,13 +26,13 @@ readme: demo
 	$(BIN)/python docs/make_readme.py runs/demo/report
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 soak: install
-	SIM2REAL_SOAK_KILLS=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_soak.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -n 2 --dist load
 
 test-all: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile

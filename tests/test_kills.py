@@ -29,7 +29,7 @@ import yaml
 
 from cyclegan.checkpoints import load_generator
 from flows import cli
-from flows.ablate import ladder, seconds_by_row
+from flows.ablate import ablation, take_over
 from flows.plan import plan
 from flows.prepare import prepare
 from flows.show import show_result, show_status
@@ -42,7 +42,6 @@ from pipeline.run.folder import locked, read_run
 from pipeline.run.stage import check, run_stage
 from pipeline.runtime.checkpoint import continuing, load_checkpoint
 from pipeline.scoring import bootstrap
-from reports.ladder import Row, write_ladder
 from reports.report import write_comparison, write_report
 from segmentation.train import load_segmenter
 from tests.conftest import TINY
@@ -88,11 +87,12 @@ def force() -> None:
             run_stage(run, stage, inputs[stage.name])
 
 
-def table() -> None:
-    """The table of a ladder, none of whose rows is done."""
-    rows = ladder(load_config(Path("tiny.yaml")))
-    with locked(Path("l")):
-        write_ladder("tiny", rows, Path("l"), {row.name: None for row in rows})
+def lend() -> None:
+    """What `run --ablate` does before its stages: it takes over those of the plain run."""
+    config, run = ablation(load_config(Path("tiny.yaml"))), Path("l")
+    with locked(run):
+        prepare(config, run, [])
+        take_over(config, run, Path("r"))
 
 
 TRAINED = ("cyclegan", "translated", "segmentation")
@@ -109,13 +109,13 @@ CHEAP = {
     "predictions": Command(
         ["evaluate", "r", "--predictions", PREDICTIONS, "--out", "s"], (*TRAINED, "evaluation")
     ),
-    "ladder": Command(table),
 }
 DEAR = {
     "train-cyclegan": Command(["train-cyclegan", "r", "--config", "tiny.yaml"]),
     "translate": Command(["translate", "r"], ("cyclegan",)),
     "train-segmentation": Command(["train-segmentation", "r"], ("cyclegan", "translated")),
     "evaluate": Command(["evaluate", "r"], TRAINED),
+    "lend": Command(lend, (*TRAINED, "evaluation")),
     "force": Command(force, (*TRAINED, "evaluation", "report")),
 }
 
@@ -301,7 +301,7 @@ def test_killed_and_given_once_more(name: str, finished: Path, tmp_path: Path) -
     walk(name, finished, tmp_path, whole=False)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", [*CHEAP, *DEAR])
 def test_killed_at_every_change(name: str, finished: Path, tmp_path: Path) -> None:
     walk(name, finished, tmp_path, whole=True)
@@ -320,7 +320,7 @@ DAMAGES: dict[str, Callable[[bytes, Path], bytes]] = {
 
 
 @pytest.mark.parametrize(
-    "damage", ["one each", *(pytest.param(d, marks=pytest.mark.slow) for d in DAMAGES)]
+    "damage", ["one each", *(pytest.param(d, marks=pytest.mark.soak) for d in DAMAGES)]
 )
 def test_every_damaged_file_is_one_message(
     damage: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -344,7 +344,6 @@ def test_every_damaged_file_is_one_message(
         lambda: load_generator(run / "cyclegan/checkpoints/last.pt"),
         lambda: load_segmenter(run / "segmentation/adapted/seed-0/checkpoints/last.pt"),
         lambda: check(run, plan(read_run(run), run)),
-        lambda: seconds_by_row([Row("r", "", None, "adapted", read_run(run))], tmp_path),
     ]
     if damage == "one each":
         files = evenly(files, 2 * len(DAMAGES))

@@ -1,6 +1,6 @@
 """Processes killed at random moments, or stopped for a minute: equal results, nothing left.
 
-`make soak` kills each command ten times; the slow tests do it once.
+`make soak` kills each command ten times.
 """
 
 import os
@@ -20,7 +20,7 @@ from pipeline.runtime.checkpoint import load_checkpoint
 from tests.conftest import TINY, cli_command
 from tests.test_cyclegan import equal
 
-KILLS = int(os.environ.get("SIM2REAL_SOAK_KILLS", "1"))
+KILLS = int(os.environ.get("SIM2REAL_SOAK_KILLS", "10"))
 RESULTS = (
     "*.pt",
     "evaluation.json",
@@ -124,7 +124,7 @@ def assert_nothing_is_left(folder: Path) -> None:
     assert hidden == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_killed_at_random_moments(command: str, finished: Path, tmp_path: Path) -> None:
     whole = prepared(tmp_path / "whole", finished, command)
@@ -151,7 +151,7 @@ def test_killed_at_random_moments(command: str, finished: Path, tmp_path: Path) 
         shutil.rmtree(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_stopped_for_a_minute(finished: Path, tmp_path: Path) -> None:
     """As a laptop that sleeps, or a batch system that suspends a job."""
     folder = prepared(tmp_path / "stopped", finished, "run")
