@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.labels import LabelClass, LabelSpace
-from pipeline.scoring.bootstrap import Counts, interval, intervals, resample, share_better
+from pipeline.scoring.bootstrap import interval, intervals, resample, share_better
 from pipeline.scoring.confusion import ConfusionMatrix
+from pipeline.scoring.metrics import Counts
 
 
 def space(classes: int, *left_out: int) -> LabelSpace:
