@@ -80,13 +80,13 @@ def count(number: int, noun: str = "", plural: str = "") -> str:
 
 
 def size(octets: float) -> str:
-    """A number of bytes: `812 B`, `3.2 kB`, `145 MB`."""
+    """A number of bytes: `812 B`, `3.21 kB`, `145 MB`."""
     unit = "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if octets < 1000 or unit == "TB":
+        if octets < 999.5 or unit == "TB":
             break
         octets /= 1000
-    return f"{octets:.0f} {unit}" if octets >= 100 or unit == "B" else f"{octets:.1f} {unit}"
+    return f"{octets:.3g} {unit}"
 
 
 def listed(items: Sequence[object], most: int = 5) -> str:

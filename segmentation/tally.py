@@ -44,13 +44,13 @@ class Tally:
         start = int(path.stem)
         with np.load(path) as arrays:
             tables, names = arrays["tables"], arrays["names"].tolist()
-            hits = [None] * len(names)
+            hits: list[Counts | None] = [None] * len(names)
             if "hits" in arrays:
-                hits = np.split(arrays["hits"], np.cumsum(arrays["instances"])[:-1])
+                hits = [*np.split(arrays["hits"], np.cumsum(arrays["instances"])[:-1])]
         if start > len(self.frames) or names != self.names[start : start + len(names)]:
             raise ValueError("it counts other frames")
         # After a picture was lost, files overlap; what they have in common is equal.
-        self.frames[start:] = map(FrameCounts, tables, hits, strict=True)
+        self.frames[start:] = [FrameCounts(*each) for each in zip(tables, hits, strict=True)]
 
     def add(self, table: Tensor, hits: Counts | None) -> None:
         """Add the counts of the next frame, as `FrameCounts` has them; `table` on any device."""
@@ -65,11 +65,14 @@ class Tally:
         tables = torch.stack([table for table, _ in self._pending]).cpu().numpy()
         hits = [found for _, found in self._pending if found is not None]
         start = len(self.frames)
-        arrays = {"tables": tables, "names": np.array(self.names[start : start + len(tables)])}
+        names = self.names[start : start + len(tables)]
+        of_instances = {}
         if hits:
-            arrays |= {"hits": np.concatenate(hits), "instances": np.array([*map(len, hits)])}
+            of_instances = {"hits": np.concatenate(hits), "instances": [*map(len, hits)]}
         with replacing(self.folder / f"{start:08}.npz") as part:
-            np.savez_compressed(part, **arrays)
+            np.savez_compressed(
+                part, allow_pickle=False, tables=tables, names=names, **of_instances
+            )
         self.frames += [
             FrameCounts(table, found)
             for table, (_, found) in zip(tables, self._pending, strict=True)

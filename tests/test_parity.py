@@ -104,7 +104,7 @@ def our_result(
     monkeypatch.setattr(scores, "intervals", lambda *_: {})  # has tests of its own
     out = spec.root / "scores"
     result, _ = score_files(spec, SPACE, spec.root / "results", out, encoding)  # type: ignore[arg-type]
-    return json.loads((out / "official.json").read_text()), result.as_json()
+    return json.loads((out / "official.json").read_text()), result.model_dump(mode="json")
 
 
 def assert_equal(official: dict[str, Any], ours: dict[str, Any], result: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ def write_predictions(
 def score_files(*arguments: Any) -> tuple[dict[str, Any], list[str]]:
     """The content of `evaluation.json`, and the notes."""
     evaluation, notes = score(*arguments)
-    return evaluation.as_json(), notes
+    return evaluation.model_dump(mode="json"), notes
 
 
 def scores_of(result: dict[str, Any]) -> dict[str, Any]:

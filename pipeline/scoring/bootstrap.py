@@ -78,11 +78,9 @@ def resample(
 
 def _formulas() -> dict[str, Formula]:
     """What is computed in each drawing."""
-    return {
-        one.key: one.formula
-        for one in (*tabled(), *(b for b in BREAKDOWNS.values() if b.compared))
-        if one.formula
-    }
+    of_set = {metric.key: metric.formula for metric in tabled()}
+    of_parts = {b.key: b.formula for b in BREAKDOWNS.values() if b.compared}
+    return {key: formula for key, formula in (of_set | of_parts).items() if formula}
 
 
 def interval(values: Float, level: float = LEVEL) -> Interval | None:
@@ -94,11 +92,7 @@ def interval(values: Float, level: float = LEVEL) -> Interval | None:
     return float(low), float(high)
 
 
-def share_better(after: Float, before: Float, *, higher_is_better: bool = True) -> float | None:
-    """The share of the drawings in which `after` is better than `before`, both (resamples,).
-
-    None when no drawing defines both.
-    """
-    difference = after - before if higher_is_better else before - after
-    defined = difference[~np.isnan(difference)]
+def share_better(gain: Float) -> float | None:
+    """The share of the drawings with a gain above 0, (resamples,); None when none is defined."""
+    defined = gain[~np.isnan(gain)]
     return float((defined > 0).mean()) if defined.size else None

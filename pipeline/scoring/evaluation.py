@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    computed_field,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline.data.labels import LabelSpace
 from pipeline.files import explain_damage, read_record, write_json
@@ -26,13 +34,32 @@ class Frames:
     """(N, K, K + 1): rows truth, columns prediction, the last one void."""
 
 
-class Evaluation(BaseModel):
-    """The scores of a network, or of predictions in files, on a test set.
+class Flat(BaseModel):
+    """A value whose scores and breakdowns stand, in JSON, under their keys beside its fields."""
 
-    In the file, scores and breakdowns stand under their keys beside the other fields.
-    """
+    model_config = ConfigDict(frozen=True)
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "scores" in data:
+            return data
+        return data | {
+            "scores": {key: data[key] for key in METRICS if key in data},
+            "breakdowns": {key: data[key] for key in BREAKDOWNS if key in data},
+        }
+
+    @model_serializer(mode="wrap")
+    def _spread_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        scores, breakdowns = fields.pop("scores"), fields.pop("breakdowns")
+        return {**fields, **scores, **breakdowns}
+
+
+class Evaluation(Flat):
+    """The scores of a network, or of predictions in files, on a test set."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     protocol: dict[str, Setting]
     """How it was scored."""
@@ -57,17 +84,6 @@ class Evaluation(BaseModel):
     frames: Frames | None = Field(default=None, exclude=True)
     """Of `per_image.npz`, which runs of an older version lack."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _gather(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "scores" in data:
-            return data
-        gathered = {
-            "scores": {key: data[key] for key in METRICS if key in data},
-            "breakdowns": {key: data[key] for key in BREAKDOWNS if data.get(key) is not None},
-        }
-        return data | gathered
-
     @model_validator(mode="after")
     def _of_these_classes(self) -> Self:
         sides = {len(self.confusion), *map(len, self.confusion)}
@@ -87,6 +103,7 @@ class Evaluation(BaseModel):
         """(K, K + 1) counts, the last column void."""
         return ConfusionMatrix.from_counts(self.confusion, self.void_predictions or None).table
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def absent_classes(self) -> list[str]:
         """The classes without a pixel of the ground truth."""
@@ -100,18 +117,7 @@ class Evaluation(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Write `evaluation.json`."""
-        write_json(folder / FILE, self.as_json())
-
-    def as_json(self) -> dict[str, Any]:
-        """The content of `evaluation.json`."""
-        fields = self.model_dump(mode="json", exclude={"scores", "breakdowns", "intervals"})
-        return {
-            **fields,
-            "absent_classes": self.absent_classes,
-            **self.scores,
-            **self.breakdowns,
-            "intervals": self.intervals,
-        }
+        write_json(folder / FILE, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, folder: Path, space: LabelSpace) -> Self:

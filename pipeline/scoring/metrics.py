@@ -8,7 +8,7 @@ computed once from the sums of a data set, never averaged over images. A void pr
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from pipeline.data.labels import LabelSpace
 
 Float = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+N = TypeVar("N", float, Float)
 Score = float | None
 """A number as plain data; None where it is undefined."""
 Formula = Callable[[Counts | Float, LabelSpace], Float]
@@ -53,6 +54,10 @@ class Metric:
         """The short title, or else the title."""
         return self.short or self.title
 
+    def gain(self, after: N, before: N) -> N:
+        """How much better `after` is than `before`."""
+        return after - before if self.higher_is_better else before - after
+
 
 @dataclass(frozen=True)
 class Breakdown:
@@ -69,6 +74,11 @@ class Breakdown:
     """The heading of its own table; without one, it is a column of the table of classes."""
     compared: bool = False
     """Whether arms are compared in it, class by class, with intervals."""
+
+    @property
+    def column(self) -> str:
+        """How the names of its columns begin in a CSV file of classes."""
+        return self.key.removeprefix("class_")
 
 
 def pixel_accuracy(counts: Counts | Float, space: LabelSpace | None = None) -> Float:
@@ -197,6 +207,16 @@ def tabled() -> list[Metric]:
     return [metric for metric in METRICS.values() if metric.table]
 
 
+def class_columns() -> list[Breakdown]:
+    """The breakdowns that are columns of the table of classes."""
+    return [breakdown for breakdown in BREAKDOWNS.values() if not breakdown.about]
+
+
+def further() -> list[Breakdown]:
+    """The breakdowns with a table of their own, which some label spaces and data sets have."""
+    return [breakdown for breakdown in BREAKDOWNS.values() if breakdown.about]
+
+
 def laddered() -> list[Metric]:
     """The metrics in the table of a ladder."""
     return [metric for metric in METRICS.values() if metric.ladder]
@@ -261,7 +281,7 @@ def mean_defined(values: Float) -> Float:
 
 
 def _hits(counts: Counts | Float) -> Counts | Float:
-    return np.diagonal(counts, axis1=-2, axis2=-1)
+    return np.asarray(np.diagonal(counts, axis1=-2, axis2=-1), counts.dtype)
 
 
 def _averaged(space: LabelSpace) -> npt.NDArray[np.bool_]:
