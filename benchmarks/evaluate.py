@@ -250,8 +250,8 @@ def by_script(spec: DatasetSpec) -> Any:
 def by_us(spec: DatasetSpec, threads: int) -> Any:
     """`sim2real evaluate --predictions`, with intervals and all files that it writes."""
     with mock.patch.object(files.os, "cpu_count", return_value=threads):
-        result, _ = files.score_files(spec, SPACE, spec.root / "results", spec.root / "scores")
-    return np.array(result["confusion"])
+        found, _ = files.score_files(spec, SPACE, spec.root / "results", spec.root / "scores")
+    return np.array(found.confusion)
 
 
 def compare_evaluations(spec: DatasetSpec, rounds: int) -> None:

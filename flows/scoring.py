@@ -1,7 +1,6 @@
 """`sim2real evaluate --predictions`: what is scored, and how the scores are shown."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,17 +12,10 @@ from pipeline.data.spec import DatasetSpec, spec_fields
 from pipeline.errors import UserError
 from pipeline.run.folder import CONFIG_FILE
 from pipeline.schema import parse
+from pipeline.scoring.evaluation import Evaluation
+from pipeline.scoring.metrics import BREAKDOWNS, METRICS
+from pipeline.text import bounds, count, number, percent
 from pipeline.yaml_files import read_yaml
-
-_METRICS = {
-    "pixel_accuracy": "per-pixel accuracy",
-    "mean_class_accuracy": "mean class accuracy",
-    "mean_iou": "mean IoU",
-    "frequency_weighted_iou": "frequency-weighted IoU",
-    "mean_category_iou": "mean category IoU",
-    "mean_class_iiou": "mean class iIoU",
-    "mean_category_iiou": "mean category iIoU",
-}
 
 
 def ground_truth(
@@ -80,45 +72,23 @@ def ground_truth(
     return parse(DatasetSpec, known, what), load_label_space(label_space or "cityscapes19")
 
 
-def show_scores(result: dict[str, Any], console: Console) -> None:
-    """Print what an `evaluation.json` holds: a row for each class, then for each category."""
-    split = f" ({result['split']})" if result["split"] else ""
+def show_scores(evaluation: Evaluation, console: Console) -> None:
+    """Print scores: a row for each class, then for each category; then each metric."""
     console.print(
-        f"[bold]{escape(result['dataset'] + split)}[/], {result['images']} frames, label space "
-        f"{escape(result['protocol']['label_space'])}",
+        f"[bold]{escape(evaluation.scored_on)}[/], {count(evaluation.images, 'frame')}, label "
+        f"space {escape(str(evaluation.protocol['label_space']))}",
         soft_wrap=True,
     )
-    weighed = result.get("mean_class_iiou") is not None
-    classes = Table("class", "share of truth", "accuracy", "IoU", *(["iIoU"] if weighed else []))
-    pixels = [
-        sum(row) + void
-        for row, void in zip(result["confusion"], result["void_predictions"], strict=True)
-    ]
-    for name, count in zip(result["classes"], pixels, strict=True):
-        classes.add_row(
-            escape(name),
-            percent(count / sum(pixels) if sum(pixels) else None),
-            percent(result["class_accuracy"][name]),
-            percent(result["class_iou"][name]),
-            *([percent(result["class_iiou"][name])] if weighed else []),
-        )
-    if categories := result.get("category_iou"):
-        classes.add_section()
-        for name, iou in categories.items():
-            iiou = [percent(result["category_iiou"][name])] if weighed else []
-            classes.add_row(f"category {escape(name)}", "", "", percent(iou), *iiou)
-    console.print(classes)
+    console.print(_parts(evaluation))
     scores = Table("metric", "score", "95% interval over frames")
-    for key, title in _METRICS.items():
-        if result.get(key) is not None:
-            interval = result["intervals"].get(key)
+    for key, value in evaluation.scores.items():
+        if value is not None:
+            unit, interval = METRICS[key].unit, evaluation.intervals.get(key)
             scores.add_row(
-                title,
-                percent(result[key]),
-                f"{percent(interval[0])} to {percent(interval[1])}" if interval else "-",
+                METRICS[key].title, number(value, unit, 2), bounds(interval, unit, 2) or "–"
             )
     console.print(scores)
-    if absent := result["absent_classes"]:
+    if absent := evaluation.absent_classes:
         console.print(
             f"Not in the ground truth: {escape(', '.join(absent))}.",
             soft_wrap=True,
@@ -126,6 +96,30 @@ def show_scores(result: dict[str, Any], console: Console) -> None:
         )
 
 
-def percent(value: float | None) -> str:
-    """A fraction in percent; a dash when there is none."""
-    return "-" if value is None else f"{100 * value:.2f}%"
+def _parts(evaluation: Evaluation) -> Table:
+    """The scores of classes and categories."""
+    known = [
+        breakdown
+        for key, breakdown in BREAKDOWNS.items()
+        if key in evaluation.breakdowns and evaluation.scores.get(breakdown.mean) is not None
+    ]
+    titles = list(dict.fromkeys(breakdown.title for breakdown in known))
+    table = Table("class", "share of truth", *titles)
+    pixels = evaluation.table.sum(axis=1)
+    shares = [percent(share, 2) for share in pixels / max(1, pixels.sum())]
+
+    def add(of: str, names: list[str], prefix: str, shares: list[str]) -> None:
+        columns = {b.title: evaluation.breakdowns[b.key] for b in known if b.of == of}
+        for name, share in zip(names, shares, strict=True):
+            cells = [
+                percent(columns[title].get(name), 2) if title in columns else "" for title in titles
+            ]
+            table.add_row(f"{prefix}{escape(name)}", share, *cells)
+
+    add("classes", evaluation.classes, "", shares)
+    of_categories = [evaluation.breakdowns[b.key] for b in known if b.of == "categories"]
+    if of_categories:
+        table.add_section()
+        names = list(of_categories[0])
+        add("categories", names, "category ", [""] * len(names))
+    return table

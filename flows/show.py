@@ -15,10 +15,12 @@ from pipeline.config.settings import IDEAL, Config
 from pipeline.data.labels import load_label_space
 from pipeline.data.spec import DatasetSpec, built_in_specs, missing_classes, plug_ins, spec_fields
 from pipeline.files import explain_damage, read_json
-from pipeline.progress import duration, recorded
+from pipeline.progress import recorded
 from pipeline.run.folder import INPUTS_FILE, LADDER_FILE, check_results, read_run, read_stage
 from pipeline.run.stage import Stage, is_done
 from pipeline.schema import parse
+from pipeline.scoring.metrics import headline, laddered
+from pipeline.text import count, duration, hours, number, percent, size
 
 
 def say_missing_classes(config: Config) -> None:
@@ -42,35 +44,37 @@ def say_missing_classes(config: Config) -> None:
 
 def show_result(folder: Path) -> None:
     """The headline of a run's report."""
-    path, way_out = folder / "report" / "report.json", f"Write it anew: `sim2real report {folder}`."
+    from reports.sentences import NO_ORACLE
+    from reports.summary import read_headline
+
     check_results(folder, "report", "report.json")
-    report = read_json(path, way_out)
-    table = Table("arm", "per-pixel accuracy", "mean class accuracy", "mean IoU")
-    metrics = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
-    with explain_damage(path, way_out):
-        for arm, values in report["arms"].items():
-            table.add_row(arm, *[_percent(values[metric]["mean"]) for metric in metrics])
-        closed_by = report["gap_closed_by_arm"] if IDEAL in report["arms"] else {}
+    path = folder / "report" / "report.json"
+    report = read_headline(path)
+    metrics = headline()
+    table = Table("arm", *(metric.title for metric in metrics))
+    with explain_damage(path, f"Write it anew: `sim2real report {folder}`."):
+        for arm, values in report.arms.items():
+            table.add_row(arm, *(number(values[m.key].mean, m.unit) for m in metrics))
+        closed_by = report.gap_closed_by_arm if IDEAL in report.arms else {}
         for arm, closed in closed_by.items():
-            table.add_row(f"gap closed by {arm}", *[_percent(closed[metric]) for metric in metrics])
+            table.add_row(f"gap closed by {arm}", *(percent(closed[m.key]) for m in metrics))
     console = Console()
     console.print(table)
-    if IDEAL not in report["arms"]:
-        from reports.sentences import NO_ORACLE
-
+    if IDEAL not in report.arms:
         console.print(NO_ORACLE, soft_wrap=True)
     console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)
 
 
 def show_ladder(folder: Path) -> None:
     """The headline of a ladder."""
-    metrics = ("pixel_accuracy", "mean_iou")
-    table = Table("row", "per-pixel accuracy", "mean IoU", "gap closed", "gap closed", "hours")
+    metrics = laddered()
+    gaps = [f"gap closed, {metric.name}" for metric in metrics]
+    table = Table("row", *(metric.title for metric in metrics), *gaps, "hours")
     with _ladder(folder) as rows:
         for row in rows:
-            cells = [_percent(row["scores"][metric]["mean"]) for metric in metrics]
-            cells += [_percent(row["gap_closed"][metric]) for metric in metrics]
-            table.add_row(row["title"], *cells, f"{row['seconds'] / 3600:.2f}")
+            cells = [number(row["scores"][m.key]["mean"], m.unit) for m in metrics]
+            cells += [percent(row["gap_closed"][m.key]) for m in metrics]
+            table.add_row(row["title"], *cells, hours(row["seconds"]))
     console = Console()
     console.print(table)
     console.print(f"Table: {folder / 'index.html'}", soft_wrap=True)
@@ -84,10 +88,6 @@ def _ladder(folder: Path) -> Iterator[list[dict[str, Any]]]:
         yield read_json(path)["rows"]
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}%"
-
-
 def show_status(run: Path) -> None:
     """The stages of a run; of a ladder, its rows."""
     if (run / LADDER_FILE).is_file():
@@ -98,12 +98,13 @@ def show_status(run: Path) -> None:
     table = Table("stage", "state", "progress", "time", "left")
     worked, left, unknown = 0.0, 0.0, False
     for name, state, progress, seconds, remaining in status_rows(run, stages):
-        table.add_row(name, state, progress, _minutes(seconds), _minutes(remaining))
+        time_left = "?" if remaining is None else duration(remaining)
+        table.add_row(name, state, progress, duration(seconds), time_left)
         worked += seconds
         left += remaining or 0
         unknown |= remaining is None
     table.add_section()
-    table.add_row("all", "", "", _minutes(worked), _minutes(left) + (" + ?" if unknown else ""))
+    table.add_row("all", "", "", duration(worked), duration(left) + (" + ?" if unknown else ""))
     console = Console()
     console.print(table)
     if IDEAL not in config.arms:
@@ -111,9 +112,9 @@ def show_status(run: Path) -> None:
 
         console.print(NO_ORACLE, soft_wrap=True)
     if (cache := config.compute.cache) is not None and cache.is_dir():
-        size = sum(file.stat().st_size for file in cache.glob("*.bin"))
+        stored = sum(file.stat().st_size for file in cache.glob("*.bin"))
         console.print(
-            f"Cache: {cache}, {size / 1e9:.2f} GB. Remove it when no run of its data sets is left.",
+            f"Cache: {cache}, {size(stored)}. Remove it when no run of its data sets is left.",
             soft_wrap=True,
             markup=False,
             highlight=False,
@@ -168,10 +169,6 @@ def status_rows(run: Path, stages: list[Stage]) -> list[StatusRow]:
     return rows
 
 
-def _minutes(seconds: float | None) -> str:
-    return "?" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
 def show_datasets() -> None:
     """The data sets that are known by name."""
     space = load_label_space("cityscapes19")
@@ -180,9 +177,9 @@ def show_datasets() -> None:
         spec = parse(DatasetSpec, {"root": Path(), **spec_fields(name, Path())}, name)
         about = spec.about
         assert about is not None, name
-        count = f"{about.frames:,} frames" if about.frames else "as many frames as you record"
+        frames = count(about.frames, "frame") if about.frames else "as many frames as you record"
         lacks = ", ".join(missing_classes(spec, space)) or "none"
-        lines = [f"{about.kind}, {count}, {about.size}"]
+        lines = [f"{about.kind}, {frames}, {about.size}"]
         if spec.labels:
             lines += [f"labels: {spec.encoding}; lacks of the 19 classes: {lacks}"]
         table.add_row(name, "\n".join([*lines, f"licence: {about.licence}", about.url]))
@@ -195,6 +192,6 @@ def show_estimate(config: Config, console: Console) -> None:
     """What a run takes on this machine."""
     console.print("A run takes about, on this machine:")
     for part in estimate(config):
-        disk = f", {part.bytes / 1e9:.2f} GB on disk" if part.bytes else ""
-        memory = f", {part.memory / 1e9:.2g} GB of memory" if part.memory else ""
+        disk = f", {size(part.bytes)} on disk" if part.bytes else ""
+        memory = f", {size(part.memory)} of memory" if part.memory else ""
         console.print(f"  {part.command}: {duration(part.seconds)}{disk}{memory}")

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from pipeline.files import read_record, write_json
+from pipeline.text import duration
 
 T = TypeVar("T")
 
@@ -41,14 +42,6 @@ def recorded(folder: Path) -> Recorded | None:
     path = folder / FILE
     way_out = "Remove it: it only tells how far the stage is and how long that took."
     return read_record(path, Recorded, way_out) if path.is_file() else None
-
-
-def duration(seconds: float) -> str:
-    """A time with two digits of the unit that suits it."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} seconds"
 
 
 @contextmanager
@@ -148,7 +141,7 @@ def _shown(
                 last_line = now
                 left = (total - now_done) / rate
                 print(
-                    f"{title}: {now_done}/{total} {unit}, {speed}, {left / 60:.1f} min left",
+                    f"{title}: {now_done}/{total} {unit}, {speed}, {duration(left)} left",
                     file=sys.stderr,
                     flush=True,
                 )

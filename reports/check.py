@@ -37,7 +37,7 @@ def write_check(reports: Mapping[str, DatasetReport], out: Path) -> None:
         {"sets": {part: report.as_json() for part, report in reports.items()}},
     )
     pages = environment()
-    pages.filters |= {"percent": percent, "size": _size}
+    pages.filters |= {"percent": percent}
     page = pages.get_template("check.html.j2").render(
         title="Data check",
         reports=reports,
@@ -112,13 +112,3 @@ def _class_shares(reports: Mapping[str, DatasetReport]) -> list[dict[str, Any]]:
             group["shares"][part] = report.class_shares
             group["top"] = max(group["top"], *report.class_shares.values())
     return list(groups.values())
-
-
-def _size(count: int) -> str:
-    """A number of bytes as text."""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"

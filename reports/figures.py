@@ -4,10 +4,11 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,9 @@ from pipeline.data.reading import LabelReader, read_frame
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import explain_damage
-from reports.tables import Evaluation, evaluation_folder, ordered_arms
+from pipeline.scoring.metrics import headline
+from reports.settings import ordered_arms
+from reports.tables import Evaluations, evaluation_folder
 
 WORST = 4
 """Test frames shown with the lowest scores."""
@@ -42,6 +45,9 @@ INK, LINE = "#1f2933", "#dfe4ea"
 _ARM_COLORS = {BEFORE: "#d55e00", AFTER: "#0072b2", IDEAL: "#009e73"}
 _MORE_COLORS = ("#cc79a7", "#56b4e9", "#e69f00", "#5f6b7a")
 
+T = TypeVar("T")
+Figure = Any
+"""A plotly figure; the library has no types."""
 Step = tuple[str, str, str]
 """Key in the log, its name in the legend, its colour."""
 RECONSTRUCTION: tuple[Step, ...] = (
@@ -82,7 +88,7 @@ def label_picture(indices: UInt8, palette: UInt8, width: int) -> str:
     return _data_uri(image, "PNG", optimize=True)
 
 
-def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+def _data_uri(image: Image.Image, kind: str, **options: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -96,50 +102,70 @@ def frame_count(spec: DatasetSpec) -> int | None:
         return None
 
 
+def _spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most so many of the items, evenly spaced."""
+    count = min(count, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A test frame with its ground truth and each arm's prediction, as data URIs."""
+
+    name: str
+    frame: str
+    truth: str
+    predictions: dict[str, str]
+    """Arm -> prediction of the network of the first seed."""
+    scores: dict[str, dict[str, float | None]]
+    """Arm -> metric -> value; empty where they are not shown."""
+
+
 def frame_strip(
-    run: Path, config: Config, space: LabelSpace, evaluations: dict[str, list[Evaluation]]
-) -> list[dict[str, Any]]:
+    run: Path, config: Config, space: LabelSpace, evaluations: Evaluations
+) -> list[Frame]:
     """A few test frames, evenly spaced, each with every arm's prediction; see `_frames`."""
     arms = ordered_arms(config)
-    kept = [evaluations[arm][0]["pictures"] for arm in arms]
+    kept = [evaluations[arm][0].pictures for arm in arms]
     everywhere = [name for name in kept[0] if all(name in pictures for pictures in kept)]
-    count = min(config.evaluation.pictures, len(everywhere))
-    names = [everywhere[(2 * i + 1) * len(everywhere) // (2 * count)] for i in range(count)]
-    return _frames(run, config, space, evaluations, arms, names)
+    names = _spaced(everywhere, config.evaluation.pictures)
+    return _frames(run, config, space, evaluations, {arm: {} for arm in arms}, names)
 
 
 def worst_frames(
     run: Path,
     config: Config,
     space: LabelSpace,
-    evaluations: dict[str, list[Evaluation]],
+    evaluations: Evaluations,
     arms: Sequence[str],
-) -> list[dict[str, Any]]:
-    """The test frames on which the last of `arms` has the fewest pixels right; see `_frames`.
-
-    Each has `scores`, arm -> its row of `per_image.csv` with the first seed.
+) -> list[Frame]:
+    """The test frames on which the last of `arms` is worst, by the first metric; see `_frames`.
 
     Raises:
         UserError: as `_frames`.
     """
     if not arms:
         return []
-    files = {arm: evaluation_folder(run, arm, config.seeds[0]) / "per_image.csv" for arm in arms}
-    scores = {arm: _frame_scores(path) for arm, path in files.items()}
-    right = [(row["pixel_accuracy"], name) for name, row in scores[arms[-1]].items()]
-    worst = [name for share, name in sorted(pair for pair in right if pair[0] is not None)]
-    if missing := [n for n in worst[:WORST] for table in scores.values() if n not in table]:
-        raise UserError(f"The arms were scored on unlike frames: {missing[0]} is not in all.")
-    return [
-        frame | {"scores": {arm: table[frame["name"]] for arm, table in scores.items()}}
-        for frame in _frames(run, config, space, evaluations, arms, worst[:WORST])
+    metric = headline()[0]
+    scores = {
+        arm: _frame_scores(evaluation_folder(run, arm, config.seeds[0]) / "per_image.csv")
+        for arm in arms
+    }
+    known = [
+        (metric.gain(value, 0.0), name)
+        for name, row in scores[arms[-1]].items()
+        if (value := row[metric.key]) is not None
     ]
+    worst = [name for _, name in sorted(known)][:WORST]
+    if missing := [name for name in worst for table in scores.values() if name not in table]:
+        raise UserError(f"The arms were scored on unlike frames: {missing[0]} is not in all.")
+    return _frames(run, config, space, evaluations, scores, worst)
 
 
 def _frame_scores(path: Path) -> dict[str, dict[str, float | None]]:
     """The rows of a `per_image.csv` by the frames' names; no value where a score is not defined."""
     way_out = "Score the network anew with `sim2real run --force evaluation`."
-    rows = read_table(path, ["name", "pixel_accuracy"], way_out)
+    rows = read_table(path, ["name", headline()[0].key], way_out)
     with explain_damage(path, way_out):
         return {
             row.pop("name"): {k: float(v) if v else None for k, v in row.items()} for row in rows
@@ -150,47 +176,56 @@ def _frames(
     run: Path,
     config: Config,
     space: LabelSpace,
-    evaluations: dict[str, list[Evaluation]],
-    arms: Sequence[str],
+    evaluations: Evaluations,
+    scores: Mapping[str, Mapping[str, dict[str, float | None]]],
     names: Sequence[str],
-) -> list[dict[str, Any]]:
-    """For each name: the `frame`, the ground `truth`, the arms' `predictions` with the first seed.
+) -> list[Frame]:
+    """These frames; none where a prediction was not kept.
 
-    Empty where a prediction was not kept.
+    Args:
+        scores: arm -> frame -> what is shown with its prediction.
 
     Raises:
         UserError: the test set or a prediction is no longer there.
     """
-    kept = {arm: evaluations[arm][0]["pictures"] for arm in arms}
-    if not all(name in kept[arm] for arm in arms for name in names):
+    kept = {arm: evaluations[arm][0].pictures for arm in scores}
+    if not all(name in kept[arm] for arm in scores for name in names):
         return []
     samples = {sample.name: sample for sample in list_samples(config.test, labelled=True)}
     gone = [name for name in names if name not in samples]
     if gone:
         raise UserError(f"Data set {config.test.name} no longer has frame {gone[0]!r}.")
     labels = LabelReader(config.test, space)
+
+    def classes(indices: UInt8) -> str:
+        return label_picture(indices, space.palette, 400)
+
+    def prediction(arm: str, name: str) -> str:
+        path = evaluation_folder(run, arm, config.seeds[0]) / kept[arm][name]
+        return classes(read_raw(path).astype(np.uint8))
+
     return [
-        {
-            "name": name,
-            "scores": None,
-            "frame": photo(read_frame(config.test, samples[name]), 400),
-            "truth": label_picture(labels.read(samples[name], native=True), space.palette, 400),
-            "predictions": {
-                arm: label_picture(
-                    read_raw(evaluation_folder(run, arm, config.seeds[0]) / kept[arm][name]).astype(
-                        np.uint8
-                    ),
-                    space.palette,
-                    400,
-                )
-                for arm in arms
-            },
-        }
+        Frame(
+            name,
+            photo(read_frame(config.test, samples[name]), 400),
+            classes(labels.read(samples[name], native=True)),
+            {arm: prediction(arm, name) for arm in scores},
+            {arm: of_arm[name] for arm, of_arm in scores.items() if name in of_arm},
+        )
         for name in names
     ]
 
 
-def translated_pairs(run: Path) -> list[dict[str, str]]:
+@dataclass(frozen=True)
+class Pair:
+    """A source frame and its translation, as data URIs."""
+
+    name: str
+    source: str
+    translated: str
+
+
+def translated_pairs(run: Path) -> list[Pair]:
     """A few source frames, evenly spaced, each with its translation.
 
     Raises:
@@ -199,30 +234,33 @@ def translated_pairs(run: Path) -> list[dict[str, str]]:
     path = run / "translated" / "manifest.csv"
     if not path.is_file():
         raise UserError(f"No file {path}.")
-    rows = read_table(
-        path,
-        ["name", "source", "translated"],
-        "Translate anew with `sim2real run --force translated`.",
-    )
-    count = min(PAIRS, len(rows))
-    chosen = [rows[(2 * i + 1) * len(rows) // (2 * count)] for i in range(count)]
+    way_out = "Translate anew with `sim2real run --force translated`."
+    rows = read_table(path, ["name", "source", "translated"], way_out)
     return [
-        {
-            "name": row["name"],
-            "source": photo(read_rgb(Path(row["source"])), 480),
-            "translated": photo(read_rgb(path.parent / row["translated"]), 480),
-        }
-        for row in chosen
+        Pair(
+            row["name"],
+            photo(read_rgb(Path(row["source"])), 480),
+            photo(read_rgb(path.parent / row["translated"]), 480),
+        )
+        for row in _spaced(rows, PAIRS)
     ]
 
 
-def last_sample_grid(run: Path) -> dict[str, Any] | None:
-    """The newest grid of CycleGAN samples and its step, or None when there is none."""
+@dataclass(frozen=True)
+class Grid:
+    """Samples of CycleGAN, as a data URI."""
+
+    step: int
+    picture: str
+
+
+def last_sample_grid(run: Path) -> Grid | None:
+    """The newest grid of CycleGAN samples, or None when there is none."""
     grids = sorted((run / "cyclegan" / "samples").glob("step-*.png"))
     if not grids:
         return None
     step = int(grids[-1].stem.removeprefix("step-"))
-    return {"step": step, "picture": photo(read_rgb(grids[-1]), 1600)}
+    return Grid(step, photo(read_rgb(grids[-1]), 1600))
 
 
 def read_log(path: Path) -> pd.DataFrame:
@@ -247,7 +285,7 @@ def _entries(path: Path) -> Iterator[dict[str, float]]:
                 yield {key: value for key, value in entry.items() if isinstance(value, numbers)}
 
 
-def cyclegan_curves(log: pd.DataFrame, steps: Sequence[Step]) -> Any:
+def cyclegan_curves(log: pd.DataFrame, steps: Sequence[Step]) -> Figure:
     """Losses of CycleGAN training over its steps."""
     figure = go.Figure()
     for key, name, color in steps:
@@ -256,7 +294,7 @@ def cyclegan_curves(log: pd.DataFrame, steps: Sequence[Step]) -> Any:
     return _styled(figure, height=320)
 
 
-def segmentation_curves(logs: dict[str, list[pd.DataFrame]]) -> Any:
+def segmentation_curves(logs: dict[str, list[pd.DataFrame]]) -> Figure:
     """Training loss of all arms and seeds, one colour an arm."""
     figure = go.Figure()
     colors = arm_colors(list(logs))
@@ -269,8 +307,14 @@ def segmentation_curves(logs: dict[str, list[pd.DataFrame]]) -> Any:
 
 
 def _curve(
-    steps: Any, values: Any, name: str, color: str, *, group: str | None = None, legend: bool = True
-) -> Any:
+    steps: "pd.Series[float]",
+    values: "pd.Series[float]",
+    name: str,
+    color: str,
+    *,
+    group: str | None = None,
+    legend: bool = True,
+) -> Figure:
     return go.Scatter(
         # 32-bit numbers go into the page as base64, a third of their size as text.
         x=np.asarray(steps, np.float32),
@@ -285,7 +329,7 @@ def _curve(
     )
 
 
-def confusion_figure(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Any:
+def confusion_figure(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Figure:
     """A square heatmap of row-normalised pixel counts: rows are truth, columns predictions.
 
     Args:
@@ -336,7 +380,7 @@ def confusion_figure(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Any
     return figure
 
 
-def _styled(figure: Any, *, height: int, hovermode: str = "x unified") -> Any:
+def _styled(figure: Figure, *, height: int, hovermode: str = "x unified") -> Figure:
     axis = {"gridcolor": LINE, "linecolor": LINE, "zeroline": False, "automargin": True}
     figure.update_layout(
         template="none",
@@ -353,7 +397,7 @@ def _styled(figure: Any, *, height: int, hovermode: str = "x unified") -> Any:
     return figure
 
 
-def plot_div(figure: Any, name: str) -> Markup:
+def plot_div(figure: Figure, name: str) -> Markup:
     """A figure as HTML that needs plotly.js in the page; `name` is its id there."""
     text = figure.to_html(
         full_html=False,

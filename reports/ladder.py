@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from pipeline.config.settings import IDEAL, Config
 from pipeline.csv_files import write_table
 from pipeline.files import write_json, write_text
 from pipeline.run.folder import LADDER_FILE, RUN_FILE, read_run_record
+from pipeline.scoring.metrics import laddered, tabled
+from pipeline.text import percent, spread
 from reports import tables
 from reports.figures import arm_colors
-from reports.markdown import ladder_markdown
 from reports.pages import environment
-from reports.report import HEADLINE
-from reports.tables import METRICS
+from reports.settings import settings_that_differ
+from reports.summary import Difference, Spread, Summary
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,19 @@ def write_ladder(
         "device": _device(folder, rows),
         "seeds": list(rows[0].config.seeds),
         **{
-            key: summary[key] if summary else None
+            key: getattr(summary, key, None)
             for key in ("label_space", "dataset", "split", "images", "protocol", "resamplings")
         },
         "rows": lines,
     }
-    write_json(folder / LADDER_FILE, found)
+    write_json(folder / LADDER_FILE, to_jsonable_python(found))
     flat = [_flat(line) for line in lines]
     write_table(folder / "ladder.csv", list(flat[0]), flat)
     title = f"{name}: what each step brings"
     about, sentences, notes = _about(found, len(done)), _sentences(lines), _notes(found)
     text = [" ".join(about), *sentences, *notes]
-    write_text(folder / "report.md", ladder_markdown(title, lines, text))
+    markdown = environment(pages=False).get_template("ladder.md.j2")
+    write_text(folder / "report.md", markdown.render(title=title, rows=lines, notes=text))
     colors = arm_colors(list(dict.fromkeys(row.arm for row in rows)))
     page = environment().get_template("ladder.html.j2")
     write_text(
@@ -76,55 +80,55 @@ def write_ladder(
             title=title,
             rows=lines,
             colors={row.name: colors[row.arm] for row in rows},
-            cards=[{"metric": metric, "title": METRICS[metric]} for metric in HEADLINE],
             about=about,
             notes=notes,
             sentences=sentences,
-            changed=tables.settings_that_differ({row.title: row.config for row in rows}),
+            changed=settings_that_differ({row.title: row.config for row in rows}),
         ),
     )
 
 
-def _line(row: Row, summary: tables.Summary | None, seconds: float | None) -> dict[str, Any]:
+def _line(row: Row, summary: Summary | None, seconds: float | None) -> dict[str, Any]:
     """What the table says of a row; without scores when it is not done."""
-    nothing = dict.fromkeys(METRICS)
+    nothing = {metric.key: None for metric in tabled()}
     line = {"row": row.name, "title": row.title, "base": row.base, "seconds": seconds}
     if summary is None or seconds is None:
         return {**line, "scores": None, "change": nothing, "gap_closed": nothing}
-    scores = summary["arms"][row.name]
-    compared = summary["comparisons"].get(row.name, {}).get(row.base, nothing)
-    below = summary["arms"].get(row.base)
+    scores, base = summary.arms[row.name], row.base or ""
+    compared = summary.comparisons.get(row.name, {}).get(base)
+    below = summary.arms.get(base, {})
     return {
         **line,
         "scores": scores,
         "change": {
-            metric: compared[metric] or _difference(scores[metric], below and below[metric])
-            for metric in METRICS
+            key: (compared and compared.scores[key]) or _difference(score, below.get(key))
+            for key, score in scores.items()
         },
-        "gap_closed": summary["gap_closed_by_arm"].get(row.name, nothing),
+        "gap_closed": summary.gap_closed_by_arm.get(row.name, nothing),
     }
 
 
-def _difference(score: dict[str, Any], below: dict[str, Any] | None) -> dict[str, Any] | None:
+def _difference(score: Spread, below: Spread | None) -> Difference | None:
     """The difference of two scores that kept no counts of their frames."""
-    if below is None or score["mean"] is None or below["mean"] is None:
+    if below is None or score.mean is None or below.mean is None:
         return None
-    return {"difference": score["mean"] - below["mean"], "interval": None, "better": None}
+    return Difference(difference=score.mean - below.mean, interval=None, better=None)
 
 
 def _flat(line: dict[str, Any]) -> dict[str, Any]:
     """One column a number; accuracies and IoU are fractions."""
     flat = {key: line[key] for key in ("row", "title", "base")}
-    for metric in METRICS:
-        score = (line["scores"] or {}).get(metric) or {}
-        low, high = score.get("interval") or (None, None)
+    for metric in tabled():
+        score: Spread | None = (line["scores"] or {}).get(metric.key)
+        change: Difference | None = line["change"][metric.key]
+        low, high = (score and score.interval) or (None, None)
         flat |= {
-            metric: score.get("mean"),
-            f"{metric}_std": score.get("std"),
-            f"{metric}_low": low,
-            f"{metric}_high": high,
-            f"{metric}_change": (line["change"][metric] or {}).get("difference"),
-            f"{metric}_gap_closed": line["gap_closed"][metric],
+            metric.key: score and score.mean,
+            f"{metric.key}_std": score and score.std,
+            f"{metric.key}_low": low,
+            f"{metric.key}_high": high,
+            f"{metric.key}_change": change and change.difference,
+            f"{metric.key}_gap_closed": line["gap_closed"][metric.key],
         }
     return flat | {"hours": line["seconds"] and line["seconds"] / 3600}
 
@@ -143,7 +147,7 @@ def _about(found: dict[str, Any], done: int) -> list[str]:
     seeds, lines = len(found["seeds"]), []
     if done:
         lines.append(
-            f"Scored on {found['images']} frames of {tables.scored_on(found)}, label space "
+            f"Scored on {found['images']} frames of {_test_set(found)}, label space "
             f"{found['label_space']}. "
             + (
                 f"Means over {seeds} seeds ± their standard deviation."
@@ -154,6 +158,10 @@ def _about(found: dict[str, Any], done: int) -> list[str]:
     if done < len(found["rows"]):
         lines.append(f"{done} of {len(found['rows'])} rows are done; the others follow.")
     return lines
+
+
+def _test_set(found: dict[str, Any]) -> str:
+    return f"{found['dataset']} ({found['split']})" if found["split"] else str(found["dataset"])
 
 
 def _notes(found: dict[str, Any]) -> list[str]:
@@ -178,22 +186,23 @@ def _notes(found: dict[str, Any]) -> list[str]:
 def _sentences(lines: list[dict[str, Any]]) -> list[str]:
     """What the ladder found, in plain language."""
     sentences = []
-    for metric in ("pixel_accuracy", "mean_iou"):
+    for metric in laddered():
         scored = [
-            line
+            (metric.gain(line["scores"][metric.key].mean, 0.0), line)
             for line in lines
             if line["scores"]
-            and line["scores"][metric]["mean"] is not None
+            and line["scores"][metric.key].mean is not None
             and line["row"] != IDEAL
         ]
         if len(scored) < 2:
             continue
-        best = max(scored, key=lambda line: line["scores"][metric]["mean"])
-        closed = best["gap_closed"][metric]
-        share = f"; {tables.percent(closed, 0)} of the gap closed" if closed is not None else ""
-        score = tables.spread(best["scores"][metric])
+        _, best = max(scored, key=lambda pair: pair[0])
+        closed = best["gap_closed"][metric.key]
+        share = f"; {percent(closed, 0)} of the gap closed" if closed is not None else ""
+        score = best["scores"][metric.key]
         sentences.append(
-            f"Highest {METRICS[metric]} without target labels: {best['title']}, {score}{share}."
+            f"{'Highest' if metric.higher_is_better else 'Lowest'} {metric.title} without target "
+            f"labels: {best['title']}, {spread(score.mean, score.std, metric.unit)}{share}."
         )
     if sentences:
         sentences.append(

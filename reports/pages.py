@@ -1,38 +1,109 @@
-"""The templates of all pages, and what they may use."""
+"""The templates of all pages and texts, and what they may use."""
+
+import html
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline import text
 from pipeline.config.settings import AFTER, BEFORE
-from reports import figures, sentences, tables
+from pipeline.scoring import metrics
+from reports import figures, sentences
+from reports.summary import Difference, Spread
 
 
-def environment() -> Environment:
-    """Templates of this folder, with the filters and names that they use."""
+def environment(*, pages: bool = True) -> Environment:
+    """Templates of this folder, with the filters and names that they use.
+
+    Args:
+        pages: HTML, in which all text is escaped; else Markdown, in which `cell` does it.
+    """
     made = Environment(
         loader=PackageLoader("reports", "."),
-        autoescape=True,
+        autoescape=pages,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=not pages,
     )
     made.filters |= {
-        "percent": tables.percent,
-        "points": tables.points,
-        "spread": tables.spread,
-        "bounds": tables.bounds,
-        "margins": tables.margins,
-        "hours": tables.hours,
-        "class_value": tables.class_value,
-        "share": tables.share,
+        "percent": text.percent,
+        "points": text.difference,
+        "number": text.number,
+        "bounds": text.bounds,
+        "margins": text.margins,
+        "hours": text.hours,
+        "count": text.count,
+        "size": text.size,
+        "spread": spread,
+        "class_value": class_value,
+        "share": share,
+        "cell": cell,
+        "scored": scored,
+        "closed": closed,
+        "moved": moved,
+        "compared": compared,
     }
     made.globals |= {
-        "METRICS": tables.METRICS,
-        "FURTHER": tables.FURTHER,
+        "tabled": metrics.tabled,
+        "headline": metrics.headline,
+        "laddered": metrics.laddered,
+        "ranking": metrics.ranking,
+        "class_columns": metrics.class_columns,
+        "further": metrics.further,
+        "METRICS": metrics.METRICS,
         "trained_on": sentences.trained_on,
+        "left_out": sentences.left_out,
+        "result_sentences": sentences.result_sentences,
         "METHODS": {"histogram_matching": "histogram matching", "fda": "Fourier domain adaptation"},
         "BEFORE": BEFORE,
         "AFTER": AFTER,
         "FEW": figures.FEW,
-        "scored_on": tables.scored_on,
     }
     return made
+
+
+def spread(score: Spread, unit: str = "%") -> str:
+    """Mean ± standard deviation."""
+    return text.spread(score.mean, score.std, unit)
+
+
+def class_value(value: float | None, unit: str = "%") -> str:
+    """A class's value; `absent` when no seed has one."""
+    return "absent" if value is None else text.number(value, unit)
+
+
+def share(value: float) -> str:
+    """A share of the pixels in percent that tells few from none."""
+    return "–" if value == 0 else "<0.1%" if value < 0.001 else text.percent(value)
+
+
+def scored(score: Spread, unit: str = "%") -> str:
+    """Mean ± standard deviation, and the interval."""
+    return _with(spread(score, unit), text.bounds(score.interval, unit))
+
+
+def closed(fraction: float | None, interval: tuple[float, float] | None) -> str:
+    """The part of the gap that is closed, and its interval."""
+    return _with(text.percent(fraction, 0), text.bounds(interval, digits=0))
+
+
+def moved(found: Difference | None, unit: str = "%") -> str:
+    """A difference and its interval."""
+    if found is None:
+        return "–"
+    return _with(text.difference(found.difference, unit), text.margins(found.interval, unit))
+
+
+def compared(found: Difference | None, unit: str = "%") -> str:
+    """A difference, its interval, and the share of the resamplings in which it is better."""
+    better = found.better if found else None
+    return f"{moved(found, unit)}{'' if better is None else f', {text.percent(better)}'}"
+
+
+def _with(shown: str, addition: str) -> str:
+    return f"{shown} ({addition})" if addition else shown
+
+
+def cell(value: object) -> str:
+    """Text that stays text in a markdown table."""
+    return html.escape(str(value), quote=False).replace("|", "\\|").replace("\n", " ")

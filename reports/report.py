@@ -1,29 +1,36 @@
 """The report of a run, and of several: files that can be mailed, made from files on disk."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
+from pydantic import BaseModel
 
 from pipeline.config.settings import AFTER, BEFORE, IDEAL, Config
-from pipeline.csv_files import read_table, write_table
+from pipeline.csv_files import read_table
 from pipeline.data.labels import load_label_space
 from pipeline.data.spec import missing_classes
 from pipeline.errors import UserError
-from pipeline.files import explain_damage, read_json, sweep, write_json, write_text
+from pipeline.files import explain_damage, read_record, sweep, write_json, write_text
 from pipeline.run.folder import RUN_FILE, STAGE_FILE, check_results, read_run_record, read_stage
 from pipeline.scoring.confusion import ConfusionMatrix
+from pipeline.scoring.evaluation import Evaluation
+from pipeline.scoring.metrics import Counts, Metric, headline
+from pipeline.text import duration
 from pipeline.yaml_files import yaml_text
 from reports import figures, sentences, tables
-from reports.markdown import comparison_markdown, markdown
 from reports.pages import environment
-from reports.tables import METRICS, Evaluation, Summary
+from reports.settings import ordered_arms, settings_that_differ
+from reports.summary import Summary
+
+T = TypeVar("T")
 
 LEADERS = 5
 """Checkpoints shown of the translators' leaderboard."""
 ANEW = "Make the stage anew with `sim2real run --force cyclegan`."
-HEADLINE = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
 
 
 def write_report(config: Config, run: Path, folder: Path) -> None:
@@ -35,7 +42,6 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     Raises:
         UserError: an arm or seed has not been scored.
     """
-    space = load_label_space(config.label_space)
     for stage, wanted in (
         ("cyclegan", "leaderboard.csv"),
         ("cyclegan", "drift.json"),
@@ -45,54 +51,77 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
             check_results(run, stage, wanted)
     evaluations = tables.read_evaluations(run, config)
     report = tables.summary(config, evaluations)
-    table = tables.per_class(report, evaluations)
-    cells = table.astype(object).where(table.notna(), None)
-    rows: Any = cells.to_dict("records")
-    lower_end = [arm for arm in report["arms"] if arm == BEFORE]
-    worst_arms = [*lower_end, *sentences.ours(report)[-1:]]
-    template = environment().get_template("report.html.j2")
-    page = template.render(
-        title=config.name,
-        config=config,
-        networks=dict.fromkeys(
-            f"{recipe.architecture} ({recipe.encoder})"
-            for recipe in map(config.recipe, config.arms)
-        ),
-        report=report,
-        arms=tables.ordered_arms(config),
-        colors=figures.arm_colors(tables.ordered_arms(config)),
-        sentences=sentences.result_sentences(report),
-        cards=[_card(report, metric) for metric in HEADLINE],
-        left_out=sentences.left_out(report),
-        settings_by_arm=tables.settings_by_arm(report),
-        counts={
-            "source": figures.frame_count(config.source),
-            "target": figures.frame_count(config.target),
-        },
-        space=space,
-        strip=_or_reason(figures.frame_strip, run, config, space, evaluations),
-        worst_arms=worst_arms,
-        worst=_or_reason(figures.worst_frames, run, config, space, evaluations, worst_arms),
-        pairs=_or_reason(figures.translated_pairs, run),
-        grid=_or_reason(figures.last_sample_grid, run) if config.translation.trains else None,
-        has_translation=config.translates,
-        rows=rows,
-        confusions=_confusions(evaluations),
-        drift=_drift(run, config) if config.translation.trains else None,
-        curves=_curves(run, config),
-        unsupplied=missing_classes(config.source, space),
-        run_facts=_run_facts(run),
-        durations=_durations(run, config),
-        settings=_settings(config),
-        plotly=Markup(get_plotlyjs()),
+    shares = tables.shares_of_truth(evaluations)
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=config.name,
+            config=config,
+            report=report,
+            shares=shares,
+            arms=list(report.arms),
+            colors=figures.arm_colors(list(report.arms)),
+            cards=[_card(report, metric) for metric in headline()],
+            space=load_label_space(config.label_space),
+            confusions=_confusions(evaluations),
+            unsupplied=missing_classes(config.source, load_label_space(config.label_space)),
+            settings=yaml_text(config.model_dump(mode="json")),
+            plotly=Markup(get_plotlyjs()),
+            **_pictures(config, run, report, evaluations),
+            **_translations(config, run),
+            **_provenance(config, run),
+        )
     )
-    write_json(folder / "report.json", report)
-    write_table(folder / "per_class.csv", list(map(str, table)), rows)
-    write_text(folder / "report.md", markdown(report, table))
+    text = environment(pages=False).get_template("report.md.j2")
+    write_json(folder / "report.json", report.as_json())
+    tables.write_classes(folder / "per_class.csv", report, shares)
+    write_text(folder / "report.md", text.render(report=report, shares=shares))
     write_text(folder / "index.html", page)
 
 
-def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None:
+def _pictures(
+    config: Config, run: Path, report: Summary, evaluations: tables.Evaluations
+) -> dict[str, object]:
+    """What the page shows of the test frames."""
+    space = load_label_space(config.label_space)
+    worst_arms = [arm for arm in report.arms if arm == BEFORE] + sentences.ours(report)[-1:]
+    return {
+        "strip": _or_reason(lambda: figures.frame_strip(run, config, space, evaluations)),
+        "worst_arms": worst_arms,
+        "worst": _or_reason(
+            lambda: figures.worst_frames(run, config, space, evaluations, worst_arms)
+        ),
+    }
+
+
+def _translations(config: Config, run: Path) -> dict[str, object]:
+    """What the page shows of the translation."""
+    trains = config.translation.trains
+    return {
+        "has_translation": config.translates,
+        "pairs": _or_reason(lambda: figures.translated_pairs(run)),
+        "grid": _or_reason(lambda: figures.last_sample_grid(run)) if trains else None,
+        "drift": _drift(run, config) if trains else None,
+        "curves": _curves(run, config),
+    }
+
+
+def _provenance(config: Config, run: Path) -> dict[str, object]:
+    """What the page says of networks, data, time and machine."""
+    recipes = map(config.recipe, config.arms)
+    return {
+        "networks": dict.fromkeys(f"{one.architecture} ({one.encoder})" for one in recipes),
+        "counts": {
+            "source": figures.frame_count(config.source),
+            "target": figures.frame_count(config.target),
+        },
+        "record": read_run_record(run / RUN_FILE) if (run / RUN_FILE).is_file() else None,
+        "durations": _durations(run, config),
+    }
+
+
+def write_comparison(runs: Mapping[str, tuple[Config, Path]], folder: Path) -> None:
     """Write `index.html`, `report.json` and `report.md` over several runs into `folder`.
 
     Args:
@@ -108,124 +137,157 @@ def write_comparison(runs: dict[str, tuple[Config, Path]], folder: Path) -> None
     }
     _comparable({name: tables.first_evaluation(found) for name, found in evaluations.items()})
     reports = {name: tables.summary(runs[name][0], found) for name, found in evaluations.items()}
-    changed = tables.settings_that_differ({name: config for name, (config, _) in runs.items()})
     base, first = next(iter(reports.items()))
     compared = tables.between_runs(runs[base][0], evaluations)
+    arms = list(dict.fromkeys(arm for report in reports.values() for arm in report.arms))
+    shown = {
+        "reports": reports,
+        "compared": compared,
+        "changed": settings_that_differ({name: config for name, (config, _) in runs.items()}),
+    }
     sweep(folder)
     write_json(
         folder / "report.json",
-        {key: first[key] for key in ("label_space", "dataset", "split", "images")}
-        | {"runs": reports, "comparisons": compared},
+        {
+            **{key: getattr(first, key) for key in ("label_space", "dataset", "split", "images")},
+            "runs": {name: report.as_json() for name, report in reports.items()},
+            "comparisons": {
+                run: {arm: found.model_dump(mode="json") for arm, found in of_run.items()}
+                for run, of_run in compared.items()
+            },
+        },
     )
-    write_text(folder / "report.md", comparison_markdown(reports, compared, changed))
-    arms = list(dict.fromkeys(arm for report in reports.values() for arm in report["arms"]))
-    template = environment().get_template("comparison.html.j2")
+    text = environment(pages=False).get_template("comparison.md.j2")
+    page = environment().get_template("comparison.html.j2")
+    write_text(folder / "report.md", text.render(shown))
     write_text(
         folder / "index.html",
-        template.render(
-            title="Comparison of runs",
-            reports=reports,
-            first=first,
-            resamplings=max(report["resamplings"] or 0 for report in reports.values()),
-            colors=figures.arm_colors(arms),
-            cards=[{"metric": metric, "title": METRICS[metric]} for metric in HEADLINE],
-            sentences={
-                name: sentences.result_sentences(report) for name, report in reports.items()
-            },
-            classes=list(next(iter(first["class_iou"].values()))),
-            compared=compared,
-            changed=changed,
+        page.render(
+            shown, title="Comparison of runs", first=first, colors=figures.arm_colors(arms)
         ),
     )
 
 
-def _comparable(evaluations: dict[str, Evaluation]) -> None:
+def _comparable(evaluations: Mapping[str, Evaluation]) -> None:
     """Raise `UserError` unless all were scored on the same classes and frames."""
     (name, first), *others = evaluations.items()
     for other, evaluation in others:
-        spaces = [e["protocol"]["label_space"] for e in (first, evaluation)]
-        if spaces[0] != spaces[1] or first["classes"] != evaluation["classes"]:
-            differ = [
-                f"{s} with {len(e['classes'])} classes"
-                for s, e in zip(spaces, (first, evaluation), strict=True)
-            ]
-            what = "the label spaces"
-        elif len({e["protocol"].get("classes_averaged") for e in (first, evaluation)}) > 1:
-            differ = [e["protocol"].get("classes_averaged") for e in (first, evaluation)]
-            what = "the classes that count in means"
-        elif any(first[key] != evaluation[key] for key in ("dataset", "split", "images")):
-            differ = [
-                f"{tables.scored_on(e)} with {e['images']} frames" for e in (first, evaluation)
-            ]
-            what = "the test sets"
-        else:
-            continue
-        raise UserError(
-            f"{name} and {other} cannot be compared: {what} differ ({differ[0]}; {differ[1]}). "
-            "Compare runs that were scored on the same frames and classes."
-        )
+        both = (first, evaluation)
+        kinds = {
+            "the label spaces": [
+                f"{one.protocol['label_space']} with {len(one.classes)} classes" for one in both
+            ],
+            "the classes": [", ".join(one.classes) for one in both],
+            "the classes that count in means": [
+                str(one.protocol.get("classes_averaged")) for one in both
+            ],
+            "the test sets": [f"{one.scored_on} with {one.images} frames" for one in both],
+        }
+        for what, values in kinds.items():
+            if values[0] != values[1]:
+                raise UserError(
+                    f"{name} and {other} cannot be compared: {what} differ ({values[0]}; "
+                    f"{values[1]}). Compare runs that were scored on the same frames and classes."
+                )
 
 
-def _card(report: Summary, metric: str) -> dict[str, Any]:
-    """One headline metric: the share of the gap that each of our arms closes, or why none does."""
-    arms, tried = report["arms"], sentences.ours(report)
-    closed = {arm: report["gap_closed_by_arm"][arm][metric] for arm in tried}
-    reason = None
-    if None in closed.values() or not closed:
-        missing = [arm for arm in (BEFORE, IDEAL) if arm not in arms]
-        missing += [] if tried else [AFTER]
-        reason = f"no {' and no '.join(missing)} arm" if missing else "there is no gap to close"
-    return {"metric": metric, "title": METRICS[metric], "closed": closed, "reason": reason}
+@dataclass(frozen=True)
+class Card:
+    """One headline metric: the part of the gap that each arm of ours closes, or why none does."""
+
+    metric: Metric
+    closed: dict[str, float]
+    reason: str | None
 
 
-def _or_reason(make: Any, *inputs: Any) -> Any:
+def _card(report: Summary, metric: Metric) -> Card:
+    tried = sentences.ours(report)
+    closed = {arm: report.gap_closed_by_arm[arm][metric.key] for arm in tried}
+    known = {arm: value for arm, value in closed.items() if value is not None}
+    if known and len(known) == len(tried):
+        return Card(metric, known, None)
+    missing = [arm for arm in (BEFORE, IDEAL) if arm not in report.arms]
+    missing += [] if tried else [AFTER]
+    reason = f"no {' and no '.join(missing)} arm" if missing else "there is no gap to close"
+    return Card(metric, {}, reason)
+
+
+def _or_reason(make: Callable[[], T]) -> T | str:
     """What `make` returns, or as text why it cannot: pictures may have moved since the run."""
     try:
-        return make(*inputs)
+        return make()
     except UserError as error:
         return str(error)
 
 
-def _confusions(evaluations: dict[str, list[Evaluation]]) -> dict[str, Markup]:
-    names = tables.first_evaluation(evaluations)["classes"]
+def _confusions(evaluations: tables.Evaluations) -> dict[str, Markup]:
+    names = tables.first_evaluation(evaluations).classes
     return {
-        arm: figures.plot_div(
-            figures.confusion_figure(tables.summed_confusion(scores), names),
-            f"confusion-{arm}",
-        )
-        for arm, scores in evaluations.items()
+        arm: _confusion(f"confusion-{arm}", tables.summed_confusion(s), names)
+        for arm, s in evaluations.items()
     }
 
 
-def _drift(run: Path, config: Config) -> dict[str, Any] | None:
-    """What the judge of the translations saw, where there was one."""
-    folder = run / "cyclegan"
-    if not (folder / "drift.json").is_file():
+def _confusion(name: str, counts: Counts, classes: Sequence[str]) -> Markup:
+    return figures.plot_div(figures.confusion_figure(counts, classes), name)
+
+
+class _Counted(BaseModel):
+    """What a frozen segmenter sees in the probe frames at one step; see `cyclegan.semantics`."""
+
+    step: int
+    classes: list[str]
+    before: list[list[int]]
+    after: list[list[int]]
+
+
+class _Drifts(BaseModel):
+    """The content of a `drift.json`."""
+
+    features: str
+    last: _Counted
+    best: _Counted | None = None
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What translations keep, where a frozen segmenter looked at them."""
+
+    step: int
+    features: str
+    agreement: tuple[float, float]
+    """The share of the pixels in which it agrees with the labels, before and after."""
+    flips: list[tables.Flip]
+    plots: dict[str, Markup]
+    leaderboard: list[dict[str, float]]
+
+
+def _drift(run: Path, config: Config) -> Drift | None:
+    path, board = run / "cyclegan" / "drift.json", run / "cyclegan" / "leaderboard.csv"
+    if not path.is_file():
         return None
-    found = read_json(folder / "drift.json", ANEW)
+    drifts = read_record(path, _Drifts, ANEW)
+    best = config.translation.checkpoint == "best"
     columns = ["step", "agreement_after", "distance", "score"]
-    leaders = read_table(folder / "leaderboard.csv", columns, ANEW)[:LEADERS]
-    with explain_damage(folder / "leaderboard.csv", ANEW):
+    leaders = read_table(board, columns, ANEW)[:LEADERS]
+    with explain_damage(board, ANEW):
         leaderboard = [{key: float(value) for key, value in row.items()} for row in leaders]
-    with explain_damage(folder / "drift.json", ANEW):
-        drift = found[config.translation.checkpoint]
-        names = drift["classes"]
-        before, after = (ConfusionMatrix.from_counts(drift[key]) for key in ("before", "after"))
-        return {
-            "step": int(drift["step"]),
-            "features": found["features"],
-            "agreement": (before.pixel_accuracy, after.pixel_accuracy),
-            "flips": tables.flips(before, after, names),
-            "plots": {
-                "source frames": figures.plot_div(
-                    figures.confusion_figure(before.counts, names), "drift-before"
-                ),
-                "their translations": figures.plot_div(
-                    figures.confusion_figure(after.counts, names), "drift-after"
-                ),
+    with explain_damage(path, ANEW):
+        drift = drifts.best if best else drifts.last
+        if drift is None:
+            raise ValueError("it has no best step")
+        before, after = (ConfusionMatrix.from_counts(c) for c in (drift.before, drift.after))
+        return Drift(
+            drift.step,
+            drifts.features,
+            (before.pixel_accuracy, after.pixel_accuracy),
+            tables.flips(before, after, drift.classes),
+            {
+                "source frames": _confusion("drift-before", before.counts, drift.classes),
+                "their translations": _confusion("drift-after", after.counts, drift.classes),
             },
-            "leaderboard": leaderboard,
-        }
+            leaderboard,
+        )
 
 
 def _curves(run: Path, config: Config) -> dict[str, Markup]:
@@ -244,17 +306,11 @@ def _curves(run: Path, config: Config) -> dict[str, Markup]:
             figures.read_log(run / "segmentation" / arm / f"seed-{seed}" / "log.jsonl")
             for seed in config.seeds
         ]
-        for arm in tables.ordered_arms(config)
+        for arm in ordered_arms(config)
     }
     if any(len(table) for found in logs.values() for table in found):
         curves["segmentation"] = figures.plot_div(figures.segmentation_curves(logs), "segmentation")
     return curves
-
-
-def _run_facts(run: Path) -> dict[str, Any]:
-    """Versions, commit and machine of a run; empty when it was not recorded."""
-    path = run / RUN_FILE
-    return read_run_record(path).model_dump() if path.is_file() else {}
 
 
 def _durations(run: Path, config: Config) -> dict[str, str]:
@@ -262,23 +318,11 @@ def _durations(run: Path, config: Config) -> dict[str, str]:
     stages = {"CycleGAN": ["cyclegan"], "translation": ["translated"]} | {
         f"{stage} {arm}": [f"{stage}/{arm}/seed-{seed}" for seed in config.seeds]
         for stage in ("segmentation", "evaluation")
-        for arm in tables.ordered_arms(config)
+        for arm in ordered_arms(config)
     }
     durations = {}
     for stage, folders in stages.items():
         if all((run / folder / STAGE_FILE).is_file() for folder in folders):
-            durations[stage] = _duration(sum(read_stage(run, folder).seconds for folder in folders))
+            seconds = sum(read_stage(run, folder).seconds for folder in folders)
+            durations[stage] = duration(round(seconds))
     return durations
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _settings(config: Config) -> str:
-    return yaml_text(config.model_dump(mode="json"))

@@ -1,9 +1,9 @@
 """What a run found and how its arms were trained, in words and without flattery."""
 
-from typing import Any
-
 from pipeline.config.settings import AFTER, BEFORE, IDEAL
-from reports.tables import METRICS, Summary, percent, points
+from pipeline.scoring.metrics import Metric, class_columns, headline, laddered, ranking
+from pipeline.text import count, difference, number, percent
+from reports.summary import Recipe, Summary
 
 FRAMES = {
     "source": "synthetic frames as they are",
@@ -12,19 +12,18 @@ FRAMES = {
 }
 """What an arm's network learns from -> what it is called in a text."""
 NO_ORACLE = "There is no oracle arm, so the size of the gap to real training data is not known."
-_HEADLINE = ("pixel_accuracy", "mean_class_accuracy", "mean_iou")
 
 
-def trained_on(recipe: dict[str, Any]) -> str:
-    """What an arm's network has seen, from its entry in `report.json`'s `recipes`."""
-    shares = recipe["train"]
+def trained_on(recipe: Recipe) -> str:
+    """What an arm's network has seen."""
+    shares = recipe.train
     parts = [
         f"{percent(share, 0)} {FRAMES[kind]}" if len(shares) > 1 else FRAMES[kind]
         for kind, share in shares.items()
     ]
-    if recipe["self_training"]:
+    if recipe.self_training:
         parts.append("real frames without labels (self-training)")
-    start = f"; starts from {recipe['start']}" if recipe["start"] else ""
+    start = f"; starts from {recipe.start}" if recipe.start else ""
     return f"{', '.join(parts)}{start}"
 
 
@@ -33,51 +32,45 @@ def ours(report: Summary) -> list[str]:
 
     One that starts from a network that was given them has them, too.
     """
-    recipes = report["recipes"]
+    recipes = report.recipes
 
     def given(arm: str | None) -> bool:
-        return arm in recipes and (
-            "target" in recipes[arm]["train"] or given(recipes[arm]["start"])
-        )
+        return arm in recipes and ("target" in recipes[arm].train or given(recipes[arm].start))
 
-    return [arm for arm in report["arms"] if arm not in (BEFORE, IDEAL) and not given(arm)]
+    return [arm for arm in report.arms if arm not in (BEFORE, IDEAL) and not given(arm)]
 
 
 def result_sentences(report: Summary) -> list[str]:
     """The result of a run: every arm of ours, the best by name, and how sure all that is."""
     sure = [*_drawn_sentences(report), *_spread_sentences(report)]
-    arms, metric = report["arms"], "pixel_accuracy"
+    arms, metric = report.arms, headline()[0]
     tried = ours(report)
     missing = [BEFORE] * (BEFORE not in arms) + [AFTER] * (not tried)
     if missing:
         return [f"This run has no {' and no '.join(missing)} arm: no gap can be given.", *sure]
     main = AFTER if AFTER in tried else tried[0]
-    before, after = (arms[arm][metric]["mean"] for arm in (BEFORE, main))
+    before, after = (arms[arm][metric.key].mean for arm in (BEFORE, main))
     if before is None or after is None:
         return ["No pixel was scored."]
-    change = f"{METRICS[metric]} went from {percent(before)} to {percent(after)}"
-    change += f" ({points(after - before)} points)"
+    change = f"{metric.title} went from {number(before, metric.unit)} to "
+    change += f"{number(after, metric.unit)} ({_points(after - before, metric)})"
+    plainly = f"Against {BEFORE}, with {main} {change}."
     if IDEAL not in arms:
+        return [plainly, *_others(report, tried, main), NO_ORACLE, *sure]
+    ideal = number(arms[IDEAL][metric.key].mean, metric.unit)
+    closed = report.gap_closed_by_arm[main][metric.key]
+    if closed is None:
         return [
-            f"Against {BEFORE}, with {main} {change}.",
-            *_others(report, tried, main),
-            NO_ORACLE,
-            *sure,
-        ]
-    ideal, closed = percent(arms[IDEAL][metric]["mean"]), report["gap_closed_by_arm"]
-    if closed[main][metric] is None:
-        return [
-            f"Against {BEFORE}, with {main} {change}.",
-            f"The oracle, trained on real frames, reaches {ideal}, no more than {BEFORE}: there "
+            plainly,
+            f"The oracle, trained on real frames, reaches {ideal}, no better than {BEFORE}: there "
             "is no gap to close.",
             *_others(report, tried, main),
             *sure,
         ]
     verdict = (
         "made it worse"
-        if after < before
-        else f"closes {percent(closed[main][metric], 0)} of the per-pixel gap to training on real "
-        "frames"
+        if closed < 0
+        else f"closes {percent(closed, 0)} of the {metric.name} gap to training on real frames"
     )
     return [
         f"{main} {verdict}: {change}; the oracle, trained on real frames, reaches {ideal}.",
@@ -94,23 +87,30 @@ def left_out(report: Summary) -> str:
     return " ".join([*_absent(report), *_void(report)])
 
 
+def _points(change: float, metric: Metric) -> str:
+    return f"{difference(change, metric.unit)}{' points' if metric.unit == '%' else ''}"
+
+
 def _void(report: Summary) -> list[str]:
-    found = [f"{arm} {pixels:,}" for arm, pixels in report["void_predictions"].items() if pixels]
+    found = [f"{arm} {count(pixels)}" for arm, pixels in report.void_predictions.items() if pixels]
     return [f"Pixels predicted void, which count as misses: {', '.join(found)}."] if found else []
 
 
 def _absent(report: Summary) -> list[str]:
-    absent = report["absent_classes"]
+    absent = report.absent_classes
     if not absent:
         return []
-    classes = next(iter(report["class_iou"].values()))
-    falsely = [
+    # Only what counts false finds is defined for a class without truth.
+    defined = {
         name
-        for name in absent
-        if any(iou[name] is not None for iou in report["class_iou"].values())
-    ]
+        for breakdown in class_columns()
+        for of_arm in (report.breakdowns[breakdown.key] or {}).values()
+        for name, value in of_arm.items()
+        if value is not None
+    }
+    falsely = [name for name in absent if name in defined]
     text = (
-        f"{len(absent)} of {len(classes)} classes "
+        f"{len(absent)} of {len(report.classes)} classes "
         f"{'is' if len(absent) == 1 else 'are'} absent from the ground truth of the test set, and "
         f"left out of the means: {', '.join(absent)}."
     )
@@ -121,24 +121,27 @@ def _absent(report: Summary) -> list[str]:
 
 def _gaps(report: Summary, tried: list[str]) -> list[str]:
     """The share of the gap that each arm closes, and which closes most."""
-    closed = report["gap_closed_by_arm"]
-    metrics = [m for m in _HEADLINE if all(closed[arm][m] is not None for arm in tried)]
-    if not metrics:
+    closed = {
+        metric.title: {arm: report.gap_closed_by_arm[arm][metric.key] for arm in tried}
+        for metric in headline()
+    }
+    known = {title: of_arm for title, of_arm in closed.items() if None not in of_arm.values()}
+    if not known:
         return []
     shares = "; ".join(
-        f"{arm} {' / '.join(percent(closed[arm][metric], 0) for metric in metrics)}"
-        for arm in tried
+        f"{arm} {' / '.join(percent(of_arm[arm], 0) for of_arm in known.values())}" for arm in tried
     )
-    lines = [f"Gap closed in {' / '.join(METRICS[metric] for metric in metrics)}: {shares}."]
-    if any(closed[arm][metric] < 0 for arm in tried for metric in metrics):
-        lines[0] += " A negative share means that the gap has grown."
-    return [*lines, *_best(report, tried)]
+    line = f"Gap closed in {' / '.join(known)}: {shares}."
+    if any((share or 0) < 0 for of_arm in known.values() for share in of_arm.values()):
+        line += " A negative share means that the gap has grown."
+    return [line, *_best(report, tried)]
 
 
 def _others(report: Summary, tried: list[str], main: str) -> list[str]:
-    """The per-pixel accuracy of our other arms, where no gap is known."""
+    """The first metric of our other arms, where no gap is known."""
+    metric = headline()[0]
     values = [
-        f"{arm} {percent(report['arms'][arm]['pixel_accuracy']['mean'])}"
+        f"{arm} {number(report.arms[arm][metric.key].mean, metric.unit)}"
         for arm in tried
         if arm != main
     ]
@@ -147,13 +150,16 @@ def _others(report: Summary, tried: list[str], main: str) -> list[str]:
 
 def _best(report: Summary, tried: list[str]) -> list[str]:
     """Which arm of several is best, said as the choice that it is."""
-    means = {arm: report["arms"][arm]["mean_iou"]["mean"] for arm in tried}
-    if len(tried) < 2 or None in means.values():
+    metric = ranking()
+    means = {arm: report.arms[arm][metric.key].mean for arm in tried}
+    known = {arm: mean for arm, mean in means.items() if mean is not None}
+    if len(tried) < 2 or len(known) < len(tried):
         return []
-    best = max(tried, key=lambda arm: means[arm])
+    best = max(known, key=lambda arm: metric.gain(known[arm], 0.0))
     return [
-        f"By the labels of the test frames, {best} is the best of these in mean IoU "
-        f"({percent(means[best])}); a score by which an arm is chosen is a little too high."
+        f"By the labels of the test frames, {best} is the best of these in {metric.title} "
+        f"({number(known[best], metric.unit)}); a score by which an arm is chosen is a little too "
+        "high."
     ]
 
 
@@ -162,39 +168,40 @@ def _drawn_sentences(report: Summary) -> list[str]:
     pairs = [
         (arm, others[than], than)
         for arm in ours(report)
-        if (others := report["comparisons"].get(arm))
+        if (others := report.comparisons.get(arm))
         for than in [AFTER if AFTER in others else BEFORE]
     ]
     lines = []
-    for metric in ("mean_iou", "pixel_accuracy") if len(pairs) == 1 else ("mean_iou",):
+    more = [metric for metric in laddered() if metric != ranking()] if len(pairs) == 1 else []
+    for metric in (ranking(), *more):
         shares = [
-            f"{arm} is better than {than} in {percent(found[metric]['better'])}"
-            for arm, found, than in pairs
-            if found[metric] and found[metric]["better"] is not None
+            f"{arm} is better than {than} in {percent(found.better)}"
+            for arm, compared, than in pairs
+            if (found := compared.scores[metric.key]) and found.better is not None
         ]
         if shares:
-            lines.append(f"In {METRICS[metric]}, {', '.join(shares)} of the resamplings.")
+            lines.append(f"In {metric.title}, {', '.join(shares)} of the resamplings.")
     if not lines:
         return []
     return [
-        f"The test frames were resampled {report['resamplings']} times. {' '.join(lines)} That "
+        f"The test frames were resampled {report.resamplings} times. {' '.join(lines)} That "
         "weighs the choice of frames alone, not what another training or translator would give."
     ]
 
 
 def _spread_sentences(report: Summary) -> list[str]:
-    arms, metric = report["arms"], "pixel_accuracy"
-    seeds = max(len(scores[metric]["seeds"]) for scores in arms.values())
+    arms, metric = report.arms, headline()[0]
+    seeds = max(len(scores[metric.key].seeds) for scores in arms.values())
     if seeds == 1:
         return ["One seed: no spread known."]
     lines = [f"Values are means over {seeds} seeds ± their standard deviation."]
     for arm in ours(report) if BEFORE in arms else []:
-        pair = [arms[name][metric] for name in (BEFORE, arm)]
-        if any(score["std"] is None for score in pair):
+        before, after = (arms[name][metric.key] for name in (BEFORE, arm))
+        if before.mean is None or after.mean is None or before.std is None or after.std is None:
             continue
-        if abs(pair[1]["mean"] - pair[0]["mean"]) < max(score["std"] for score in pair):
+        if abs(after.mean - before.mean) < max(before.std, after.std):
             lines.append(
-                f"The difference of {arm} in {METRICS[metric]} is smaller than the spread of the "
+                f"The difference of {arm} in {metric.title} is smaller than the spread of the "
                 "seeds: take it as no difference."
             )
     return lines

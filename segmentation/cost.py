@@ -7,8 +7,8 @@ from typing import Any
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config.settings import ComputeConfig, SegmentationConfig, SelfTrainingConfig
-from pipeline.progress import duration
 from pipeline.runtime.device import measure_pass
+from pipeline.text import duration
 from segmentation.models import Segmenter
 
 _FLOAT = 4  # bytes

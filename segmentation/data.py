@@ -27,7 +27,7 @@ from pipeline.data.spec import DatasetSpec
 from pipeline.files import replacing
 from pipeline.progress import each
 from pipeline.runtime.loader import Draws, Item
-from pipeline.scoring.confusion import Counts
+from pipeline.scoring.metrics import Counts
 
 Mixture = Sequence[tuple[DatasetSpec, float]]
 """Data sets and their shares of the draws, in any unit."""

@@ -1,11 +1,13 @@
 """Scoring a trained network on labelled frames, at the ground truth's resolution."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config.settings import ComputeConfig, EvaluationConfig
 from pipeline.data.images import UInt8, resize_indices, size_within, write_image, write_indices
@@ -17,17 +19,20 @@ from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.runtime.device import make_fabric
 from pipeline.scoring.confusion import ConfusionMatrix
+from pipeline.scoring.metrics import Counts
 from segmentation.predict import predict_on_device, views
 from segmentation.scores import (
-    FrameCounts,
     counted_in,
     instance_files,
     label_ids,
     read_instances,
     write_scores,
 )
+from segmentation.tally import Tally
 from segmentation.train import load_segmenter
 
+PICTURES, IDS, OVERLAYS = "predictions", "predictions_ids", "overlays"
+"""The folders of predictions: small pictures, whole ones, drawn over the frame."""
 PICTURE_WIDTH = 400
 """Pixels in a row of the pictures of predictions; some kilobytes each."""
 
@@ -43,7 +48,7 @@ def evaluate(
     arm: str,
     seed: int,
 ) -> None:
-    """Score a checkpoint on every frame of `dataset`.
+    """Score a checkpoint on every frame of `dataset`, or on those that an interrupted call left.
 
     Writes the files of `segmentation.scores.write_scores` and, unless `config.pictures` is 0,
     `predictions/NAME.png` of all frames (class indices as palette pictures, at most `PICTURE_WIDTH`
@@ -57,46 +62,22 @@ def evaluate(
         raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-segmentation` first.")
     space = space.averaging(config.classes)
     samples = list_samples(dataset, labelled=True)
+    names = [sample.name for sample in samples]
     instances, instance_scores = instance_files(dataset, samples, space)
-    fabric = make_fabric(compute, training=False)
-    model = load_segmenter(checkpoint)
-    network = fabric.setup_module(model.to(fabric.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
-    counted = counted_in(space)
-    labels = LabelReader(dataset, counted)
-    # From class to what is counted, and to what is saved.
-    index = torch.arange(len(space.classes), dtype=torch.uint8)
-    if counted is not space:
-        index = torch.from_numpy(label_ids(space))
-    index = index.to(fabric.device)
-    saved = label_ids(space) if config.save == "label_ids" else None
-    pictures: dict[str, str] = {}
-    tables, hits = [], []
-    with progress(folder, f"evaluation {arm}", len(samples), unit="images") as advance:
-        for number, sample in enumerate(samples):
-            truth, rgb = labels.read(sample, native=True), read_frame(dataset, sample)
-            classes = predict_on_device(network, rgb, truth.shape, config)
-            tables.append(count_on_device(truth, index[classes.int()], len(counted.classes)))
-            if instances is not None:
-                ids = index[classes.int()].cpu().numpy()
-                hits.append(read_instances(instances[number], ids))
-            if config.pictures:
-                pictures[sample.name] = f"predictions/{sample.name}.png"
-                small = resize_indices(
-                    classes.cpu().numpy(), size_within(truth.shape, PICTURE_WIDTH)
-                )
-                write_indices(folder / pictures[sample.name], small, space.palette)
-            if config.save != "none" or config.overlays:
-                _keep(config, folder, sample, rgb, classes.cpu().numpy(), space, saved)
+    tally = Tally(folder, names)
+    del tally.frames[_whole(config, folder, names[: len(tally.frames)]) :]
+    scorer = _scorer(config, space, dataset, checkpoint, folder, compute)
+    done = len(tally.frames)
+    with progress(folder, f"evaluation {arm}", len(names), done=done, unit="images") as advance:
+        for number in range(done, len(names)):
+            tally.add(*scorer.score(samples[number], instances[number] if instances else None))
             advance(1)
-    # The one moment at which a GPU's counts are waited for.
-    counts = torch.stack(tables).cpu().numpy()
-    frames = [FrameCounts(table, hits[i] if hits else None) for i, table in enumerate(counts)]
     write_scores(
         folder,
         space,
         dataset,
-        [sample.name for sample in samples],
-        frames,
+        names,
+        tally.frames,
         {
             "input_width": dataset.width,
             "resampling": "bilinear logits, align_corners=False",
@@ -104,8 +85,100 @@ def evaluate(
             "checkpoint": "last",
             "instance_scores": instance_scores,
         },
-        {"arm": arm, "seed": seed, "pictures": pictures},
+        arm=arm,
+        seed=seed,
+        pictures={name: _file(PICTURES, name) for name in names} if config.pictures else {},
     )
+    tally.remove()
+
+
+def _scorer(
+    config: EvaluationConfig,
+    space: LabelSpace,
+    dataset: DatasetSpec,
+    checkpoint: Path,
+    folder: Path,
+    compute: ComputeConfig,
+) -> "_Scorer":
+    """The network of a checkpoint on its device, and what it is scored with."""
+    fabric = make_fabric(compute, training=False)
+    model = load_segmenter(checkpoint)
+    network = fabric.setup_module(model.to(fabric.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    counted = counted_in(space)
+    index = torch.arange(len(space.classes), dtype=torch.uint8)
+    if counted is not space:
+        index = torch.from_numpy(label_ids(space))
+    return _Scorer(
+        config,
+        space,
+        dataset,
+        folder,
+        network,
+        LabelReader(dataset, counted),
+        index.to(fabric.device),
+        label_ids(space) if config.save == "label_ids" else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Predicts frames, counts them and writes their pictures."""
+
+    config: EvaluationConfig
+    space: LabelSpace
+    dataset: DatasetSpec
+    folder: Path
+    network: nn.Module
+    labels: LabelReader
+    index: Tensor
+    """(K,) uint8 class -> what is counted."""
+    saved: UInt8 | None
+    """(K,) class -> what is saved; None: itself."""
+
+    def score(self, sample: Sample, instances: Path | None) -> tuple[Tensor, Counts | None]:
+        """The counts of one frame; its pictures are there afterwards."""
+        truth, rgb = self.labels.read(sample, native=True), read_frame(self.dataset, sample)
+        classes = predict_on_device(self.network, rgb, truth.shape, self.config)
+        counted = self.index[classes.int()]
+        table = count_on_device(truth, counted, len(self.labels.space.classes))
+        hits = None if instances is None else read_instances(instances, counted.cpu().numpy())
+        if _kept(self.config):
+            self._keep(sample.name, rgb, classes.cpu().numpy())
+        return table, hits
+
+    def _keep(self, name: str, rgb: UInt8, classes: UInt8) -> None:
+        """Write a frame's prediction, (H, W) class indices, in the forms that are asked for."""
+        paths = {form: self.folder / _file(form, name) for form in _kept(self.config)}
+        if path := paths.get(PICTURES):
+            small = resize_indices(classes, size_within(classes.shape, PICTURE_WIDTH))
+            write_indices(path, small, self.space.palette)
+        if path := paths.get(IDS):
+            write_indices(path, classes if self.saved is None else self.saved[classes], None)
+        if path := paths.get(OVERLAYS):
+            height, width = rgb.shape[:2]
+            colors = self.space.palette[resize_indices(classes, (width, height))]
+            overlay = cv2.addWeighted(rgb, 0.5, colors, 0.5, 0)
+            write_image(path, np.asarray(overlay, np.uint8))
+
+
+def _kept(config: EvaluationConfig) -> list[str]:
+    """The forms in which predictions are kept."""
+    asked = {PICTURES: config.pictures, IDS: config.save != "none", OVERLAYS: config.overlays}
+    return [form for form, wanted in asked.items() if wanted]
+
+
+def _file(form: str, name: str) -> str:
+    """Where a frame's prediction is, below the folder of the scores."""
+    return f"{form}/{name}.{'jpg' if form == OVERLAYS else 'png'}"
+
+
+def _whole(config: EvaluationConfig, folder: Path, names: Sequence[str]) -> int:
+    """How many of the first frames have all their pictures."""
+    forms = _kept(config)
+    for number, name in enumerate(names):
+        if not all((folder / _file(form, name)).is_file() for form in forms):
+            return number
+    return len(names)
 
 
 @torch.inference_mode()
@@ -134,23 +207,3 @@ def count_tensors(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:
     counts = torch.zeros(side * side, dtype=torch.int64, device=keys.device)
     counts.scatter_add_(0, keys.flatten(), torch.ones_like(keys).flatten())
     return counts.view(side, side)[:classes]
-
-
-def _keep(
-    config: EvaluationConfig,
-    folder: Path,
-    sample: Sample,
-    rgb: UInt8,
-    classes: UInt8,
-    space: LabelSpace,
-    saved: UInt8 | None,
-) -> None:
-    """Write one frame's prediction, (H, W) class indices, in the forms that are asked for."""
-    if config.save != "none":
-        values = classes if saved is None else saved[classes]
-        write_indices(folder / "predictions_ids" / f"{sample.name}.png", values, None)
-    if config.overlays:
-        height, width = rgb.shape[:2]
-        colors = space.palette[resize_indices(classes, (width, height))]
-        overlay = cv2.addWeighted(rgb, 0.5, colors, 0.5, 0)
-        write_image(folder / "overlays" / f"{sample.name}.jpg", np.asarray(overlay, np.uint8))

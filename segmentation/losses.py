@@ -15,7 +15,7 @@ from pipeline.data.labels import IGNORE, LabelSpace
 from pipeline.errors import UserError
 from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.schema import near
-from pipeline.scoring.confusion import Counts
+from pipeline.scoring.metrics import Counts
 
 
 def class_weights(given: Mapping[str, float], space: LabelSpace) -> Tensor | None:

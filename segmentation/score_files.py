@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +15,11 @@ from pipeline.data.listing import Sample, evenly, list_samples
 from pipeline.data.reading import LabelReader
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.scoring.confusion import Counts, count_pairs
+from pipeline.progress import each
+from pipeline.scoring.confusion import count_pairs
+from pipeline.scoring.evaluation import Evaluation
+from pipeline.scoring.metrics import Counts
+from pipeline.text import listed, percent
 from segmentation.scores import (
     FrameCounts,
     counted_in,
@@ -38,7 +42,7 @@ def score_files(
     predictions: Path,
     folder: Path,
     encoding: Encoding | Literal["auto"] = "auto",
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Evaluation, list[str]]:
     """Score the PNGs below `predictions` on every labelled frame of `dataset`.
 
     Writes the files of `segmentation.scores.write_scores` to `folder`. A value of 255, and with
@@ -49,7 +53,7 @@ def score_files(
             (for `cityscapes19` the trainIds). `auto` looks at them.
 
     Returns:
-        The content of `evaluation.json`, and what is worth saying about the files.
+        The scores, and what is worth saying about the files.
 
     Raises:
         UserError: files that are missing, doubled, of another size or no PNG of one 8-bit value a
@@ -89,14 +93,15 @@ def score_files(
         return FrameCounts(pairs[:classes] @ columns, hits), agree
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        frames, agreements = zip(*pool.map(count, range(len(samples))), strict=True)
+        counted_frames = pool.map(count, range(len(samples)))
+        frames, agreements = zip(*each(counted_frames, "scoring", len(samples)), strict=True)
     agree, would_agree = (sum(found[i] for found in agreements) for i in (0, 1))
     if would_agree > agree and all(could_be for *_, could_be in agreements):
         raise UserError(
             f"{predictions}: read as {_CALLED[kind]}, {agree:,} pixels agree with the truth; read "
             f"as {_CALLED[_other(kind)]}, {would_agree:,}. Give --encoding {_other(kind)}."
         )
-    result = write_scores(
+    evaluation = write_scores(
         folder,
         space,
         dataset,
@@ -107,9 +112,8 @@ def score_files(
             + (", known by their values" if encoding == "auto" else ""),
             "instance_scores": instance_scores,
         },
-        {"arm": None, "seed": None, "pictures": {}},
     )
-    return result, _notes(result, kind, others, predictions)
+    return evaluation, _notes(evaluation, kind, others, predictions)
 
 
 def match_files(samples: Sequence[Sample], folder: Path) -> tuple[list[Path], int]:
@@ -164,14 +168,14 @@ def match_files(samples: Sequence[Sample], folder: Path) -> tuple[list[Path], in
     if missing:
         raise UserError(
             f"{len(missing)} of {len(samples)} frames have no prediction below {folder}: "
-            f"{_listed(missing)}. Files are found by the frame's name: "
+            f"{listed(missing)}. Files are found by the frame's name: "
             f"{missing[0].rsplit('/', 1)[-1]}.png or {missing[0].rsplit('/', 1)[-1]}_*.png in any "
             "folder."
         )
     if doubled:
         raise UserError(
             f"{len(doubled)} of {len(samples)} frames do not have one prediction of their own "
-            f"below {folder}: {_listed(doubled)}. Remove what is too much, or name each file by "
+            f"below {folder}: {listed(doubled)}. Remove what is too much, or name each file by "
             f"the frame's whole name: {samples[0].name}.png."
         )
     return matched, len(files) - len(matched)
@@ -268,7 +272,7 @@ def _guess(pairs: Counts, space: LabelSpace) -> Encoding:
     agree = {kind: _agreement(pairs, space, kind) for kind in kinds}
     if agree["label_ids"] == agree["train_ids"]:
         raise UserError(
-            f"The predictions hold the values {_listed(found.tolist())}, which could be label ids "
+            f"The predictions hold the values {listed(found.tolist())}, which could be label ids "
             "or trainIds alike. Give --encoding label_ids or train_ids."
         )
     return max(kinds, key=agree.__getitem__)
@@ -282,25 +286,18 @@ def _check_values(pairs: Counts, space: LabelSpace, kind: Encoding, file: Path) 
     if kind == "train_ids" and wrong.max() < len(_LABEL_IDS):
         hint = " These look like label ids: give --encoding label_ids."
     raise UserError(
-        f"{file} holds the value(s) {_listed(wrong.tolist())}; {_CALLED[kind]} of label space "
+        f"{file} holds the value(s) {listed(wrong.tolist())}; {_CALLED[kind]} of label space "
         f"{space.name} are 0..{_legal(kind, space) - 1}, and 255 is void.{hint}"
     )
 
 
-def _notes(result: dict[str, Any], kind: Encoding, others: int, folder: Path) -> list[str]:
+def _notes(evaluation: Evaluation, kind: Encoding, others: int, folder: Path) -> list[str]:
     notes = [f"The values are read as {_CALLED[kind]}."]
-    void = sum(result["void_predictions"])
-    if void:
-        share = void / (void + sum(map(sum, result["confusion"])))
+    if void := sum(evaluation.void_predictions):
         notes.append(
-            f"{share:.2%} of the scored pixels are predicted as void (255, or an id that is not "
-            "scored): they count as misses."
+            f"{percent(void / evaluation.table.sum(), 2)} of the scored pixels are predicted as "
+            "void (255, or an id that is not scored): they count as misses."
         )
     if others:
         notes.append(f"{others} other PNG(s) below {folder} belong to no frame and are left out.")
     return notes
-
-
-def _listed(items: Sequence[Any]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(map(str, items[:_SHOWN])) + more

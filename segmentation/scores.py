@@ -1,6 +1,6 @@
 """Scores of a test set from the counts of its frames, and the files that keep them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from pipeline.errors import UserError
 from pipeline.files import replacing, sweep, write_json
 from pipeline.scoring import cityscapes
 from pipeline.scoring.bootstrap import intervals
-from pipeline.scoring.confusion import ConfusionMatrix, Counts
+from pipeline.scoring.confusion import ConfusionMatrix
+from pipeline.scoring.evaluation import FRAMES_FILE, Evaluation, Setting
+from pipeline.scoring.metrics import Counts, Score, scores
 
 OFFICIAL = "official.json"
 
@@ -89,9 +91,12 @@ def write_scores(
     dataset: DatasetSpec,
     names: Sequence[str],
     frames: Sequence[FrameCounts],
-    protocol: dict[str, Any],
-    about: dict[str, Any],
-) -> dict[str, Any]:
+    protocol: Mapping[str, Setting],
+    *,
+    arm: str | None = None,
+    seed: int | None = None,
+    pictures: Mapping[str, str] | None = None,
+) -> Evaluation:
     """Write `evaluation.json`, `per_image.csv`, `per_image.npz`, and for the classes of
     `cityscapes19` also `official.json`.
 
@@ -101,68 +106,82 @@ def write_scores(
         names: of the N frames.
         frames: what was counted on them, in the classes of `counted_in(space)`.
         protocol: how predictions were made.
-        about: whose predictions they are.
-
-    Returns:
-        The content of `evaluation.json`.
+        arm, seed: whose predictions they are; None of those in files.
+        pictures: frame -> picture of its prediction below `folder`.
     """
     counts = np.stack([frame.table for frame in frames])
-    instances: dict[str, Any] = {}
     sweep(folder)
     (folder / OFFICIAL).unlink(missing_ok=True)  # of other classes, scored here before
+    by_instance: dict[str, Score | dict[str, Score]] = {}
     if cityscapes.has_official_scores(space):
-        hits = [frame.hits for frame in frames if frame.hits is not None]
-        official = cityscapes.official(names, counts, hits if len(hits) == len(frames) else None)
-        write_json(folder / OFFICIAL, official)
-        instances = {
-            "mean_class_iiou": official["averageScoreInstClasses"],
-            "mean_category_iiou": official["averageScoreInstCategories"],
-            "class_iiou": {name: official["classInstScores"][name] for name in space.class_names},
-            "category_iiou": {n: official["categoryInstScores"][n] for n in space.categories},
-        }
+        by_instance = _write_official(folder, space, names, counts, frames)
         counts = cityscapes.by_class(counts)
-    with replacing(folder / "per_image.npz") as part:
+    with replacing(folder / FRAMES_FILE) as part:
         np.savez_compressed(part, names=np.array(names), counts=counts)
-    rows = [
-        {"name": name, **_frame_scores(ConfusionMatrix.from_counts(table), space)}
-        for name, table in zip(names, counts, strict=True)
-    ]
-    write_table(folder / "per_image.csv", list(rows[0]), rows)
+    _write_table(folder / "per_image.csv", space, names, counts)
     matrix = ConfusionMatrix.from_counts(counts.sum(axis=0))
+    evaluation = Evaluation.model_validate(
+        {
+            "protocol": {
+                "label_space": space.name,
+                "classes_averaged": _averaged(space),
+                "resolution": "ground truth",
+                **protocol,
+                "ignore": IGNORE,
+            },
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "images": len(names),
+            "arm": arm,
+            "seed": seed,
+            "pictures": pictures or {},
+            "classes": space.class_names,
+            "confusion": matrix.counts.tolist(),
+            "void_predictions": matrix.void.tolist(),
+            **matrix.metrics(space),
+            **by_instance,
+            "intervals": intervals(counts, space),
+        }
+    )
+    evaluation.write(folder)
+    return evaluation
+
+
+def _write_official(
+    folder: Path,
+    space: LabelSpace,
+    names: Sequence[str],
+    counts: Counts,
+    frames: Sequence[FrameCounts],
+) -> dict[str, Score | dict[str, Score]]:
+    """Write `official.json`; the scores by instances that are in it."""
+    hits = [frame.hits for frame in frames if frame.hits is not None]
+    official = cityscapes.official(names, counts, hits if len(hits) == len(frames) else None)
+    write_json(folder / OFFICIAL, official)
+    return {
+        "mean_class_iiou": official["averageScoreInstClasses"],
+        "mean_category_iiou": official["averageScoreInstCategories"],
+        "class_iiou": {name: official["classInstScores"][name] for name in space.class_names},
+        "category_iiou": {n: official["categoryInstScores"][n] for n in space.categories},
+    }
+
+
+def _write_table(path: Path, space: LabelSpace, names: Sequence[str], counts: Counts) -> None:
+    """Write pixels and metrics of each frame, of counts (N, K, K + 1)."""
+    columns: dict[str, Sequence[Any]] = {
+        "name": names,
+        "pixels": counts.sum(axis=(1, 2)).tolist(),
+        "void_predictions": counts[:, :, -1].sum(axis=1).tolist(),
+        **{key: values.tolist() for key, values in scores(counts, space).items()},
+    }
+    rows = zip(*columns.values(), strict=True)
+    write_table(path, list(columns), [dict(zip(columns, row, strict=True)) for row in rows])
+
+
+def _averaged(space: LabelSpace) -> str:
+    """Which classes the means are over, for the protocol."""
     averaged, left_out = ([c.name for c in space.classes if c.averaged is a] for a in (True, False))
     which = f"of {', '.join(averaged)}"
     if len(left_out) < len(averaged):
         which = f"without {', '.join(left_out)}" if left_out else ""
-    result = {
-        "protocol": {
-            "label_space": space.name,
-            "classes_averaged": ", ".join(
-                filter(None, ["those in the ground truth or predicted", which])
-            ),
-            "resolution": "ground truth",
-            **protocol,
-            "ignore": IGNORE,
-        },
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "images": len(names),
-        **about,
-        "classes": space.class_names,
-        "confusion": matrix.counts.tolist(),
-        "void_predictions": matrix.void.tolist(),
-        **matrix.metrics(space),
-        **instances,
-        "intervals": intervals(counts, space),
-    }
-    write_json(folder / "evaluation.json", result)
-    return result
-
-
-def _frame_scores(matrix: ConfusionMatrix, space: LabelSpace) -> dict[str, Any]:
-    """Pixels and the scores of one frame that are single numbers."""
-    scores = matrix.metrics(space)
-    return {
-        "pixels": int(matrix.table.sum()),
-        "void_predictions": int(matrix.void.sum()),
-        **{key: value for key, value in scores.items() if not isinstance(value, dict | list)},
-    }
+    return ", ".join(filter(None, ["those in the ground truth or predicted", which]))

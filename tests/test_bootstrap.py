@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.labels import LabelClass, LabelSpace
-from pipeline.scoring.bootstrap import Counts, interval, intervals, resample, share_better
+from pipeline.scoring.bootstrap import interval, intervals, resample, share_better
 from pipeline.scoring.confusion import ConfusionMatrix
+from pipeline.scoring.metrics import Counts
 
 
 def space(classes: int, *left_out: int) -> LabelSpace:
@@ -113,8 +114,8 @@ def test_arms_are_paired_image_by_image() -> None:
     after = accuracy([11, 41, 71, 96], [89, 59, 29, 4])
     drawn = [resample([counts], space(2))["pixel_accuracy"] for counts in (before, after)]
 
-    assert share_better(drawn[1], drawn[0]) == 1
-    assert share_better(drawn[0], drawn[1]) == 0
+    assert share_better(drawn[1] - drawn[0]) == 1
+    assert share_better(drawn[0] - drawn[1]) == 0
     assert interval(drawn[1] - drawn[0]) == pytest.approx((0.01, 0.01))
     assert np.ptp(drawn[0]) > 0.3
 
@@ -122,8 +123,8 @@ def test_arms_are_paired_image_by_image() -> None:
 def test_equal_arms_are_not_better() -> None:
     drawn = resample([draw(5)], space(4))["mean_iou"]
 
-    assert share_better(drawn, drawn) == 0
-    assert share_better(drawn, np.full_like(drawn, np.nan)) is None
+    assert share_better(drawn - drawn) == 0
+    assert share_better(drawn - np.full_like(drawn, np.nan)) is None
 
 
 def test_one_image_has_no_interval() -> None:

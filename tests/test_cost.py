@@ -88,7 +88,7 @@ def test_said_once_before_the_first_step(
         assert message.count("million weights") == said
     cost = Cost(weights=24_400_000, seconds=0.5, memory=3_210_000_000, stored=1)
     assert cost.about(40_000) == (
-        "24.4 million weights, about 3.2 GB of memory and 0.5 seconds a step, 5.6 hours for 40000"
+        "24.4 million weights, about 3.2 GB of memory and 0.5 s a step, 5 h 33 min for 40000"
     )
 
 

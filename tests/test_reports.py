@@ -207,12 +207,12 @@ def test_intervals_are_those_of_the_drawings(finished: tuple[Config, Path]) -> N
     found = report["comparisons"]["adapted"]["source_only"]["pixel_accuracy"]
     assert found["difference"] == pytest.approx(0.75 - 0.6)
     assert tuple(found["interval"]) == interval(after - before)
-    assert found["better"] == share_better(after, before)
+    assert found["better"] == share_better(after - before)
     closed = report["gap_closed_intervals"]["adapted"]["pixel_accuracy"]
     assert tuple(closed) == interval((after - before) / (ideal - before))
     by_class = report["comparisons"]["adapted"]["source_only"]["class_iou"]
     assert by_class[NASTY]["better"] == share_better(
-        drawn["adapted"]["class_iou"][:, 1], drawn["source_only"]["class_iou"][:, 1]
+        drawn["adapted"]["class_iou"][:, 1] - drawn["source_only"]["class_iou"][:, 1]
     )
     assert by_class["bicyclist"] is None
     assert {arm: list(others) for arm, others in report["comparisons"].items()} == {

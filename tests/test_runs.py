@@ -332,7 +332,7 @@ def test_progress_may_count_in_images(
         advance(5)
     line = capsys.readouterr().err.splitlines()[-1]
     assert "images/s" in line
-    assert line.endswith("min left")
+    assert line.endswith(" left")
 
 
 def test_logs_have_lines_and_no_blank_ones(

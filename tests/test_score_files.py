@@ -19,7 +19,8 @@ from pipeline.data.reading import LabelReader
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.scoring import cityscapes
-from segmentation.score_files import match_files, score_files
+from segmentation.score_files import match_files
+from segmentation.score_files import score_files as score
 
 SPACE = load_label_space("cityscapes19")
 
@@ -48,6 +49,12 @@ def write_predictions(
     for sample in list_samples(spec, labelled=True):
         path = folder / name.format(name=sample.name, last=sample.name.rsplit("/", 1)[-1])
         write_indices(path, values(wrong_in_a_corner(spec, sample)), None)
+
+
+def score_files(*arguments: Any) -> tuple[dict[str, Any], list[str]]:
+    """The content of `evaluation.json`, and the notes."""
+    evaluation, notes = score(*arguments)
+    return evaluation.model_dump(mode="json"), notes
 
 
 def scores_of(result: dict[str, Any]) -> dict[str, Any]:

@@ -11,14 +11,19 @@ their intervals are too narrow.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.data.labels import LabelSpace
+from pipeline.scoring.metrics import (
+    BREAKDOWNS,
+    Counts,
+    Float,
+    Formula,
+    mean_defined,
+    tabled,
+)
 
-Float = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
-"""(N, K, K+1) pixels of each image: rows truth, columns prediction, the last column void. (N, K, K)
-where nothing was predicted void."""
+Interval = tuple[float, float]
+"""Low and high end."""
 
 RESAMPLES, LEVEL = 1000, 0.95
 _BLOCK = 100
@@ -26,13 +31,13 @@ _BLOCK = 100
 
 def intervals(
     counts: Counts, space: LabelSpace, *, resamples: int = RESAMPLES, level: float = LEVEL
-) -> dict[str, tuple[float, float] | None]:
+) -> dict[str, Interval | None]:
     """Metric -> (low, high) around the score of one network, fractions in [0, 1].
 
     None where there are fewer than two images or the metric is undefined.
     """
     drawn = resample([counts], space, resamples=resamples)
-    return {metric: interval(values, level) for metric, values in drawn.items() if values.ndim == 1}
+    return {metric.key: interval(drawn[metric.key], level) for metric in tabled()}
 
 
 def resample(
@@ -44,15 +49,14 @@ def resample(
     compare them on the same frames.
 
     Args:
-        seeds: the counts of each seed, over the same images in the same order.
+        seeds: the counts (N, K, K + 1) of each seed, over the same images in the same order.
 
     Returns:
-        `pixel_accuracy`, `mean_class_accuracy`, `mean_iou`, `frequency_weighted_iou`, each
-        (resamples,), and `class_iou`, (resamples, K). NaN where a drawing leaves it undefined, and
-        everywhere with fewer than two images.
+        The metrics that tables show, each (resamples,), and the breakdowns in which arms are
+        compared, each (resamples, K). NaN where a drawing leaves it undefined, and everywhere with
+        fewer than two images.
     """
-    images, classes = seeds[0].shape[:2]
-    averaged = np.array([c.averaged for c in space.classes])
+    images = len(seeds[0])
     generator = np.random.default_rng(0)
     flat = [np.asarray(counts.reshape(images, -1), np.float64) for counts in seeds]
     blocks: list[dict[str, Float]] = []
@@ -61,18 +65,25 @@ def resample(
             images, np.full(images, 1 / images), size=min(_BLOCK, resamples - start)
         ).astype(np.float64)
         # Sums of counts stay far below 2**53: exact in float64, in whatever order they are added.
-        drawn = np.stack([(times @ each).reshape(len(times), classes, -1) for each in flat])
+        drawn = np.stack([(times @ each).reshape(-1, *seeds[0].shape[1:]) for each in flat])
         blocks.append(
             {
-                key: _mean_present(np.moveaxis(values, 0, -1))
-                for key, values in _metrics(drawn, averaged).items()
+                key: mean_defined(np.moveaxis(formula(drawn, space), 0, -1))
+                for key, formula in _formulas().items()
             }
         )
     joined = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
     return joined if images > 1 else {key: np.full_like(v, np.nan) for key, v in joined.items()}
 
 
-def interval(values: Float, level: float = LEVEL) -> tuple[float, float] | None:
+def _formulas() -> dict[str, Formula]:
+    """What is computed in each drawing."""
+    of_set = {metric.key: metric.formula for metric in tabled()}
+    of_parts = {b.key: b.formula for b in BREAKDOWNS.values() if b.compared}
+    return {key: formula for key, formula in (of_set | of_parts).items() if formula}
+
+
+def interval(values: Float, level: float = LEVEL) -> Interval | None:
     """The percentile interval of (resamples,) values, undefined ones left out; None without any."""
     defined = values[~np.isnan(values)]
     if not defined.size:
@@ -81,39 +92,7 @@ def interval(values: Float, level: float = LEVEL) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def share_better(after: Float, before: Float) -> float | None:
-    """The share of the drawings in which `after` is above `before`, both (resamples,).
-
-    None when no drawing defines both.
-    """
-    difference = after - before
-    defined = difference[~np.isnan(difference)]
+def share_better(gain: Float) -> float | None:
+    """The share of the drawings with a gain above 0, (resamples,); None when none is defined."""
+    defined = gain[~np.isnan(gain)]
     return float((defined > 0).mean()) if defined.size else None
-
-
-def _metrics(counts: Float, averaged: npt.NDArray[np.bool_]) -> dict[str, Float]:
-    """The metrics of `ConfusionMatrix`, of (..., K, K or K+1) counts at once."""
-    classes = counts.shape[-2]
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    truth = counts.sum(axis=-1)
-    accuracy = _ratio(hits, truth)
-    iou = _ratio(hits, truth + counts.sum(axis=-2)[..., :classes] - hits)
-    scored = truth.sum(axis=-1)
-    return {
-        "pixel_accuracy": _ratio(hits.sum(axis=-1), scored),
-        "mean_class_accuracy": _mean_present(accuracy[..., averaged]),
-        "mean_iou": _mean_present(iou[..., averaged]),
-        "frequency_weighted_iou": _ratio(np.nansum(truth * iou, axis=-1), scored),
-        "class_iou": iou,
-    }
-
-
-def _ratio(part: Float, whole: Float) -> Float:
-    ratios = np.full(part.shape, np.nan)
-    np.divide(part, whole, out=ratios, where=whole > 0)
-    return ratios
-
-
-def _mean_present(values: Float) -> Float:
-    present = ~np.isnan(values)
-    return _ratio(np.nansum(values, axis=-1), present.sum(axis=-1).astype(np.float64))

@@ -19,7 +19,7 @@ from pipeline.data.labels import (
     LabelClass,
     LabelSpace,
 )
-from pipeline.scoring.confusion import Counts
+from pipeline.scoring.metrics import Counts
 
 SIZE = (2048, 1024)
 """Width and height of the frames that the mean sizes of instances belong to."""

@@ -1,7 +1,7 @@
 """The confusion matrix: counts first, ratios last."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import cv2
 import numpy as np
@@ -9,9 +9,8 @@ import numpy.typing as npt
 
 from pipeline.data.images import UInt8
 from pipeline.data.labels import IGNORE, LabelSpace
-
-Float = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
+from pipeline.scoring import metrics
+from pipeline.scoring.metrics import Counts, Score
 
 # Pixels at a time: they stay in the processor's cache, and OpenCV's 32-bit floats are exact.
 _BLOCK = 1 << 19
@@ -22,9 +21,7 @@ class ConfusionMatrix:
 
     Pixels whose truth is `IGNORE` are left out. Pixels that are scored and predicted as `IGNORE`
     (void) are misses: they are in no column of `counts` but in `void`, and so in the number of
-    pixels of their class. Metrics are those of Long et al. (CVPR 2015, section 5) as the
-    Cityscapes benchmark applies them: computed once from the data set's sums, never averaged over
-    images.
+    pixels of their class.
     """
 
     def __init__(self, classes: int) -> None:
@@ -79,60 +76,17 @@ class ConfusionMatrix:
         self.void += known[:, IGNORE]
 
     @property
-    def _truth(self) -> Counts:
-        """(K,) scored pixels of each class."""
-        return np.asarray(self.counts.sum(axis=1) + self.void)
-
-    @property
     def pixel_accuracy(self) -> float:
         """Correct pixels / scored pixels; NaN when nothing was scored."""
-        return _ratio(np.trace(self.counts), self._truth.sum())
+        return float(metrics.pixel_accuracy(self.table))
 
-    @property
-    def class_accuracy(self) -> Float:
-        """(K,) recall of each class; NaN where the truth has no pixel of it."""
-        return _ratios(np.diag(self.counts), self._truth)
-
-    @property
-    def class_iou(self) -> Float:
-        """(K,) tp / (tp + fp + fn); NaN where a class is neither in truth nor predicted."""
-        hits = np.diag(self.counts)
-        return _ratios(hits, self.counts.sum(axis=0) + self._truth - hits)
-
-    @property
-    def frequency_weighted_iou(self) -> float:
-        """IoU of the classes weighted by their share of the truth."""
-        return _ratio(np.nansum(self._truth * self.class_iou), self._truth.sum())
-
-    def category_iou(self, members: Sequence[int]) -> float:
-        """IoU of several classes taken as one: confusion among them is no error."""
-        inside = self.counts[members]
-        hits = inside[:, members].sum()
-        return _ratio(hits, self._truth[members].sum() + self.counts[:, members].sum() - hits)
-
-    def metrics(self, space: LabelSpace) -> dict[str, Any]:
+    def metrics(self, space: LabelSpace) -> dict[str, Score | dict[str, Score]]:
         """All metrics as plain data; fractions in [0, 1], None where undefined.
 
-        Means are taken over the classes of `space` that are present and to be averaged, and over
-        the categories that are present. `absent_classes` are those without a pixel of the truth.
+        Means are taken over the classes of `space` that are defined and to be averaged, and over
+        the categories that are defined.
         """
-        class_names = space.class_names
-        averaged = np.array([c.averaged for c in space.classes])
-        categories = {name: self.category_iou(m) for name, m in space.categories.items()}
-        present = self._truth > 0
-        scores = {
-            "pixel_accuracy": _plain(self.pixel_accuracy),
-            "mean_class_accuracy": _plain(_mean_present(self.class_accuracy[averaged])),
-            "mean_iou": _plain(_mean_present(self.class_iou[averaged])),
-            "frequency_weighted_iou": _plain(self.frequency_weighted_iou),
-            "class_accuracy": dict(zip(class_names, map(_plain, self.class_accuracy), strict=True)),
-            "class_iou": dict(zip(class_names, map(_plain, self.class_iou), strict=True)),
-            "absent_classes": [n for n, here in zip(class_names, present, strict=True) if not here],
-        }
-        if categories:
-            scores["mean_category_iou"] = _plain(_mean_present(np.array([*categories.values()])))
-            scores["category_iou"] = {name: _plain(iou) for name, iou in categories.items()}
-        return scores
+        return metrics.flat_scores(self.table, space)
 
 
 def count_pairs(truth: UInt8, prediction: UInt8) -> Counts:
@@ -169,22 +123,3 @@ def count_pairs(truth: UInt8, prediction: UInt8) -> Counts:
         runs = np.bincount(np.concatenate(keys), np.concatenate(lengths), minlength=1 << 16)
         pairs += runs.astype(np.int64)
     return pairs.reshape(256, 256)
-
-
-def _ratio(part: Any, whole: Any) -> float:
-    return float(part / whole) if whole else float("nan")
-
-
-def _ratios(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> Float:
-    ratios = np.full(len(part), np.nan)
-    np.divide(part, whole, out=ratios, where=whole > 0)
-    return ratios
-
-
-def _mean_present(values: Float) -> float:
-    present = values[~np.isnan(values)]
-    return sum(present.tolist()) / present.size if present.size else float("nan")
-
-
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
