@@ -233,9 +233,7 @@ def _from_plug_in(name: str) -> dict[str, Any]:
     (point, *_) = entry_points(group=PLUG_INS, name=name)
     try:
         spec = point.load()()
-    except (
-        Exception
-    ) as error:  # code of a plug-in: it may raise anything
+    except Exception as error:  # code of a plug-in: it may raise anything
         raise UserError(
             f"Data set {name!r} comes from {point.value}, which fails: {type(error).__name__}: "
             f"{error}. Fix or uninstall that package."
