@@ -20,18 +20,17 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.labels import load_label_space
+from pipeline.data.listing import Sample
 from pipeline.data.spec import DatasetSpec, spec_fields
-from pipeline.intake.common import Files
-from pipeline.intake.compare import nearest
-from pipeline.intake.doctor import examine, list_files
-from pipeline.intake.findings import FrameTable
+from pipeline.intake.duplicates import nearest
+from pipeline.intake.examine import examine, list_files
 from pipeline.toyworld.writing import write_toy_world
 
 
-def bare(files: list[Files], workers: int) -> None:
+def bare(files: list[Sample], workers: int) -> None:
     """Decode every file of the frames."""
 
-    def decode(frame: Files) -> None:
+    def decode(frame: Sample) -> None:
         for path in (frame.image, frame.label):
             if path is not None:
                 image = Image.open(io.BytesIO(path.read_bytes()))
@@ -72,7 +71,7 @@ def main() -> None:
             )
         root = options.source or Path(folder) / "toy-sim"
         spec = DatasetSpec(**spec_fields("gta5", Path()) | {"root": root, "limit": options.frames})
-        files, _ = list_files(spec)
+        files = list_files(spec).samples
         rates: dict[str, list[float]] = {"bare": [], "check": []}
         for _ in range(options.rounds + 1):  # the first warms the file cache
             rates["bare"].append(len(files) / seconds(lambda: bare(files, options.workers)))
@@ -88,12 +87,7 @@ def main() -> None:
     print(f"check / bare    {told(ratios)}")
 
     count = 25_000
-    table = FrameTable(
-        (Files("", None, None),) * count,
-        (b"",) * count,
-        np.random.default_rng(0).integers(0, 256, (count, 256)).astype(np.uint8),
-        np.ones(count, bool),
-    )
+    table = np.random.default_rng(0).integers(0, 256, (count, 256)).astype(np.uint8)
     took = seconds(lambda: nearest(table, table, earlier=True))
     print(f"near-duplicates of {count:,} frames: {took:.1f} s")
 

@@ -393,7 +393,7 @@ def check(
         bool, typer.Option("--quarantine", help="Write the list of frames to leave out.")
     ] = False,
 ) -> None:
-    """Look at every file of a data set, or of all that a configuration names; status 1: mend it.
+    """Look at every file of a data set, or of all that a configuration names; status 1: fix it.
 
     With a configuration, also what `run` checks before it starts.
     """
@@ -403,28 +403,28 @@ def check(
     from pipeline.errors import UserError
     from reports.check import write_check
 
-    patient = doctor.patient(what, root, label_space, settings)
-    reports = doctor.look(patient)
+    target = doctor.check_target(what, root, label_space, settings)
+    reports = doctor.check(target)
     console = Console()
     doctor.tell(reports, console)
     write_check(reports, out)
-    wrong = doctor.grave(reports)
+    wrong = doctor.must_fix(reports)
     if quarantine:
-        for line in doctor.quarantine(patient, reports, out):
+        for line in doctor.quarantine(target, reports, out):
             console.print(line, soft_wrap=True, markup=False)
-    if patient.config:
+    if target.config:
         from flows.prepare import preflight
         from flows.show import say_missing_classes, show_estimate
 
-        say_missing_classes(patient.config)
+        say_missing_classes(target.config)
         try:
-            preflight(patient.config)
+            preflight(target.config)
         except UserError as error:
             if not wrong:
                 raise
             console.print(f"A run would not start: {error}", soft_wrap=True, markup=False)
         else:
-            show_estimate(patient.config, console)
+            show_estimate(target.config, console)
     console.print(f"Pictures: {out / 'check.html'}", soft_wrap=True, markup=False)
     if wrong:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`sim2real check`: the data doctor on one data set, or on all that a configuration names."""
+"""`sim2real check` on one data set, or on all that a configuration names."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,18 +11,18 @@ from pipeline.config.settings import Config
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.spec import DatasetSpec, spec_fields
 from pipeline.errors import UserError
-from pipeline.intake.common import printable
 from pipeline.intake.compare import compare, compare_splits
-from pipeline.intake.doctor import examine, split_specs
+from pipeline.intake.examine import examine, split_specs
 from pipeline.intake.findings import DatasetReport, Severity, write_quarantine
+from pipeline.intake.text import printable
 from pipeline.schema import parse
 from pipeline.yaml_files import read_yaml
 
-_LOOKS: dict[Severity, str] = {"must fix": "bold red", "look": "yellow", "note": "dim"}
+_STYLES: dict[Severity, str] = {"must fix": "bold red", "look": "yellow", "note": "dim"}
 
 
 @dataclass(frozen=True)
-class Patient:
+class CheckTarget:
     """What is to be checked."""
 
     parts: dict[str, DatasetSpec]
@@ -39,7 +39,9 @@ class Patient:
     """The file that says it all, without its ending; none for a data set known by name."""
 
 
-def patient(what: str, root: Path | None, label_space: str, settings: list[str] | None) -> Patient:
+def check_target(
+    what: str, root: Path | None, label_space: str, settings: list[str] | None
+) -> CheckTarget:
     """Find out what `what` names: a configuration, a data set's file, or a known data set.
 
     Args:
@@ -57,7 +59,7 @@ def patient(what: str, root: Path | None, label_space: str, settings: list[str] 
             raise UserError(f"--root is for data sets; {path} is a configuration. Use --set.")
         config = load_config(path, settings)
         labelled = "target" in config.labels_read
-        return Patient(
+        return CheckTarget(
             {"source": config.source, "target": config.target, "test": config.test},
             frozenset() if labelled else frozenset({"target"}),
             frozenset({"test"}),
@@ -79,7 +81,7 @@ def patient(what: str, root: Path | None, label_space: str, settings: list[str] 
         parts = split_specs(spec) or parts
     scored = frozenset(part for part in parts if _is_scored(part))
     space = load_label_space(label_space)
-    return Patient(
+    return CheckTarget(
         parts, frozenset(), scored, space, None, None, path.with_suffix("") if is_file else None
     )
 
@@ -88,24 +90,24 @@ def _is_scored(split: str) -> bool:
     return split.startswith(("test", "val"))
 
 
-def look(patient: Patient) -> dict[str, DatasetReport]:
+def check(target: CheckTarget) -> dict[str, DatasetReport]:
     """Examine every part, and compare them: those of a configuration, or the splits of a set."""
     reports = {}
-    for part, spec in patient.parts.items():
+    for part, spec in target.parts.items():
         reports[part] = examine(
             spec,
-            patient.space,
-            labelled=part not in patient.unlabelled,
-            crop=patient.crop if part in {"source", "target"} else None,
+            target.space,
+            labelled=part not in target.unlabelled,
+            crop=target.crop if part in {"source", "target"} else None,
         )
-    if patient.config is not None and "target" in patient.parts:
-        reports["target"] = _without_labels(patient.config, reports["target"])
-    if patient.config is None:
+    if target.config is not None:
+        reports["target"] = _without_labels(target.config, reports["target"])
+    if target.config is None:
         reports = {
             part: report if report.spec.split else compare_splits(report, scored=_is_scored)
             for part, report in reports.items()
         }
-    return compare(reports, scored=patient.scored, one_set=patient.config is None)
+    return compare(reports, scored=target.scored, one_set=target.config is None)
 
 
 def _without_labels(config: Config, target: DatasetReport) -> DatasetReport:
@@ -120,14 +122,14 @@ def _without_labels(config: Config, target: DatasetReport) -> DatasetReport:
 
 
 def tell(reports: dict[str, DatasetReport], console: Console) -> None:
-    """Print what was found: gravest first, with what to do."""
+    """Print what was found: the most severe first, with what to do."""
     for part, report in reports.items():
         sizes = ", ".join(list(report.sizes)[:3]) + (", ..." if len(report.sizes) > 3 else "")
         labels = f", {report.labelled:,} labelled" if report.labelled else ""
         title = f"{part}: {report.spec.name}, {report.frames:,} frames{labels}, {sizes}"
         console.print(f"[bold]{escape(printable(title))}[/]", soft_wrap=True)
         for finding in report.findings:
-            style = _LOOKS[finding.severity]
+            style = _STYLES[finding.severity]
             share = f" ({finding.share:.1%})" if finding.share is not None else ""
             detail = finding.detail or "; ".join(
                 f"{example.frame}: {example.detail}" for example in finding.examples[:2]
@@ -142,28 +144,28 @@ def tell(reports: dict[str, DatasetReport], console: Console) -> None:
             console.print("  [green]ok[/]")
 
 
-def quarantine(patient: Patient, reports: dict[str, DatasetReport], out: Path) -> list[str]:
+def quarantine(target: CheckTarget, reports: dict[str, DatasetReport], out: Path) -> list[str]:
     """Write the lists of frames to leave out; what was written, and what to add to the spec.
 
     The list of a spec that names one already is added to.
     """
     told = []
     for part, report in reports.items():
-        base = patient.beside or out / report.spec.name
-        middle = f".{part}" if patient.config else ""
+        base = target.beside or out / report.spec.name
+        middle = f".{part}" if target.config else ""
         path = report.spec.quarantine or base.with_name(f"{base.name}{middle}.quarantine.csv")
         if not report.quarantined():
             continue
         added = write_quarantine(report.quarantined(), path)
         line = f"{path}: {added} frames of {part} to leave out."
         if report.spec.quarantine is None:
-            where = f"`{part}`" if patient.config else "the data set"
-            shown = path.name if patient.beside else path.absolute()
+            where = f"`{part}`" if target.config else "the data set"
+            shown = path.name if target.beside else path.absolute()
             line += f" Give {where} `quarantine: {shown}`."
         told.append(line)
     return told or ["Nothing to quarantine."]
 
 
-def grave(reports: dict[str, DatasetReport]) -> int:
-    """How many findings must be mended."""
+def must_fix(reports: dict[str, DatasetReport]) -> int:
+    """How many findings must be fixed."""
     return sum(report.must_fix for report in reports.values())

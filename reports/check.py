@@ -9,9 +9,9 @@ import numpy as np
 from pipeline.data.images import open_image
 from pipeline.data.reading import UNNAMED
 from pipeline.files import sweep, write_json, write_text
-from pipeline.intake.common import percent, printable
 from pipeline.intake.facts import Examiner
 from pipeline.intake.findings import SEVERITIES, DatasetReport, Example
+from pipeline.intake.text import percent, printable
 from reports.figures import label_picture, photo
 from reports.pages import environment
 

@@ -44,8 +44,8 @@ def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
 def test_other_files_are_one_message(tmp_path: Path, text: str) -> None:
     path = tmp_path / "table.csv"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"table\.csv is damaged.* Mend it\."):
-        read_table(path, ["name"], "Mend it.")
+    with pytest.raises(UserError, match=r"table\.csv is damaged.* Fix it\."):
+        read_table(path, ["name"], "Fix it.")
 
 
 def test_quarantined_names_are_those_of_the_frames(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The data doctor: planted faults are found, each in the right frame, and none is invented."""
+"""`sim2real check`: planted faults are found, each in the right frame, and none is invented."""
 
 import csv
 import io
@@ -24,8 +24,9 @@ from pipeline.data.reading import LabelReader
 from pipeline.data.spec import DatasetSpec, save_spec, spec_fields
 from pipeline.errors import UserError
 from pipeline.intake.compare import compare
-from pipeline.intake.doctor import examine, split_specs
+from pipeline.intake.examine import examine, split_specs
 from pipeline.intake.facts import between_share, count_values
+from pipeline.intake.faults import renumbered
 from pipeline.intake.findings import (
     KINDS,
     SEVERITIES,
@@ -33,7 +34,7 @@ from pipeline.intake.findings import (
     Finding,
     write_quarantine,
 )
-from pipeline.intake.headers import check_headers, renumbered
+from pipeline.intake.headers import check_headers
 from pipeline.toyworld.writing import write_toy_world
 from reports.check import write_check
 
@@ -400,7 +401,7 @@ def test_frames_smaller_than_the_crop(sim: Path) -> None:
     check_headers(spec_of(sim, width=128), samples, crop=(64, 48))
 
 
-def test_labels_without_any_class_must_be_mended(sim: Path) -> None:
+def test_labels_without_any_class_must_be_fixed(sim: Path) -> None:
     each_label(sim, np.zeros_like)
 
     finding = found(look(sim))["ignored-label"]
@@ -413,8 +414,8 @@ def test_lists_of_splits_that_name_others(sim: Path) -> None:
     spec = spec_of(sim, splits={"val": "val.txt", "gone": "gone.txt"})
     save_spec(spec, sim.parent / "sim.yaml")
 
-    patient = doctor.patient(str(sim.parent / "sim.yaml"), None, SPACE.name, None)
-    (report,) = doctor.look(patient).values()
+    target = doctor.check_target(str(sim.parent / "sim.yaml"), None, SPACE.name, None)
+    (report,) = doctor.check(target).values()
 
     finding = found(report)["split-unusable"]
     assert "1 of 2 entries of list" in finding.detail
@@ -672,8 +673,8 @@ def test_listed_splits_are_compared_and_no_file_is_decoded_twice(
 
     monkeypatch.setattr("pipeline.intake.facts.read_rgb", read)
 
-    patient = doctor.patient(str(sim.parent / "sim.yaml"), None, SPACE.name, None)
-    reports = doctor.look(patient)
+    target = doctor.check_target(str(sim.parent / "sim.yaml"), None, SPACE.name, None)
+    reports = doctor.check(target)
 
     assert list(reports) == ["gta5"]
     assert sorted(decoded) == [image(sim, n) for n in range(1, FRAMES + 1)]
@@ -687,7 +688,7 @@ def test_listed_splits_are_compared_and_no_file_is_decoded_twice(
 
 
 def test_a_known_set_without_its_lists_is_examined_whole(clean: Path) -> None:
-    reports = doctor.look(doctor.patient("gta5", clean / "toy-sim", SPACE.name, None))
+    reports = doctor.check(doctor.check_target("gta5", clean / "toy-sim", SPACE.name, None))
 
     assert {part: report.frames for part, report in reports.items()} == {"gta5": FRAMES}
 

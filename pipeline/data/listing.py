@@ -108,6 +108,12 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def spaced(total: int, count: int) -> list[int]:
+    """At most `count` of the positions 0..total - 1, evenly spaced, none at the very ends."""
+    count = min(count, total)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
 def _find(spec: DatasetSpec, fixed: dict[str, str]) -> list[tuple[dict[str, str], Path]]:
     """Every frame that the pattern matches: its fields in order, and its path."""
     any_suffix = Path(spec.images).suffix.lower() not in SUFFIXES

@@ -16,11 +16,10 @@ from pathlib import Path
 
 from pipeline.data.images import SUFFIXES, image_size, read_header
 from pipeline.data.labels import VOCABULARY
-from pipeline.data.listing import list_samples, read_list, read_quarantine
+from pipeline.data.listing import list_samples, read_list, read_quarantine, spaced
 from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
 from pipeline.files import sweep, write_text
-from pipeline.intake.common import percent, spaced
 from pipeline.intake.encodings import (
     PLAUSIBLE,
     SURELY,
@@ -36,8 +35,8 @@ from pipeline.intake.encodings import (
     where,
     wildest,
 )
+from pipeline.intake.faults import renumbered
 from pipeline.intake.findings import write_quarantine
-from pipeline.intake.headers import renumbered
 from pipeline.intake.layouts import (
     SPLITS,
     Listing,
@@ -51,6 +50,7 @@ from pipeline.intake.layouts import (
     walk,
 )
 from pipeline.intake.preview import preview_name, write_preview
+from pipeline.intake.text import percent
 from pipeline.schema import CONTROL, parse
 from pipeline.yaml_files import expand, parse_yaml
 

@@ -1,13 +1,10 @@
-"""What the data doctor can find, how grave it is and what to do; the report of one data set."""
+"""What `sim2real check` can find, and the report of one data set."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
 
 from pipeline.csv_files import write_table
 from pipeline.data.labels import LabelSpace
@@ -15,236 +12,211 @@ from pipeline.data.listing import read_quarantine
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import sweep
-from pipeline.intake.common import Files, printable
+from pipeline.intake.facts import FrameFacts
+from pipeline.intake.text import printable
 
 Severity = Literal["must fix", "look", "note"]
-"""`must fix` stops or spoils a training; `look` may be meant; `note` is a fact worth knowing."""
+"""`must fix` stops or spoils a training; `look` may be intended; `note` is worth knowing."""
 SEVERITIES: tuple[Severity, ...] = ("must fix", "look", "note")
-
-
 EXAMPLES = 6
 """Frames shown with a finding."""
 MOST_FRAMES = 0.5
 """A fault of a greater share of the frames is one of the spec or of the whole set."""
 
+Table = dict[str, tuple[str, str]]
+"""Kind of finding -> its title, and what to do about it."""
+_MUST_FIX: Table = {
+    "empty-file": ("Files without content", "Copy them again, or quarantine the frames."),
+    "unreadable": (
+        "Files that cannot be decoded",
+        "Copy them again from the original, or quarantine the frames.",
+    ),
+    "no-label": ("Images without a label", "Add the labels, or quarantine the frames."),
+    "two-labels": (
+        "Frames with two label files",
+        "Remove one, or give the `labels` pattern a file name ending.",
+    ),
+    "size-differs": (
+        "Label of another size than its image",
+        "Find out which file belongs to another frame; quarantine what cannot be fixed.",
+    ),
+    "label-colours": (
+        "Labels are colour images, and the spec says ids",
+        "Set `encoding` (and `values`) to what the labels hold.",
+    ),
+    "label-ids": (
+        "Labels hold one value a pixel, and the spec says colours or channels",
+        "Set `encoding: ids` and name the ids in `values`.",
+    ),
+    "label-channel": (
+        "The channel that is read says nothing",
+        "Set `channel` to the one that varies (0 is red).",
+    ),
+    "label-depth": (
+        "Labels of another depth than their ids",
+        "Use the files that hold plain ids, or convert these to 8 or 16 bits.",
+    ),
+    "palette-differs": (
+        "Palettes that contradict the ids",
+        "A program renumbered the indices: read the colours (`encoding: rgb`, and colours in "
+        "`values`), or "
+        "quarantine the frames. If the indices are right, save them as grey values.",
+    ),
+    "label-jpeg": (
+        "Labels stored as JPEG",
+        "Get the lossless originals: JPEG mixes ids at every border.",
+    ),
+    "resampled-label": (
+        "Labels that were resized smoothly or drawn antialiased",
+        "Get the originals, and resize labels with nearest neighbour only.",
+    ),
+    "train-ids": (
+        "Labels look like trainIds, and the spec names ids",
+        "Use the `labelIds` files, or name 0..18 in `values` in the order of the trainIds.",
+    ),
+    "mirrored-labels": ("Labels look mirrored or upside down", "Flip the labels, or the images."),
+    "blank-frame": ("Blank frames", "Render them again, or quarantine the frames."),
+    "duplicates-disagree": (
+        "One picture with different labels",
+        "Find out which label is right; quarantine the other frame.",
+    ),
+    "copied-label": (
+        "Labels copied from other frames",
+        "Get the right ones, or quarantine the frames.",
+    ),
+    "shared-frames": (
+        "Frames that are also among those scored on",
+        "Quarantine them here: a score on frames that were trained on says nothing.",
+    ),
+    "frame-depth": ("Frames of more than 8 bits", "Convert them to 8 bits a channel."),
+    "rotated-frame": (
+        "Frames to be turned by their EXIF data",
+        "Turn the pixels as the labels are drawn (`mogrify -auto-orient` turns them upright), or "
+        "remove the tag.",
+    ),
+    "small-frame": (
+        "Frames smaller than what CycleGAN cuts out of them",
+        "Lower `cyclegan.crop`, raise `width` of the data set, or quarantine the frames.",
+    ),
+    "mask-frames": (
+        "Labels among the frames",
+        "Give the `images` pattern a file name ending or a folder that labels do not have, "
+        "or quarantine them.",
+    ),
+}
+_LOOK: Table = {
+    "shared-label": (
+        "One label for different pictures",
+        "Meant where one view is shown in several weathers; else a file was copied over others.",
+    ),
+    "labels-apart": (
+        "Labels do not follow the edges of their images",
+        "Look at the frames: labels of other frames, shifted, or turned?",
+    ),
+    "unnamed-values": (
+        "Label values without a name",
+        "Name them in `values`; 'unlabeled' ignores their pixels.",
+    ),
+    "wrong-ending": (
+        "Files whose ending is not their format",
+        "Rename them: other programs go by the ending.",
+    ),
+    "duplicate-frames": ("The same picture twice", "Quarantine all but the first."),
+    "ignored-label": (
+        "Labels without a pixel of any class",
+        "Nothing is learnt from them: quarantine the frames, or look at `values`.",
+    ),
+    "constant-label": (
+        "Labels of one value",
+        "Look at these frames: the label may be a placeholder.",
+    ),
+    "no-image": (
+        "Labels without an image",
+        "They are not used; add the images if they are missing.",
+    ),
+    "same-drive": (
+        "Drives that are in both parts",
+        "Frames of one drive resemble each other; score on drives that no part trains on.",
+    ),
+    "class-only-scored": (
+        "Classes that are scored and never learnt",
+        "Expect an IoU of 0 there, or choose a label space that groups them.",
+    ),
+    "grey-frame": ("Frames without colour", "Look whether colour was lost on the way."),
+    "frame-depth-cut": (
+        "Frames of 16 bits a channel",
+        "Convert them: the lower 8 bits are cut off.",
+    ),
+    "alpha-frame": (
+        "Frames with an alpha channel",
+        "It is dropped; see that the colours are as meant.",
+    ),
+    "frame-mode": (
+        "Frames in another colour model",
+        "Convert them to RGB, and compare the colours.",
+    ),
+    "split-unusable": ("Splits that cannot be used", "Fix `splits`, or the list that it names."),
+    "listed-absent": ("Listed frames that are not here", "Unpack the rest, or go on with a part."),
+    "few-frames": ("Very few frames", "Check `root`, `split` and `limit`."),
+    "shared-unscored": (
+        "Frames that are also in another part",
+        "See whether the two are meant to overlap.",
+    ),
+}
+_NOTE: Table = {
+    "sizes-vary": ("Frames of several sizes", "Nothing, where `width` brings them to one."),
+    "near-duplicates": (
+        "Nearly the same picture twice",
+        "Usual in video, for example before a red light; no frame is left out for it.",
+    ),
+    "upscaled": ("Frames narrower than the working width", "Lower `width`, or accept their blur."),
+    "names-unused": ("Named values that never occur", "Nothing, if the names fit the data set."),
+    "class-absent": ("Classes that never occur", "Nothing of them is learnt from these frames."),
+}
+
+
+_QUARANTINED = {
+    "empty-file",
+    "unreadable",
+    "no-label",
+    "two-labels",
+    "size-differs",
+    "label-colours",
+    "label-ids",
+    "label-channel",
+    "label-depth",
+    "palette-differs",
+    "label-jpeg",
+    "resampled-label",
+    "blank-frame",
+    "duplicates-disagree",
+    "copied-label",
+    "shared-frames",
+    "frame-depth",
+    "rotated-frame",
+    "small-frame",
+    "mask-frames",
+    "duplicate-frames",
+    "ignored-label",
+}
+"""Kinds for which `check --quarantine` leaves the frames out."""
+
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of fault: how grave, what it is called, what to do, whether frames are left out."""
+    """A kind of finding: a row of the tables above."""
 
     severity: Severity
     title: str
     advice: str
-    quarantines: bool = False
+    quarantines: bool
 
 
 KINDS: dict[str, Kind] = {
-    "empty-file": Kind(
-        "must fix", "Files without content", "Copy them again, or quarantine the frames.", True
-    ),
-    "unreadable": Kind(
-        "must fix",
-        "Files that cannot be decoded",
-        "Copy them again from the original, or quarantine the frames.",
-        True,
-    ),
-    "no-label": Kind(
-        "must fix", "Images without a label", "Add the labels, or quarantine the frames.", True
-    ),
-    "two-labels": Kind(
-        "must fix",
-        "Frames with two label files",
-        "Remove one, or give the `labels` pattern a file name ending.",
-        True,
-    ),
-    "size-differs": Kind(
-        "must fix",
-        "Label of another size than its image",
-        "Find out which file belongs to another frame; quarantine what cannot be mended.",
-        True,
-    ),
-    "label-colours": Kind(
-        "must fix",
-        "Labels are colour images, and the spec says ids",
-        "Set `encoding` (and `values`) to what the labels hold.",
-        True,
-    ),
-    "label-ids": Kind(
-        "must fix",
-        "Labels hold one value a pixel, and the spec says colours or channels",
-        "Set `encoding: ids` and name the ids in `values`.",
-        True,
-    ),
-    "label-channel": Kind(
-        "must fix",
-        "The channel that is read says nothing",
-        "Set `channel` to the one that varies (0 is red).",
-        True,
-    ),
-    "label-depth": Kind(
-        "must fix",
-        "Labels of another depth than their ids",
-        "Use the files that hold plain ids, or convert these to 8 or 16 bits.",
-        True,
-    ),
-    "palette-differs": Kind(
-        "must fix",
-        "Palettes that contradict the ids",
-        "A program renumbered the indices: read the colours (`encoding: rgb`, and colours in "
-        "`values`), or quarantine the frames. If the indices are right, save them as grey values.",
-        True,
-    ),
-    "label-jpeg": Kind(
-        "must fix",
-        "Labels stored as JPEG",
-        "Get the lossless originals: JPEG mixes ids at every border.",
-        True,
-    ),
-    "resampled-label": Kind(
-        "must fix",
-        "Labels that were resized smoothly or drawn antialiased",
-        "Get the originals, and resize labels with nearest neighbour only.",
-        True,
-    ),
-    "train-ids": Kind(
-        "must fix",
-        "Labels look like trainIds, and the spec names ids",
-        "Use the `labelIds` files, or name 0..18 in `values` in the order of the trainIds.",
-    ),
-    "mirrored-labels": Kind(
-        "must fix",
-        "Labels look mirrored or upside down",
-        "Flip the labels, or the images.",
-    ),
-    "blank-frame": Kind(
-        "must fix", "Blank frames", "Render them again, or quarantine the frames.", True
-    ),
-    "duplicates-disagree": Kind(
-        "must fix",
-        "One picture with different labels",
-        "Find out which label is right; quarantine the other frame.",
-        True,
-    ),
-    "copied-label": Kind(
-        "must fix",
-        "Labels copied from other frames",
-        "Get the right ones, or quarantine the frames.",
-        True,
-    ),
-    "shared-label": Kind(
-        "look",
-        "One label for different pictures",
-        "Meant where one view is shown in several weathers; else a file was copied over others.",
-    ),
-    "shared-frames": Kind(
-        "must fix",
-        "Frames that are also among those scored on",
-        "Quarantine them here: a score on frames that were trained on says nothing.",
-        True,
-    ),
-    "frame-depth": Kind(
-        "must fix", "Frames of more than 8 bits", "Convert them to 8 bits a channel.", True
-    ),
-    "rotated-frame": Kind(
-        "must fix",
-        "Frames to be turned by their EXIF data",
-        "Turn the pixels as the labels are drawn (`mogrify -auto-orient` turns them upright), or "
-        "remove the tag.",
-        True,
-    ),
-    "small-frame": Kind(
-        "must fix",
-        "Frames smaller than what CycleGAN cuts out of them",
-        "Lower `cyclegan.crop`, raise `width` of the data set, or quarantine the frames.",
-        True,
-    ),
-    "mask-frames": Kind(
-        "must fix",
-        "Labels among the frames",
-        "Give the `images` pattern a file name ending or a folder that labels do not have, or "
-        "quarantine them.",
-        True,
-    ),
-    "labels-apart": Kind(
-        "look",
-        "Labels do not follow the edges of their images",
-        "Look at the frames: labels of other frames, shifted, or turned?",
-    ),
-    "unnamed-values": Kind(
-        "look",
-        "Label values without a name",
-        "Name them in `values`; 'unlabeled' ignores their pixels.",
-    ),
-    "wrong-ending": Kind(
-        "look",
-        "Files whose ending is not their format",
-        "Rename them: other programs go by the ending.",
-    ),
-    "duplicate-frames": Kind(
-        "look", "The same picture twice", "Quarantine all but the first.", True
-    ),
-    "ignored-label": Kind(
-        "look",
-        "Labels without a pixel of any class",
-        "Nothing is learnt from them: quarantine the frames, or look at `values`.",
-        True,
-    ),
-    "constant-label": Kind(
-        "look", "Labels of one value", "Look at these frames: the label may be a placeholder."
-    ),
-    "no-image": Kind(
-        "look", "Labels without an image", "They are not used; add the images if they are missing."
-    ),
-    "same-drive": Kind(
-        "look",
-        "Drives that are in both parts",
-        "Frames of one drive resemble each other; score on drives that no part trains on.",
-    ),
-    "class-only-scored": Kind(
-        "look",
-        "Classes that are scored and never learnt",
-        "Expect an IoU of 0 there, or choose a label space that groups them.",
-    ),
-    "grey-frame": Kind(
-        "look", "Frames without colour", "Look whether colour was lost on the way."
-    ),
-    "frame-depth-cut": Kind(
-        "look", "Frames of 16 bits a channel", "Convert them: the lower 8 bits are cut off."
-    ),
-    "alpha-frame": Kind(
-        "look", "Frames with an alpha channel", "It is dropped; see that the colours are as meant."
-    ),
-    "frame-mode": Kind(
-        "look", "Frames in another colour model", "Convert them to RGB, and compare the colours."
-    ),
-    "split-unusable": Kind(
-        "look", "Splits that cannot be used", "Mend `splits`, or the list that it names."
-    ),
-    "listed-absent": Kind(
-        "look", "Listed frames that are not here", "Unpack the rest, or go on with a part."
-    ),
-    "few-frames": Kind("look", "Very few frames", "Check `root`, `split` and `limit`."),
-    "shared-unscored": Kind(
-        "look", "Frames that are also in another part", "See whether the two are meant to overlap."
-    ),
-    "sizes-vary": Kind(
-        "note", "Frames of several sizes", "Nothing, where `width` brings them to one."
-    ),
-    "near-duplicates": Kind(
-        "note",
-        "Nearly the same picture twice",
-        "Usual in video, for example before a red light; no frame is left out for it.",
-    ),
-    "upscaled": Kind(
-        "note", "Frames narrower than the working width", "Lower `width`, or accept their blur."
-    ),
-    "names-unused": Kind(
-        "note", "Named values that never occur", "Nothing, if the names fit the data set."
-    ),
-    "class-absent": Kind(
-        "note", "Classes that never occur", "Nothing of them is learnt from these frames."
-    ),
-}  # fmt: skip
+    kind: Kind(severity, title, advice, kind in _QUARANTINED)
+    for severity, table in zip(SEVERITIES, (_MUST_FIX, _LOOK, _NOTE), strict=True)
+    for kind, (title, advice) in table.items()
+}
 
 
 @dataclass(frozen=True)
@@ -254,16 +226,21 @@ class Example:
     frame: str
     image: Path | None
     label: Path | None
-    detail: str
+    detail: str = ""
     beside: Path | None = None
+
+    @classmethod
+    def of(cls, facts: FrameFacts, detail: str = "", beside: Path | None = None) -> "Example":
+        """An examined frame as an example."""
+        return cls(facts.name, facts.sample.image, facts.sample.label, detail, beside)
 
 
 @dataclass(frozen=True)
 class Finding:
     """One kind of fault of a data set.
 
-    `count` and `share` are of frames, or for faults of the whole set, of what the title names;
-    `share` is then None. With `quarantines`, `write_quarantine` leaves out the `frames`.
+    `count` and `share` are of frames; for a finding about the whole set `count` is of what the
+    title names, and `share` None. With `quarantines`, `write_quarantine` leaves out the `frames`.
     """
 
     kind: str
@@ -291,20 +268,6 @@ class ValueUse:
 
 
 @dataclass(frozen=True)
-class FrameTable:
-    """What is kept of each frame to compare it with others.
-
-    `files` (N), `hashes` (N) of the image files, b"" where unreadable, and `signatures` (N, 256)
-    uint8 grey thumbnails, with `signed` (N) bool: there is one.
-    """
-
-    files: tuple[Files, ...]
-    hashes: tuple[bytes, ...]
-    signatures: npt.NDArray[np.uint8]
-    signed: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
 class DatasetReport:
     """All that was found in one data set."""
 
@@ -324,11 +287,13 @@ class DatasetReport:
     values: tuple[ValueUse, ...]
     findings: tuple[Finding, ...]
     shown: tuple[Example, ...]
-    table: FrameTable
+    """Evenly spaced frames."""
+    facts: tuple[FrameFacts, ...]
+    """What was measured of each frame, for comparing sets."""
 
     @property
     def must_fix(self) -> int:
-        """How many findings must be mended before a training."""
+        """How many findings must be fixed before a training."""
         return sum(finding.severity == "must fix" for finding in self.findings)
 
     @property
@@ -348,67 +313,64 @@ class DatasetReport:
 
     def as_json(self) -> dict[str, Any]:
         """What `check.json` holds of the data set."""
+        same = ("frames", "labelled", "sizes", "image_bytes", "label_bytes", "decoded_bytes")
         return {
             "name": self.spec.name,
             "split": self.spec.split,
             "label_space": self.space.name,
-            "frames": self.frames,
-            "labelled": self.labelled,
-            "sizes": self.sizes,
-            "image_bytes": self.image_bytes,
-            "label_bytes": self.label_bytes,
-            "decoded_bytes": self.decoded_bytes,
+            **{key: getattr(self, key) for key in same},
             "must_fix": self.must_fix,
             "class_pixels": self.class_pixels,
             "ignored_pixels": self.ignored_pixels,
             "values": [vars(value) for value in self.values],
             "findings": [
-                vars(finding)
-                | {"frames": list(finding.frames)}
-                | {
-                    "examples": [
-                        {
-                            "frame": example.frame,
-                            "image": str(example.image) if example.image else None,
-                            "label": str(example.label) if example.label else None,
-                            "detail": example.detail,
-                        }
-                        for example in finding.examples
-                    ]
-                }
+                vars(finding) | {"examples": [_plain(example) for example in finding.examples]}
                 for finding in self.findings
             ],
             "quarantined": self.quarantined(),
         }
 
 
-def finding(kind: str, total: int, frames: list[str], examples: list[Example]) -> Finding:
-    """A finding of frames; where most frames have it, it is none of single frames' fault."""
-    known = KINDS[kind]
-    share = len(frames) / total if total else None
-    return Finding(
-        kind=kind,
-        severity=known.severity,
-        title=known.title,
-        detail="",
-        advice=known.advice,
-        count=len(frames),
-        share=share,
-        quarantines=known.quarantines and share is not None and share <= MOST_FRAMES,
-        frames=tuple(frames),
-        examples=tuple(examples),
-    )
+def _plain(example: Example) -> dict[str, str | None]:
+    files = {"image": example.image, "label": example.label}
+    shown = {key: str(path) if path else None for key, path in files.items()}
+    return {"frame": example.frame, **shown, "detail": example.detail}
 
 
-def fact(kind: str, count: int, detail: str) -> Finding:
-    """A finding of the whole set."""
+def finding(kind: str, count: int, detail: str) -> Finding:
+    """A finding about a whole data set."""
     known = KINDS[kind]
     return Finding(
         kind, known.severity, known.title, detail, known.advice, count, None, False, (), ()
     )
 
 
+def frames_finding(
+    kind: str, total: int, frames: Sequence[str], examples: Iterable[Example], detail: str = ""
+) -> Finding:
+    """A finding about some frames; they are not quarantined where most frames have the fault.
+
+    Args:
+        total: how many frames were examined; 0 where the finding is of other files.
+    """
+    known = KINDS[kind]
+    share = len(frames) / total if total else None
+    return Finding(
+        kind=kind,
+        severity=known.severity,
+        title=known.title,
+        detail=detail,
+        advice=known.advice,
+        count=len(frames),
+        share=share,
+        quarantines=known.quarantines and share is not None and share <= MOST_FRAMES,
+        frames=tuple(frames),
+        examples=tuple(examples)[:EXAMPLES],
+    )
+
+
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The most severe first, then as in `KINDS`."""
     kinds = list(KINDS)
     return tuple(
         sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), kinds.index(f.kind)))

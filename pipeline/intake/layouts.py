@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.data.images import SUFFIXES
 from pipeline.errors import UserError
-from pipeline.intake.common import printable
+from pipeline.intake.text import printable
 from pipeline.schema import CONTROL
 
 FEW = 12

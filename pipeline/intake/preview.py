@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.images import UInt8, read_raw, read_rgb, resize_rgb
 from pipeline.data.labels import load_label_space
+from pipeline.data.listing import spaced
 from pipeline.errors import UserError
 from pipeline.files import replacing
-from pipeline.intake.common import spaced
 from pipeline.intake.encodings import PLACES, Codes, Observation, Value, codes
 
 FRAMES, TILE = 4, 400
