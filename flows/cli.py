@@ -114,8 +114,8 @@ def _run_flow(
 
     if (folder / LADDER_FILE).is_file() and not (folder / CONFIG_FILE).is_file():
         raise UserError(
-            f"{folder} holds an ablation of an earlier version: a folder of runs, each of which can "
-            "still be reported and compared. Give another folder with --run DIR."
+            f"{folder} holds an ablation of an earlier version: a folder of runs, each of which "
+            "can still be reported and compared. Give another folder with --run DIR."
         )
     say_missing_classes(config)
     with locked(folder):
@@ -338,7 +338,7 @@ def export(
 
 @app.command()
 def status(run: RunFolder) -> None:
-    """Show the stages of a run: state, progress, time, what is left. Of a ladder, its rows."""
+    """Show the stages of a run: state, progress, time, what is left."""
     from flows.show import show_status
 
     show_status(run)

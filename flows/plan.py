@@ -18,7 +18,7 @@ from pipeline.data.reading import decoder_code
 from pipeline.data.spec import DatasetSpec, translated_spec
 from pipeline.errors import UserError
 from pipeline.run.contents import hashes
-from pipeline.run.folder import Inputs
+from pipeline.run.folder import Inputs, cyclegan_folder, translated_folder
 from pipeline.run.stage import Settings, Stage
 from pipeline.scoring.cityscapes import has_official_scores
 
@@ -51,16 +51,6 @@ def plan(config: Config, run: Path) -> list[Stage]:
 
 def _add(stages: dict[str, Stage], stage: Stage) -> None:
     stages.setdefault(stage.name, stage)
-
-
-def translated_folder(translation: str) -> str:
-    """The stage in which the frames of a translation are made."""
-    return TRANSLATED if translation == TRANSLATED else f"translations/{translation}"
-
-
-def cyclegan_folder(translation: str) -> str:
-    """The stage in which the networks of a translation are trained."""
-    return "cyclegan" if translation == TRANSLATED else f"cyclegans/{translation}"
 
 
 def _spec(config: Config, run: Path, frames: str) -> DatasetSpec:

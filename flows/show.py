@@ -1,10 +1,7 @@
-"""What the commands show of runs, ladders and data sets: tables and notes."""
+"""What the commands show of runs and data sets: tables and notes."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,13 +11,13 @@ from flows.plan import plan
 from pipeline.config.settings import IDEAL, Config
 from pipeline.data.labels import load_label_space
 from pipeline.data.spec import DatasetSpec, built_in_specs, missing_classes, plug_ins, spec_fields
-from pipeline.files import explain_damage, read_json
+from pipeline.files import explain_damage
 from pipeline.progress import recorded
-from pipeline.run.folder import INPUTS_FILE, LADDER_FILE, check_results, read_run, read_stage
+from pipeline.run.folder import INPUTS_FILE, check_results, read_run, read_stage
 from pipeline.run.stage import Stage, is_done
 from pipeline.schema import parse
-from pipeline.scoring.metrics import headline, laddered
-from pipeline.text import count, duration, hours, number, percent, size
+from pipeline.scoring.metrics import headline
+from pipeline.text import count, duration, number, percent, size
 
 
 def say_missing_classes(config: Config) -> None:
@@ -65,34 +62,8 @@ def show_result(folder: Path) -> None:
     console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)
 
 
-def show_ladder(folder: Path) -> None:
-    """The headline of a ladder."""
-    metrics = laddered()
-    gaps = [f"gap closed, {metric.name}" for metric in metrics]
-    table = Table("row", *(metric.title for metric in metrics), *gaps, "hours")
-    with _ladder(folder) as rows:
-        for row in rows:
-            cells = [number(row["scores"][m.key]["mean"], m.unit) for m in metrics]
-            cells += [percent(row["gap_closed"][m.key]) for m in metrics]
-            table.add_row(row["title"], *cells, hours(row["seconds"]))
-    console = Console()
-    console.print(table)
-    console.print(f"Table: {folder / 'index.html'}", soft_wrap=True)
-
-
-@contextmanager
-def _ladder(folder: Path) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a ladder; explains what is raised while they are used."""
-    path = folder / LADDER_FILE
-    with explain_damage(path, "Write it anew: `sim2real run CONFIG --ablate` with this folder."):
-        yield read_json(path)["rows"]
-
-
 def show_status(run: Path) -> None:
-    """The stages of a run; of a ladder, its rows."""
-    if (run / LADDER_FILE).is_file():
-        _show_rows(run)
-        return
+    """The stages of a run: state, progress, time worked, time left."""
     config = read_run(run)
     stages = plan(config, run)
     table = Table("stage", "state", "progress", "time", "left")
@@ -119,20 +90,6 @@ def show_status(run: Path) -> None:
             markup=False,
             highlight=False,
         )
-
-
-def _show_rows(folder: Path) -> None:
-    table = Table("row", "folder", "stages done", "at work on")
-    with _ladder(folder) as lines:
-        for line in lines:
-            run = folder / line["row"]
-            rows = status_rows(run, plan(read_run(run), run))
-            done = sum(state == "done" for _, state, *_ in rows)
-            begun = [f"{name} {progress}" for name, state, progress, *_ in rows if state == "begun"]
-            table.add_row(line["title"], line["row"], f"{done}/{len(rows)}", ", ".join(begun))
-    console = Console()
-    console.print(table)
-    console.print(f"Table: {folder / 'index.html'}. One row: sim2real status {folder}/ROW")
 
 
 StatusRow = tuple[str, str, str, float, float | None]

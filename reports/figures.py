@@ -225,16 +225,19 @@ class Pair:
     translated: str
 
 
-def translated_pairs(run: Path) -> list[Pair]:
+def translated_pairs(folder: Path) -> list[Pair]:
     """A few source frames, evenly spaced, each with its translation.
+
+    Args:
+        folder: of the translation.
 
     Raises:
         UserError: nothing has been translated, or a frame is no longer there.
     """
-    path = run / "translated" / "manifest.csv"
+    path = folder / "manifest.csv"
     if not path.is_file():
         raise UserError(f"No file {path}.")
-    way_out = "Translate anew with `sim2real run --force translated`."
+    way_out = f"Translate anew with `sim2real run --force {folder.name}`."
     rows = read_table(path, ["name", "source", "translated"], way_out)
     return [
         Pair(
@@ -254,9 +257,9 @@ class Grid:
     picture: str
 
 
-def last_sample_grid(run: Path) -> Grid | None:
-    """The newest grid of CycleGAN samples, or None when there is none."""
-    grids = sorted((run / "cyclegan" / "samples").glob("step-*.png"))
+def last_sample_grid(folder: Path) -> Grid | None:
+    """The newest grid of samples of the CycleGAN in a folder, or None when there is none."""
+    grids = sorted((folder / "samples").glob("step-*.png"))
     if not grids:
         return None
     step = int(grids[-1].stem.removeprefix("step-"))

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline import text
 from pipeline.config.settings import AFTER, BEFORE
 from pipeline.scoring import metrics
-from reports import figures, sentences
+from reports import figures, sentences, steps
 from reports.summary import Difference, Spread
 
 
@@ -46,7 +46,7 @@ def environment(*, pages: bool = True) -> Environment:
     made.globals |= {
         "tabled": metrics.tabled,
         "headline": metrics.headline,
-        "laddered": metrics.laddered,
+        "in_steps": metrics.in_steps,
         "ranking": metrics.ranking,
         "class_columns": metrics.class_columns,
         "further": metrics.further,
@@ -54,7 +54,7 @@ def environment(*, pages: bool = True) -> Environment:
         "trained_on": sentences.trained_on,
         "left_out": sentences.left_out,
         "result_sentences": sentences.result_sentences,
-        "METHODS": {"histogram_matching": "histogram matching", "fda": "Fourier domain adaptation"},
+        "step_sentences": steps.step_sentences,
         "BEFORE": BEFORE,
         "AFTER": AFTER,
         "FEW": figures.FEW,

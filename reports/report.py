@@ -1,7 +1,7 @@
 """The report of a run, and of several: files that can be mailed, made from files on disk."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,13 +9,21 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from pydantic import BaseModel
 
-from pipeline.config.settings import AFTER, BEFORE, IDEAL, Config
+from pipeline.config.settings import AFTER, BEFORE, IDEAL, TRANSLATED, Config, CycleGANConfig
 from pipeline.csv_files import read_table
 from pipeline.data.labels import load_label_space
 from pipeline.data.spec import missing_classes
 from pipeline.errors import UserError
 from pipeline.files import explain_damage, read_record, sweep, write_json, write_text
-from pipeline.run.folder import RUN_FILE, STAGE_FILE, check_results, read_run_record, read_stage
+from pipeline.run.folder import (
+    RUN_FILE,
+    STAGE_FILE,
+    check_results,
+    cyclegan_folder,
+    read_run_record,
+    read_stage,
+    translated_folder,
+)
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.evaluation import Evaluation
 from pipeline.scoring.metrics import Counts, Metric, headline
@@ -24,6 +32,7 @@ from pipeline.yaml_files import yaml_text
 from reports import figures, sentences, tables
 from reports.pages import environment
 from reports.settings import ordered_arms, settings_that_differ
+from reports.steps import steps_of, write_steps
 from reports.summary import Summary
 
 T = TypeVar("T")
@@ -42,16 +51,18 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     Raises:
         UserError: an arm or seed has not been scored.
     """
-    for stage, wanted in (
-        ("cyclegan", "leaderboard.csv"),
-        ("cyclegan", "drift.json"),
-        ("translated", "manifest.csv"),
-    ):
-        if (run / stage / STAGE_FILE).is_file():
-            check_results(run, stage, wanted)
+    for name in config.used_translations:
+        for stage, wanted in (
+            (cyclegan_folder(name), "leaderboard.csv"),
+            (cyclegan_folder(name), "drift.json"),
+            (translated_folder(name), "manifest.csv"),
+        ):
+            if (run / stage / STAGE_FILE).is_file():
+                check_results(run, stage, wanted)
     evaluations = tables.read_evaluations(run, config)
     report = tables.summary(config, evaluations)
     shares = tables.shares_of_truth(evaluations)
+    steps = steps_of(config, run, report)
     page = (
         environment()
         .get_template("report.html.j2")
@@ -69,14 +80,18 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
             settings=yaml_text(config.model_dump(mode="json")),
             plotly=Markup(get_plotlyjs()),
             **_pictures(config, run, report, evaluations),
-            **_translations(config, run),
+            steps=steps,
+            translations=[_translation(config, run, name) for name in config.used_translations],
+            curves=_curves(run, config),
             **_provenance(config, run),
         )
     )
     text = environment(pages=False).get_template("report.md.j2")
     write_json(folder / "report.json", report.as_json())
     tables.write_classes(folder / "per_class.csv", report, shares)
-    write_text(folder / "report.md", text.render(report=report, shares=shares))
+    if steps:
+        write_steps(folder / "steps.csv", steps)
+    write_text(folder / "report.md", text.render(report=report, shares=shares, steps=steps))
     write_text(folder / "index.html", page)
 
 
@@ -95,16 +110,46 @@ def _pictures(
     }
 
 
-def _translations(config: Config, run: Path) -> dict[str, object]:
-    """What the page shows of the translation."""
-    trains = config.translation.trains
-    return {
-        "has_translation": config.translates,
-        "pairs": _or_reason(lambda: figures.translated_pairs(run)),
-        "grid": _or_reason(lambda: figures.last_sample_grid(run)) if trains else None,
-        "drift": _drift(run, config) if trains else None,
-        "curves": _curves(run, config),
-    }
+@dataclass(frozen=True)
+class Translation:
+    """What the page shows of one translation; texts say why something is not shown."""
+
+    name: str
+    method: str
+    source: str
+    origin: str
+    """Seeds and weights, as a text."""
+    recipe: CycleGANConfig
+    pairs: list[figures.Pair] | str
+    grid: figures.Grid | str | None = None
+    drift: "Drift | None" = None
+    curves: Mapping[str, Markup] | None = None
+
+
+def _translation(config: Config, run: Path, name: str) -> Translation:
+    settings, recipe = config.all_translations[name], config.cyclegan_recipe(name)
+    title, pairs = settings.translator.title, run / translated_folder(name)
+    shown = Translation(
+        name,
+        title,
+        settings.source,
+        f"{title}, seed {settings.seed}",
+        recipe,
+        _or_reason(lambda: figures.translated_pairs(pairs)),
+    )
+    if settings.weights is not None:
+        return replace(shown, origin=f"generator {settings.weights.name}")
+    if not settings.trains:
+        return shown
+    folder = run / cyclegan_folder(name)
+    start = f", from the networks of {recipe.start.name}" if recipe.start else ""
+    return replace(
+        shown,
+        origin=f"{title} trained once, seed {recipe.seed}{start}",
+        grid=_or_reason(lambda: figures.last_sample_grid(folder)),
+        drift=_drift(folder, best=settings.checkpoint == "best"),
+        curves=_cyclegan_curves(folder, name),
+    )
 
 
 def _provenance(config: Config, run: Path) -> dict[str, object]:
@@ -262,12 +307,12 @@ class Drift:
     leaderboard: list[dict[str, float]]
 
 
-def _drift(run: Path, config: Config) -> Drift | None:
-    path, board = run / "cyclegan" / "drift.json", run / "cyclegan" / "leaderboard.csv"
+def _drift(folder: Path, *, best: bool) -> Drift | None:
+    """What a segmentation network saw in the translations of a CycleGAN, where one watched it."""
+    path, board = folder / "drift.json", folder / "leaderboard.csv"
     if not path.is_file():
         return None
     drifts = read_record(path, _Drifts, ANEW)
-    best = config.translation.checkpoint == "best"
     columns = ["step", "agreement_after", "distance", "score"]
     leaders = read_table(board, columns, ANEW)[:LEADERS]
     with explain_damage(board, ANEW):
@@ -290,17 +335,22 @@ def _drift(run: Path, config: Config) -> Drift | None:
         )
 
 
-def _curves(run: Path, config: Config) -> dict[str, Markup]:
-    """Name -> plot, for the trainings that left a log."""
-    curves: dict[str, Markup] = {}
-    log = figures.read_log(run / "cyclegan" / "log.jsonl")
-    if len(log) and config.translation.trains:
-        for name, steps in (
+def _cyclegan_curves(folder: Path, name: str) -> dict[str, Markup]:
+    """Name -> plot of a CycleGAN's log, if it left one."""
+    log = figures.read_log(folder / "log.jsonl")
+    return {
+        kind: figures.plot_div(figures.cyclegan_curves(log, steps), f"{kind}-{name}")
+        for kind, steps in (
             ("reconstruction", figures.RECONSTRUCTION),
             ("adversarial", figures.ADVERSARIAL),
-        ):
-            if any(key in log for key, *_ in steps):
-                curves[name] = figures.plot_div(figures.cyclegan_curves(log, steps), name)
+        )
+        if any(key in log for key, *_ in steps)
+    }
+
+
+def _curves(run: Path, config: Config) -> dict[str, Markup]:
+    """Name -> plot, for the trainings of segmentation networks that left a log."""
+    curves: dict[str, Markup] = {}
     logs = {
         arm: [
             figures.read_log(run / "segmentation" / arm / f"seed-{seed}" / "log.jsonl")
@@ -315,7 +365,12 @@ def _curves(run: Path, config: Config) -> dict[str, Markup]:
 
 def _durations(run: Path, config: Config) -> dict[str, str]:
     """Stage -> how long it took, seeds together, for the stages that are complete."""
-    stages = {"CycleGAN": ["cyclegan"], "translation": ["translated"]} | {
+    stages: dict[str, list[str]] = {}
+    for name in config.used_translations:
+        which = "" if name == TRANSLATED else f" {name}"
+        stages[f"CycleGAN{which}"] = [cyclegan_folder(name)]
+        stages[f"translation{which}"] = [translated_folder(name)]
+    stages |= {
         f"{stage} {arm}": [f"{stage}/{arm}/seed-{seed}" for seed in config.seeds]
         for stage in ("segmentation", "evaluation")
         for arm in ordered_arms(config)

@@ -1,16 +1,23 @@
 """What a run found and how its arms were trained, in words and without flattery."""
 
-from pipeline.config.settings import AFTER, BEFORE, IDEAL
-from pipeline.scoring.metrics import Metric, class_columns, headline, laddered, ranking
+from pipeline.config.settings import AFTER, BEFORE, IDEAL, TRANSLATED
+from pipeline.scoring.metrics import Metric, class_columns, headline, in_steps, ranking
 from pipeline.text import count, difference, number, percent
 from reports.summary import Recipe, Summary
 
 FRAMES = {
     "source": "synthetic frames as they are",
-    "translated": "translated synthetic frames",
+    TRANSLATED: "translated synthetic frames",
     "target": "real frames with their labels",
 }
 """What an arm's network learns from -> what it is called in a text."""
+
+
+def called(frames: str) -> str:
+    """What labelled frames of a name are called in a text."""
+    return FRAMES.get(frames, f"{FRAMES[TRANSLATED]} ({frames})")
+
+
 NO_ORACLE = "There is no oracle arm, so the size of the gap to real training data is not known."
 
 
@@ -18,7 +25,7 @@ def trained_on(recipe: Recipe) -> str:
     """What an arm's network has seen."""
     shares = recipe.train
     parts = [
-        f"{percent(share, 0)} {FRAMES[kind]}" if len(shares) > 1 else FRAMES[kind]
+        f"{percent(share, 0)} {called(kind)}" if len(shares) > 1 else called(kind)
         for kind, share in shares.items()
     ]
     if recipe.self_training:
@@ -172,7 +179,7 @@ def _drawn_sentences(report: Summary) -> list[str]:
         for than in [AFTER if AFTER in others else BEFORE]
     ]
     lines = []
-    more = [metric for metric in laddered() if metric != ranking()] if len(pairs) == 1 else []
+    more = [metric for metric in in_steps() if metric != ranking()] if len(pairs) == 1 else []
     for metric in (ranking(), *more):
         shares = [
             f"{arm} is better than {than} in {percent(found.better)}"

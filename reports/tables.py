@@ -74,10 +74,10 @@ def summary(
 
     Args:
         against: arm -> the arms that it is compared with frame by frame; none: each with
-            `source_only` and `adapted`.
+            `source_only`, `adapted` and its base.
     """
     if against is None:
-        against = {arm: (BEFORE, AFTER) for arm in evaluations if arm != BEFORE}
+        against = {arm: _compared_with(config, arm) for arm in evaluations}
     first = first_evaluation(evaluations)
     drawn = _drawn(evaluations, _space(config))
     arms = {
@@ -128,6 +128,12 @@ def summary(
             arm: sum(sum(s.void_predictions) for s in scores) for arm, scores in evaluations.items()
         },
     )
+
+
+def _compared_with(config: Config, arm: str) -> list[str]:
+    usual = [] if arm == BEFORE else [BEFORE, AFTER]
+    base = config.arms[arm].base
+    return [*usual, *([base] if base and base not in usual else [])]
 
 
 def between_runs(

@@ -1,10 +1,10 @@
 """The configuration of `run --ablate`, and the stages that it takes over from another run."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from flows import cli as cli_module
@@ -223,9 +223,10 @@ def test_the_whole_ablation_and_its_table(tiny: Path, cli: Cli) -> None:
     assert result.returncode == 0, result.stderr
     assert "Taken over from runs/tiny: cyclegan, translated, segmentation/" in result.stderr
     run = tiny.parent / "runs" / "tiny-ablation"
-    steps = json.loads((run / "report" / "report.json").read_text())["steps"]
-    assert [step["arm"] for step in steps] == ARMS
-    assert all(step["seconds"] > 0 for step in steps)
+    steps = pd.read_csv(run / "report" / "steps.csv")
+    assert list(steps["arm"]) == ARMS
+    assert (steps["hours"] > 0).all()
+    assert steps["pixel_accuracy_change"].isna().sum() == 2  # the first, and the oracle
     page = (run / "report" / "index.html").read_text()
     assert "+ masked consistency" in page
     assert "What each step brings" in page

@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn
 from pydantic import BaseModel, Field, RootModel
 
 from pipeline.config.load import load_config
-from pipeline.config.settings import Config
+from pipeline.config.settings import TRANSLATED, Config
 from pipeline.errors import UserError
 from pipeline.files import LOCK, read_record, sweep, write_json
 from pipeline.run.contents import hashes, sha256
@@ -60,6 +60,16 @@ class RunRecord(BaseModel):
 
 class _InputsRecord(RootModel[Inputs]):
     pass
+
+
+def translated_folder(translation: str) -> str:
+    """The stage in which the frames of a translation are made."""
+    return TRANSLATED if translation == TRANSLATED else f"translations/{translation}"
+
+
+def cyclegan_folder(translation: str) -> str:
+    """The stage in which the networks of a translation are trained."""
+    return "cyclegan" if translation == TRANSLATED else f"cyclegans/{translation}"
 
 
 def fingerprint(inputs: Inputs) -> str:

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from pipeline.data.labels import LabelSpace
-from pipeline.files import explain_damage, read_record, write_json
+from pipeline.files import explain_damage, open_regular, read_record, write_json
 from pipeline.scoring.bootstrap import Interval
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.metrics import BREAKDOWNS, METRICS, Counts, Score, flat_scores
@@ -141,7 +141,7 @@ class Evaluation(Flat):
             } | found.breakdowns
         path = folder / FRAMES_FILE
         if path.is_file():
-            with explain_damage(path, way_out), np.load(path) as arrays:
+            with explain_damage(path, way_out), open_regular(path) as file, np.load(file) as arrays:
                 frames = Frames(arrays["names"].tolist(), arrays["counts"])
                 shape = len(frames.names), len(found.classes), len(found.classes) + 1
                 if frames.counts.shape != shape or frames.counts.dtype.kind != "i":

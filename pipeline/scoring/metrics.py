@@ -44,8 +44,8 @@ class Metric:
     closed."""
     table: bool = False
     """Shown in all tables of scores, with an interval over the test frames."""
-    ladder: bool = False
-    """Shown with its change in the table of a ladder, and below single frames."""
+    steps: bool = False
+    """Shown with its change in the table of steps, and below single frames."""
     ranks: bool = False
     """The one by which arms are ranked."""
 
@@ -141,7 +141,7 @@ METRICS = {
             short="per-pixel",
             headline=True,
             table=True,
-            ladder=True,
+            steps=True,
         ),
         Metric(
             "mean_class_accuracy",
@@ -150,9 +150,7 @@ METRICS = {
             headline=True,
             table=True,
         ),
-        Metric(
-            "mean_iou", "mean IoU", mean_iou, headline=True, table=True, ladder=True, ranks=True
-        ),
+        Metric("mean_iou", "mean IoU", mean_iou, headline=True, table=True, steps=True, ranks=True),
         Metric(
             "frequency_weighted_iou", "frequency-weighted IoU", frequency_weighted_iou, table=True
         ),
@@ -217,9 +215,9 @@ def further() -> list[Breakdown]:
     return [breakdown for breakdown in BREAKDOWNS.values() if breakdown.about]
 
 
-def laddered() -> list[Metric]:
-    """The metrics in the table of a ladder."""
-    return [metric for metric in METRICS.values() if metric.ladder]
+def in_steps() -> list[Metric]:
+    """The metrics in the table of steps."""
+    return [metric for metric in METRICS.values() if metric.steps]
 
 
 def ranking() -> Metric:

@@ -1,0 +1,132 @@
+"""The table of steps: arms that each add one thing to another arm."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.settings import IDEAL, Config
+from pipeline.csv_files import write_table
+from pipeline.run.folder import STAGE_FILE, read_stage
+from pipeline.scoring.metrics import in_steps, tabled
+from pipeline.text import percent, spread
+from reports.summary import Difference, Spread, Summary
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the table."""
+
+    arm: str
+    title: str
+    base: str | None
+    """The arm that it adds something to, and is compared with."""
+    scores: Mapping[str, Spread]
+    change: Mapping[str, Difference | None]
+    """Metric -> how far it is above its base."""
+    gap_closed: Mapping[str, float | None]
+    seconds: float | None
+    """Of the computation that it needs by itself, all seeds, with what it shares with others."""
+
+
+def steps_of(config: Config, run: Path, report: Summary) -> list[Step]:
+    """The arms with a base, those that they add to, and the oracle; none without any base."""
+    bases = {arm.base for arm in config.arms.values() if arm.base}
+    shown = [
+        (name, arm)
+        for name, arm in config.arms.items()
+        if bases and (arm.base or name in bases or name == IDEAL)
+    ]
+    nothing = {metric.key: None for metric in tabled()}
+    return [
+        Step(
+            name,
+            arm.title or name,
+            arm.base,
+            report.arms[name],
+            _change(report, name, arm.base) if arm.base else nothing,
+            report.gap_closed_by_arm.get(name, nothing),
+            _seconds(run, [f"evaluation/{name}/seed-{seed}" for seed in config.seeds]),
+        )
+        for name, arm in shown
+    ]
+
+
+def _change(report: Summary, arm: str, base: str) -> dict[str, Difference | None]:
+    compared = report.comparisons.get(arm, {}).get(base)
+    return {
+        key: compared.scores[key] if compared else _difference(score, report.arms[base][key])
+        for key, score in report.arms[arm].items()
+    }
+
+
+def _difference(score: Spread, below: Spread) -> Difference | None:
+    """The difference of two scores that kept no counts of their frames."""
+    if score.mean is None or below.mean is None:
+        return None
+    return Difference(difference=score.mean - below.mean, interval=None, better=None)
+
+
+def _seconds(run: Path, stages: list[str]) -> float | None:
+    """What stages took, with all that they read; None where one has no record."""
+    needed: set[str] = set()
+    total = 0.0
+    while stages:
+        if (name := stages.pop()) in needed:
+            continue
+        needed.add(name)
+        if not (run / name / STAGE_FILE).is_file():
+            return None
+        record = read_stage(run, name)
+        total += record.seconds
+        stages.extend(record.inputs.get("reads", {}))
+    return total
+
+
+def write_steps(path: Path, steps: Sequence[Step]) -> None:
+    """Write the table as CSV: one column a number; accuracies and IoU are fractions."""
+    rows = []
+    for step in steps:
+        row: dict[str, str | float | None] = {
+            "arm": step.arm,
+            "title": step.title,
+            "base": step.base,
+        }
+        for metric in tabled():
+            score, change = step.scores[metric.key], step.change[metric.key]
+            low, high = score.interval or (None, None)
+            row |= {
+                metric.key: score.mean,
+                f"{metric.key}_std": score.std,
+                f"{metric.key}_low": low,
+                f"{metric.key}_high": high,
+                f"{metric.key}_change": change.difference if change else None,
+                f"{metric.key}_gap_closed": step.gap_closed[metric.key],
+            }
+        rows.append(row | {"hours": step.seconds and step.seconds / 3600})
+    write_table(path, list(rows[0]), rows)
+
+
+def step_sentences(steps: Sequence[Step]) -> list[str]:
+    """What the steps brought, in plain language."""
+    sentences = []
+    for metric in in_steps():
+        scored = [
+            (metric.gain(mean, 0.0), step)
+            for step in steps
+            if (mean := step.scores[metric.key].mean) is not None and step.arm != IDEAL
+        ]
+        if len(scored) < 2:
+            continue
+        best = max(scored, key=lambda pair: pair[0])[1]
+        closed, score = best.gap_closed[metric.key], best.scores[metric.key]
+        part = f"; {percent(closed, 0)} of the gap closed" if closed is not None else ""
+        sentences.append(
+            f"{'Highest' if metric.higher_is_better else 'Lowest'} {metric.title} without target "
+            f"labels: {best.title}, {spread(score.mean, score.std, metric.unit)}{part}."
+        )
+    if sentences:
+        sentences.append(
+            "The labels of the test set chose these, so their scores are a little too good: keep "
+            "frames apart to score the one you choose."
+        )
+    return sentences
