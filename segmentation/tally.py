@@ -66,9 +66,10 @@ class Tally:
         hits = [found for _, found in self._pending if found is not None]
         start = len(self.frames)
         names = self.names[start : start + len(tables)]
-        of_instances = {}
+        of_instances: dict[str, Counts] = {}
         if hits:
-            of_instances = {"hits": np.concatenate(hits), "instances": [*map(len, hits)]}
+            lengths = np.array([len(each) for each in hits])
+            of_instances = {"hits": np.concatenate(hits), "instances": lengths}
         with replacing(self.folder / f"{start:08}.npz") as part:
             np.savez_compressed(
                 part, allow_pickle=False, tables=tables, names=names, **of_instances

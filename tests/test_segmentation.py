@@ -350,7 +350,7 @@ def test_all_that_an_evaluation_can_keep(config: Config, tmp_path: Path) -> None
     assert result["class_iiou"]["car"] is None
     # What was saved scores as what was predicted, here and with Cityscapes' own script.
     files, notes = score_files(half, SPACE, tmp_path / "ids" / "predictions_ids", tmp_path / "x")
-    assert files["confusion"] == result["confusion"]
+    assert files.confusion == result["confusion"]
     assert notes == ["The values are read as label ids."]
     assert (tmp_path / "x" / "official.json").read_text() == (
         tmp_path / "ids" / "official.json"
