@@ -17,7 +17,8 @@ from pipeline.data.listing import list_samples
 from pipeline.data.reading import LabelReader
 from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
-from pipeline.intake.discover import Discovery, describe, discover, write_first_spec
+from pipeline.intake.discover import Discovery, discover
+from pipeline.intake.first_spec import describe, write_first_spec
 from pipeline.schema import parse
 from pipeline.toyworld.drawing import render_scene
 from tests.foreign_layout import translation, write_foreign

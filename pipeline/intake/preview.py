@@ -14,7 +14,8 @@ from pipeline.data.labels import load_label_space
 from pipeline.data.listing import spaced
 from pipeline.errors import UserError
 from pipeline.files import replacing
-from pipeline.intake.encodings import PLACES, Codes, Observation, Value, codes
+from pipeline.intake.encodings import Codes, Observation, Value, codes
+from pipeline.intake.tables import PLACES
 
 FRAMES, TILE = 4, 400
 """Rows of the overview, and the width of its pictures in pixels."""
