@@ -12,9 +12,7 @@ from pipeline.errors import UserError, short
 from pipeline.files import open_regular, write_text
 
 MAX_YAML_BYTES = 256 * 1024
-
 """Far above what people write; the parser needs seconds for it."""
-
 MAX_YAML_DEPTH = 32
 
 
@@ -80,7 +78,6 @@ def expand(value: Any, place: str, problems: list[str]) -> Any:
 
 
 _TAG = "tag:yaml.org,2002:"
-
 _MISREAD = "!misread"
 
 _WORDS = {
@@ -90,9 +87,7 @@ _WORDS = {
     "float": r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
 }
-
 """What a word without quotes may be besides text, as YAML 1.2 has it; the first that fits."""
-
 _TRUTH = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 _RESOLVERS = {

@@ -23,19 +23,17 @@ from pipeline.errors import UserError, short
 from pipeline.schema import Located, Schema, Side, located, near
 from pipeline.yaml_files import read_settings, write_yaml
 
+Fields = dict[str, Any]
+"""The fields of a data set as YAML gives them."""
 _BUILT_IN = Path(__file__).parent / "specs"
-
 PLUG_INS = "sim2real.datasets"
-
 """The entry-point group in which packages offer data sets: name -> function without arguments that
 returns a `DatasetSpec`."""
-
 DECODERS = "sim2real.decoders"
-
 """The entry-point group in which packages declare functions that a spec may name as `decoder`."""
 
 
-def _table(values: Any) -> Any:
+def _table(values: object) -> object:
     """Look up a named table; write keys as text, as they come back from JSON."""
     if isinstance(values, str) and values in TABLES:
         values = TABLES[values]
@@ -229,7 +227,7 @@ def plug_ins() -> dict[str, str]:
     return offered
 
 
-def _from_plug_in(name: str) -> dict[str, Any]:
+def _from_plug_in(name: str) -> Fields:
     (point, *_) = entry_points(group=PLUG_INS, name=name)
     try:
         spec = point.load()()
@@ -246,7 +244,7 @@ def _from_plug_in(name: str) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude_defaults=True)
 
 
-def spec_fields(name_or_path: str, base: Path, said: Collection[str] = ()) -> dict[str, Any]:
+def spec_fields(name_or_path: str, base: Path, said: Collection[str] = ()) -> Fields:
     """The fields of a data set: built in or of a plug-in by name, else of a `.yaml` file.
 
     Args:
@@ -260,8 +258,8 @@ def spec_fields(name_or_path: str, base: Path, said: Collection[str] = ()) -> di
 
 
 def layered(
-    fields: dict[str, Any], base: Path, said: Collection[str] = (), chain: tuple[str, ...] = ()
-) -> dict[str, Any]:
+    fields: Fields, base: Path, said: Collection[str] = (), chain: tuple[str, ...] = ()
+) -> Fields:
     """The fields of a data set on top of those of the one that its `dataset` names.
 
     A relative path starts at the file that says it.

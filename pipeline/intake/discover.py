@@ -55,6 +55,10 @@ _KINDS: dict[Kind, str] = {
 _LABEL_KINDS: dict[Kind, int] = {"ids": 3, "channel": 3, "rgb": 2, "wide": 1}
 
 
+Samples = tuple[tuple[Path, Path], ...]
+"""Image and label files."""
+
+
 @dataclass(frozen=True)
 class Discovery:
     """What was found in a folder."""
@@ -73,7 +77,7 @@ class Discovery:
     observation: Observation | None
     fits: tuple[Fit, ...]
     """The known tables, best first."""
-    samples: tuple[tuple[Path, Path], ...]
+    samples: Samples
     """Image and label of the frames whose labels were counted."""
     same_as: tuple[str, ...]
     """Built-in data sets whose patterns and values these are."""
@@ -149,25 +153,13 @@ def discover(folder: Path) -> Discovery:
     spec = _frames_spec(folder, images)
     _verify(spec, images, splits)
     lists = _lists(spec, listing, images, remarks)
-    samples: tuple[tuple[Path, Path], ...] = ()
-    observation, ranked = None, list[Fit]()
+    samples: Samples = ()
+    observation = None
     if pairs:
         chosen = [pairs.files[i] for i in spaced(pairs.count, SAMPLE)]
         samples = tuple((folder / image, folder / label) for image, label in chosen)
-        files = [label for _, label in samples]
-        shown = pairs.labels.kind
-        if shown == "ids" and 2 * len(renumbered(_palettes(files))) >= len(files):
-            remarks.append("label files have palettes that differ: their colours are read")
-            shown = "rgb"
-        observation = observe(files, shown)
-        ranked = fits(observation)
-        remarks += _sizes(samples)
-        remarks += observation.remarks
-        if observation.unreadable:
-            remarks.append(
-                f"{len(observation.unreadable)} of {len(samples)} label files cannot be read, "
-                f"first {observation.unreadable[0]}"
-            )
+        observation = _observe(samples, pairs.labels.kind, remarks)
+    ranked = fits(observation) if observation else []
     return Discovery(
         folder=folder,
         name=folder.absolute().resolve().name or "dataset",
@@ -182,6 +174,22 @@ def discover(folder: Path) -> Discovery:
         same_as=_same_as(images, pairs, ranked),
         remarks=tuple(remarks),
     )
+
+
+def _observe(samples: Samples, kind: Kind, remarks: list[str]) -> Observation:
+    """Count the values of sampled labels; remarks on what is odd about them."""
+    files = [label for _, label in samples]
+    if kind == "ids" and 2 * len(renumbered(_palettes(files))) >= len(files):
+        remarks.append("label files have palettes that differ: their colours are read")
+        kind = "rgb"
+    observation = observe(files, kind)
+    remarks += [*_sizes(samples), *observation.remarks]
+    if observation.unreadable:
+        remarks.append(
+            f"{len(observation.unreadable)} of {len(samples)} label files cannot be read, "
+            f"first {observation.unreadable[0]}"
+        )
+    return observation
 
 
 def _list(folder: Path) -> Listing:

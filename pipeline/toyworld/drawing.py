@@ -24,43 +24,24 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 
 Colour = tuple[float, float, float]
-
 Span = tuple[float, float]
-
 StyleName = Literal["sim", "real"]
-
 Array = NDArray[Any]
-
 Pixels = NDArray[np.int32]
-
 Things = Iterator[tuple[float, Callable[[], None]]]  # distance, and what paints it
-
 SIZE = (128, 64)  # width, height
-
 MIN_SIZE = (64, 32)
-
 MAX_SIZE = (2048, 1024)
-
 VERSION = 1  # raise it whenever the pictures change: old worlds are then refused, not mixed
-
 RECORD = "toyworld.json"
-
 TRAIN_CITIES = ("arnsmark", "brunnfeld")
-
 VAL_CITY = "tolmstadt"
-
 UNLABELED, EGO, ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE = 0, 1, 7, 8, 11, 12, 13, 17
-
 LIGHT, SIGN, VEGETATION, TERRAIN, SKY, PERSON, RIDER, CAR = 19, 20, 21, 22, 23, 24, 25, 26
-
 TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = 27, 28, 31, 32, 33
-
 _SCALE = 4  # the picture is drawn this many times larger and averaged down
-
 _FAR = 120.0  # metres to the end of the street
-
 _NEAR = 2.0
-
 _CIRCLE = np.array([(math.cos(t), math.sin(t)) for t in np.linspace(0, 2 * np.pi, 13)[:-1]])
 
 
