@@ -219,12 +219,12 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} is not readable as YAML: {error}") from error
 
 
-def read_settings(path: Path, what: str, said: Collection[str] = ()) -> dict[str, Any]:
+def read_settings(path: Path, what: str, given: Collection[str] = ()) -> dict[str, Any]:
     """The mapping in a YAML file, with environment variables in place.
 
     Args:
         what: is expected there, for messages.
-        said: keys that are said elsewhere, and not wanted.
+        given: keys that are given elsewhere, and left out.
 
     Raises:
         UserError: as `read_yaml`; something else than a mapping; or a variable that is not set.
@@ -233,7 +233,7 @@ def read_settings(path: Path, what: str, said: Collection[str] = ()) -> dict[str
     if not isinstance(fields, dict):
         raise UserError(f"{path}: expected {what}, found {short(fields)}")
     problems: list[str] = []
-    wanted = {key: value for key, value in fields.items() if key not in said}
+    wanted = {key: value for key, value in fields.items() if key not in given}
     expanded: dict[str, Any] = expand(wanted, "", problems)
     if problems:
         raise UserError("\n".join([f"{path}:", *problems]))

@@ -244,21 +244,21 @@ def _from_plug_in(name: str) -> Fields:
     return spec.model_dump(mode="json", exclude_defaults=True)
 
 
-def spec_fields(name_or_path: str, base: Path, said: Collection[str] = ()) -> Fields:
+def spec_fields(name_or_path: str, base: Path, given: Collection[str] = ()) -> Fields:
     """The fields of a data set: built in or of a plug-in by name, else of a `.yaml` file.
 
     Args:
         base: the folder that a relative `.yaml` file is looked for in.
-        said: fields that are given elsewhere, and not wanted.
+        given: fields that are given elsewhere, and left out.
 
     Raises:
         UserError: no such data set, or as `layered`.
     """
-    return layered({"dataset": name_or_path}, base, said)
+    return layered({"dataset": name_or_path}, base, given)
 
 
 def layered(
-    fields: Fields, base: Path, said: Collection[str] = (), chain: tuple[str, ...] = ()
+    fields: Fields, base: Path, given: Collection[str] = (), chain: tuple[str, ...] = ()
 ) -> Fields:
     """The fields of a data set on top of those of the one that its `dataset` names.
 
@@ -267,7 +267,7 @@ def layered(
     Args:
         fields: with environment variables in place.
         base: the folder of the file that says them.
-        said: fields that are said on top of these, and not wanted.
+        given: fields that are given on top of these, and left out.
         chain: the files that led here, each starting from the next.
 
     Raises:
@@ -296,9 +296,9 @@ def layered(
             f"Data sets start from one another in a circle: {' -> '.join([*chain, str(path)])}. "
             "Take `dataset` out of one."
         )
-    said = {*said, *own}
-    under = read_settings(path, "the fields of a data set", said)
-    return layered(under, path.parent, said, (*chain, str(path))) | own
+    given = {*given, *own}
+    under = read_settings(path, "the fields of a data set", given)
+    return layered(under, path.parent, given, (*chain, str(path))) | own
 
 
 def code_file(decoder: str) -> str:

@@ -15,7 +15,7 @@ from pipeline.data.images import SUFFIXES, image_size, read_header
 from pipeline.data.listing import list_samples, read_list, spaced
 from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
-from pipeline.intake.encodings import Kind, Observation, Value, look, observe, wildest
+from pipeline.intake.encodings import Kind, Observation, Value, look, observe, richest
 from pipeline.intake.faults import renumbered
 from pipeline.intake.layouts import (
     SPLITS,
@@ -29,7 +29,7 @@ from pipeline.intake.layouts import (
     pair,
     walk,
 )
-from pipeline.intake.tables import SURELY, Fit, fits, rivals
+from pipeline.intake.tables import SURELY, Fit, alternatives, fits
 from pipeline.schema import CONTROL, parse
 
 SAMPLE = 64
@@ -97,14 +97,14 @@ class Discovery:
     @property
     def sure(self) -> bool:
         """Whether a table fits well, and no other might be meant instead."""
-        return self.table is not None and self.table.plausible >= SURELY and not self.doubts
+        return self.table is not None and self.table.plausible >= SURELY and not self.alternatives
 
     @property
-    def doubts(self) -> tuple[Fit, ...]:
+    def alternatives(self) -> tuple[Fit, ...]:
         """The tables that might be meant instead of the best."""
         if self.table is None or self.observation is None:
             return ()
-        return tuple(rivals(self.fits, self.observation))
+        return tuple(alternatives(self.fits, self.observation))
 
     def names(self) -> dict[str, str]:
         """Observed raw value -> name, for those that the best table names."""
@@ -218,7 +218,7 @@ def _kind(folder: Path, series: Series, enough: int, remarks: list[str]) -> Kind
             remarks.append(f"unreadable, skipped: {error}")
         if len(known) == enough:
             break
-    return wildest(known) if known else "many"
+    return richest(known) if known else "many"
 
 
 def _choose_pairs(every: Sequence[Series]) -> Pairs | None:

@@ -14,8 +14,8 @@ from pipeline.data.images import read_header, read_raw
 from pipeline.errors import UserError
 
 Kind = Literal["ids", "channel", "rgb", "wide", "grey", "many", "photo"]
-"""What the pixels of a file look like, from the tamest to the wildest: few small values; few small
-values in one channel; few colours; values above 255 (ids of instances); a grey photograph;
+"""What the pixels of a file look like, from the simplest to the richest: few small values; few
+small values in one channel; few colours; values above 255 (ids of instances); a grey photograph;
 too many values for labels (depth); a photograph."""
 KINDS: tuple[Kind, ...] = ("ids", "channel", "rgb", "wide", "grey", "many", "photo")
 Encoding = Literal["ids", "rgb", "channel"]
@@ -97,7 +97,7 @@ def _colors(raw: Raw) -> int:
     return min(int(raw.shape[2]), 3)
 
 
-def wildest(kinds: Sequence[Kind]) -> Kind:
+def richest(kinds: Sequence[Kind]) -> Kind:
     """The kind of a series from those of some of its files: a black frame says little."""
     return max(kinds, key=KINDS.index)
 

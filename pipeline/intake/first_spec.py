@@ -68,14 +68,14 @@ def table_lines(discovery: Discovery) -> list[str]:
             return ["no known table: name the values yourself"]
         nearest = discovery.fits[0]
         return [f"no known table fits (the nearest is {_score(nearest)}): name the values yourself"]
-    doubts = discovery.doubts
+    alternatives = discovery.alternatives
     if discovery.sure:
         lines = [f"names: {best.table.name}"]
     else:
         lines = [f"names: {best.table.name}? Files do not say whose table they follow: make sure"]
     if best.table.users:
         lines[0] += f" (as in {', '.join(best.table.users)})"
-    others = doubts or [fit for fit in discovery.fits[1:2] if fit.plausible > PLAUSIBLE / 2]
+    others = alternatives or [fit for fit in discovery.fits[1:2] if fit.plausible > PLAUSIBLE / 2]
     return lines + [f"  {_score(fit)}" for fit in (best, *others[:3])]
 
 

@@ -31,7 +31,7 @@ _SPLIT = re.compile(
     r"(?P<after>annot\w*|[_-][\w-]+)?",
     re.IGNORECASE,
 )
-_SPEAKING = re.compile(
+_CONTENT_WORDS = re.compile(
     r"label|lbl|seg|mask|annot|semantic|class|colou?r|rgb|image|img|photo|frame|picture|depth|"
     r"disp|normal|flow|instance|panoptic|(?<![a-z])(gt|ss|raw|ids?)(?![a-z])"
 )
@@ -217,9 +217,9 @@ def _parts(names: list[str]) -> Iterator[tuple[Part, list[str]]]:
     rest: list[str] = []
     for name in names:
         match = _SPLIT.fullmatch(name)
-        if match and (match["split"] == name or _speaks(name)):
+        if match and (match["split"] == name or _names_content(name)):
             splits[Part(match["before"] or "", "split", match["after"] or "")].append(name)
-        elif _speaks(name):
+        elif _names_content(name):
             yield Part(name), [name]
         else:
             shapes[re.sub(r"\d+", "#", name)].append(name)
@@ -296,7 +296,7 @@ def _accepted(
 def join_alike(series: list[Series]) -> list[Series]:
     """Join series that differ in folders or ends of names and show the same kind of pixels.
 
-    A part that speaks of what is shown (`rgb`, `depth`, ...) is never made a field.
+    A part that names what is shown (`rgb`, `depth`, ...) is never made a field.
     """
     current = list(series)
     while (joined := _join_once(current)) is not None:
@@ -309,7 +309,7 @@ def _join_once(series: list[Series]) -> list[Series] | None:
         """What stays of a name without the parts that may become fields."""
         folders = [None if place == "folders" and _may_vary(p) else p for p in one.folders]
         # Ends of names often repeat a folder (aachen/aachen_000019): they go with it.
-        ends = [end if _speaks(end) else "" for end in (one.head, one.tail)]
+        ends = [end if _names_content(end) else "" for end in (one.head, one.tail)]
         return (tuple(folders), *ends, "" if place == "ending" else one.ending, one.kind)
 
     for place in ("ending", "names", "folders"):
@@ -338,12 +338,12 @@ def _join_once(series: list[Series]) -> list[Series] | None:
 
 def _may_vary(part: Part) -> bool:
     """Whether a folder that stands for itself may be a value of a field."""
-    return part.field != "split" and not _speaks(part.before + part.after)
+    return part.field != "split" and not _names_content(part.before + part.after)
 
 
-def _speaks(text: str) -> bool:
+def _names_content(text: str) -> bool:
     """Whether part of a name says what is shown."""
-    return bool(_SPEAKING.search(plain(text)))
+    return bool(_CONTENT_WORDS.search(plain(text)))
 
 
 def _common(texts: Iterable[str]) -> str:

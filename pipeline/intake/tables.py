@@ -107,7 +107,7 @@ class Fit:
     plausible: float
     """How much its names are where such things are in street scenes."""
     oddest: str
-    """The name that speaks most against it, in words; may be empty."""
+    """The name that fits worst, in words; may be empty."""
 
     @property
     def fits(self) -> bool:
@@ -205,7 +205,7 @@ def where(height: float) -> str:
     return "in the middle" if height < 0.62 else "at the bottom"
 
 
-def rivals(ranked: Sequence[Fit], observation: Observation) -> Iterator[Fit]:
+def alternatives(ranked: Sequence[Fit], observation: Observation) -> Iterator[Fit]:
     """The tables that may be meant instead of the first of `ranked`.
 
     They fit nearly as well and read the observed values otherwise, or are its other version.
@@ -213,8 +213,8 @@ def rivals(ranked: Sequence[Fit], observation: Observation) -> Iterator[Fit]:
     first = ranked[0]
     for other in ranked[1:]:
         near = first.covered * first.plausible - other.covered * other.plausible < CLEAR
-        rival = near and other.fits and _differ(first.table, other.table, observation)
-        if rival or {first.table.name, other.table.name} <= VERSIONS:
+        likely = near and other.fits and _differ(first.table, other.table, observation)
+        if likely or {first.table.name, other.table.name} <= VERSIONS:
             yield other
 
 

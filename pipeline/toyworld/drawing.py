@@ -442,14 +442,14 @@ def _standing(p: _Painter, side: int, edge: float, walk: Span) -> Things:
         yield (z := distance(8)), partial(_bin, p, edge + side * 1.0, z)
 
 
-def _speckle(rng: np.random.Generator, size: tuple[int, int], cell: int) -> Array:
+def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], cell: int) -> Array:
     """Two octaves of smooth noise, (height, width), of about unit deviation."""
     octaves = [rng.standard_normal((size[1] // s + 2, size[0] // s + 2)) for s in (cell, 2 * cell)]
     grown: Array = sum(cv2.resize(octave, size) for octave in octaves)
     return grown
 
 
-def _photograph(p: _Painter, picture: NDArray[np.uint8], ids: NDArray[np.uint8]) -> Array:
+def _camera_effects(p: _Painter, picture: NDArray[np.uint8], ids: NDArray[np.uint8]) -> Array:
     """The averaged (H, W, 4) drawing with the style's texture, air, lens and sensor, as RGB."""
     style, rng = p.style, p.rng
     height, width = ids.shape
@@ -457,7 +457,7 @@ def _photograph(p: _Painter, picture: NDArray[np.uint8], ids: NDArray[np.uint8])
     for column, cell in ((0, 1), (1, 4)) if style.texture else ():
         strength = np.zeros(256)
         strength[list(style.texture)] = [spans[column] for spans in style.texture.values()]
-        image += (_speckle(rng, (width, height), cell) * strength[ids])[..., None]
+        image += (_smooth_noise(rng, (width, height), cell) * strength[ids])[..., None]
     lost = (1 - picture[..., 3:] / 255) * style.haze / (1 - math.exp(-1))
     image += (p.colour("sky") - image) * lost
     across, down = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
@@ -493,7 +493,7 @@ def render_scene(
         corners = np.concatenate([rim, [(p.width, p.height), (0, p.height)]])
         p.fill_pixels([corners.astype(np.int32)], EGO, p.colour("bonnet"), 0.0)
     ids = np.ascontiguousarray(p.ids[_SCALE // 2 :: _SCALE, _SCALE // 2 :: _SCALE])
-    return _photograph(p, cv2.resize(p.picture, size, interpolation=cv2.INTER_AREA), ids), ids
+    return _camera_effects(p, cv2.resize(p.picture, size, interpolation=cv2.INTER_AREA), ids), ids
 
 
 def check_size(size: tuple[int, int]) -> None:
