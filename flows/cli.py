@@ -439,7 +439,8 @@ def new_dataset(
     ] = None,
 ) -> None:
     """Look at a folder of unknown layout and write a first spec of it, with pictures."""
-    from pipeline.intake.discover import describe, discover, write_first_spec
+    from pipeline.intake.discover import discover
+    from pipeline.intake.first_spec import describe, write_first_spec
 
     discovery = discover(folder)
     path = out or Path(f"{discovery.name}.yaml")

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -249,10 +249,10 @@ class Finding:
     detail: str
     advice: str
     count: int
-    share: float | None
-    quarantines: bool
-    frames: tuple[str, ...]
-    examples: tuple[Example, ...]
+    share: float | None = None
+    quarantines: bool = False
+    frames: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -340,32 +340,24 @@ def _plain(example: Example) -> dict[str, str | None]:
 def finding(kind: str, count: int, detail: str) -> Finding:
     """A finding about a whole data set."""
     known = KINDS[kind]
-    return Finding(
-        kind, known.severity, known.title, detail, known.advice, count, None, False, (), ()
-    )
+    return Finding(kind, known.severity, known.title, detail, known.advice, count)
 
 
 def frames_finding(
-    kind: str, total: int, frames: Sequence[str], examples: Iterable[Example], detail: str = ""
+    kind: str, total: int, frames: Sequence[str], examples: Sequence[Example], detail: str = ""
 ) -> Finding:
     """A finding about some frames; they are not quarantined where most frames have the fault.
 
     Args:
         total: how many frames were examined; 0 where the finding is of other files.
     """
-    known = KINDS[kind]
     share = len(frames) / total if total else None
-    return Finding(
-        kind=kind,
-        severity=known.severity,
-        title=known.title,
-        detail=detail,
-        advice=known.advice,
-        count=len(frames),
+    return replace(
+        finding(kind, len(frames), detail),
         share=share,
-        quarantines=known.quarantines and share is not None and share <= MOST_FRAMES,
+        quarantines=KINDS[kind].quarantines and share is not None and share <= MOST_FRAMES,
         frames=tuple(frames),
-        examples=tuple(examples)[:EXAMPLES],
+        examples=tuple(examples[:EXAMPLES]),
     )
 
 
