@@ -77,7 +77,7 @@ def summary(
             `source_only`, `adapted` and its base.
     """
     if against is None:
-        against = {arm: _compared_with(config, arm) for arm in evaluations}
+        against = {a: others for a in evaluations if (others := _compared_with(config, a))}
     first = first_evaluation(evaluations)
     drawn = _drawn(evaluations, _space(config))
     arms = {

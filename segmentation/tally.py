@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.files import explain_damage, remove_tree, replacing
+from pipeline.files import explain_damage, open_regular, remove_tree, replacing
 from pipeline.scoring.metrics import Counts
 from segmentation.scores import FrameCounts
 
@@ -42,7 +42,7 @@ class Tally:
 
     def _read(self, path: Path) -> None:
         start = int(path.stem)
-        with np.load(path) as arrays:
+        with open_regular(path) as file, np.load(file) as arrays:
             tables, names = arrays["tables"], arrays["names"].tolist()
             hits: list[Counts | None] = [None] * len(names)
             if "hits" in arrays:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 from markupsafe import escape
-from reports.ladder import Row, write_ladder
 from rich.console import Console
 
 from flows.scoring import show_scores
@@ -242,10 +241,14 @@ def wrong_pixels(counts: Counts | Float, space: LabelSpace) -> Float:
 def test_a_new_line_in_the_table_of_metrics_is_all_that_a_metric_takes(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = {"headline": True, "table": True, "ladder": True}
+    shown = {"headline": True, "table": True, "steps": True}
     metric = Metric("wrong", "wrong pixels", wrong_pixels, unit="px", higher_is_better=False)
     monkeypatch.setitem(METRICS, "wrong", replace(metric, **shown))
-    arms = {"source_only": "source", "oracle": "target", "mine": {"train": {"target": 1}}}
+    arms = {
+        "source_only": "source",
+        "oracle": "target",
+        "mine": {"train": "target", "base": "oracle"},
+    }
     config = load_config(tiny, ["compute.accelerator=cpu", f"arms={json.dumps(arms)}"])
     run, space = tmp_path / "run", load_label_space(config.label_space)
     write_run(run, config)
@@ -282,8 +285,9 @@ def test_a_new_line_in_the_table_of_metrics_is_all_that_a_metric_takes(
             assert "wrong pixels" in text
             assert number(wrong, "px") in text
     assert "<h3>Wrong pixels</h3>" in (tmp_path / "out/index.html").read_text()
-    write_ladder("ladder", [Row("run", "my row", None, "mine", config)], tmp_path, {"run": 3.0})
-    assert number(wrong, "px") in (tmp_path / "report.md").read_text()
+    steps = pd.read_csv(run / "report/steps.csv", index_col="arm")
+    assert steps.loc["mine", "wrong"] == wrong
+    assert steps.loc["mine", "wrong_change"] == wrong - steps.loc["oracle", "wrong"]
     write_json(run / "report/stage.json", {"fingerprint": "", "seconds": 1, "inputs": {}})
     show_result(run)
     show_scores(Evaluation.read(scored, space), Console(width=200))
