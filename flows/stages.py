@@ -37,7 +37,7 @@ from pipeline.run.folder import (
 from pipeline.scoring.cityscapes import has_official_scores
 
 if TYPE_CHECKING:
-    from cyclegan.semantics import Judge
+    from cyclegan.semantics import SemanticEvaluator
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,17 @@ def _start(start: Path, paired: bool, run: Path) -> Inputs | str:
     return {name: _content(path, run) for name, path in files.items()}
 
 
-def _judge(config: Config, space: LabelSpace, training: Path) -> "Callable[[Any], Judge]":
+def _judge(
+    config: Config, space: LabelSpace, training: Path
+) -> "Callable[[Any], SemanticEvaluator]":
     """Makes a judge on a device of the network that was trained in the folder `training`."""
     return partial(_judge_on, config, space, training)
 
 
-def _judge_on(config: Config, space: LabelSpace, training: Path, device: Any) -> "Judge":
-    from cyclegan.semantics import Judge
+def _judge_on(
+    config: Config, space: LabelSpace, training: Path, device: Any
+) -> "SemanticEvaluator":
+    from cyclegan.semantics import SemanticEvaluator
     from segmentation.models import build_model
     from segmentation.train import CHECKPOINT, load_segmenter
 
@@ -151,7 +155,7 @@ def _judge_on(config: Config, space: LabelSpace, training: Path, device: Any) ->
         eyes.eval().requires_grad_(False).to(device)
         weights = Path(recipe.encoder_weights).stem
     # Generators work in [-1, 1], segmentation networks in [0, 1].
-    return Judge(
+    return SemanticEvaluator(
         lambda x: segmenter.logits((x + 1) / 2),
         lambda x: eyes.features((x + 1) / 2),
         f"{recipe.encoder}, {weights}",

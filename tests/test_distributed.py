@@ -16,7 +16,7 @@ import torch
 
 from cyclegan.networks import build_discriminator, build_generator, to_network
 from cyclegan.pool import ImagePool
-from cyclegan.semantics import Judge, semantic_loss
+from cyclegan.semantics import SemanticEvaluator, semantic_loss
 from cyclegan.steps import save_last
 from cyclegan.train import train
 from flows.prepare import preflight
@@ -53,8 +53,8 @@ def recipe(config: Config, **settings: Any) -> CycleGANConfig:
     return CycleGANConfig.model_validate(config.cyclegan.model_dump() | RECIPE | settings)
 
 
-def judge_on(device: torch.device) -> Judge:
-    return Judge(by_brightness, mean_color, "mean colour", SPACE)
+def evaluator_on(device: torch.device) -> SemanticEvaluator:
+    return SemanticEvaluator(by_brightness, mean_color, "mean colour", SPACE)
 
 
 def fit(
@@ -62,8 +62,8 @@ def fit(
 ) -> dict[str, Any]:
     """The last checkpoint of a training."""
     how = config.compute.model_copy(update=compute)
-    judge = judge_on if settings.semantics else None
-    in_ranks(devices, train, settings, config.source, config.target, folder, how, judge)
+    evaluator = evaluator_on if settings.semantics else None
+    in_ranks(devices, train, settings, config.source, config.target, folder, how, evaluator)
     return load_checkpoint(folder / "checkpoints/last.pt")
 
 
