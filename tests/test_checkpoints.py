@@ -267,8 +267,8 @@ def test_no_random_number_is_drawn(tmp_path: Path) -> None:
 def checkpoint(folder: Path, generators: dict[str, Generator], **more: Any) -> Path:
     networks = {
         **generators,
-        "source_critic": PatchDiscriminator(2, 4),
-        "target_critic": PatchDiscriminator(2, 4),
+        "source_discriminator": PatchDiscriminator(2, 4),
+        "target_discriminator": PatchDiscriminator(2, 4),
     }
     states = {name: randomised(network).state_dict() for name, network in networks.items()}
     return saved(folder, {"step": 3, "config": {}, "networks": states, **more}, "last.pt")
@@ -476,17 +476,17 @@ def test_a_whole_checkpoint_for_the_reference(tmp_path: Path) -> None:
     networks = torch.load(path, weights_only=True)["networks"]
     paths = export_reference(path, tmp_path / "out")
     names = {"G_A": "source_to_target", "G_B": "target_to_source"}
-    names |= {"D_A": "target_critic", "D_B": "source_critic"}
+    names |= {"D_A": "target_discriminator", "D_B": "source_discriminator"}
     assert [p.name for p in paths] == [f"latest_net_{short}.pth" for short in names]
     for written, name in zip(paths, names.values(), strict=True):
         assert weights_equal(torch.load(written, weights_only=True), networks[name])
 
-    # Paired training: one generator, and a critic of several scales that has no counterpart.
+    # Paired training: one generator, and a discriminator of several scales that has no counterpart.
     generator = networks["source_to_target"]
     one = PatchDiscriminator(2, 4, 6)
     several = PyramidDiscriminator([one, PatchDiscriminator(2, 4, 6)])
     for critic, written_names in ((one, ["G", "D"]), (several, ["G"])):
-        networks = {"source_to_target": generator, "critic": critic.state_dict()}
+        networks = {"source_to_target": generator, "discriminator": critic.state_dict()}
         paths = export_reference(saved(tmp_path, {"networks": networks}), tmp_path / "pix2pix")
         assert [p.name for p in paths] == [f"latest_net_{name}.pth" for name in written_names]
     with pytest.raises(UserError, match="not a training checkpoint of ours"):

@@ -43,7 +43,7 @@ from pipeline.errors import UserError
 from pipeline.files import sweep
 from pipeline.run.folder import locked
 from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.runtime.step import follow, seed_step
+from pipeline.runtime.step import ema_update, seed_step
 from tests.layouts import load_spec
 
 
@@ -293,11 +293,13 @@ def test_training_changes_every_network_and_lowers_the_cycle_loss(
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     first, last = log[0], log[-1]
     assert (
-        last["cycle_source"] + last["cycle_target"] < first["cycle_source"] + first["cycle_target"]
+        last["cycle_loss_source"] + last["cycle_loss_target"]
+        < first["cycle_loss_source"] + first["cycle_loss_target"]
     )
     assert set(log[0]) == {
-        *["step", "identity", "cycle_source", "cycle_target", "fool_target_critic"],
-        *["fool_source_critic", "target_critic", "source_critic", "learning_rate", "skipped"],
+        *["step", "identity_loss", "cycle_loss_source", "cycle_loss_target", "gan_loss_G"],
+        *["gan_loss_F", "discriminator_loss_target", "discriminator_loss_source"],
+        *["learning_rate", "skipped"],
     }
     assert list((tmp_path / "tensorboard").glob("events*"))
 
@@ -332,11 +334,11 @@ def test_steps_that_are_not_finite_are_skipped(
     state = load_checkpoint(tmp_path / "checkpoints/last.pt")
     assert state["skips"] == {"total": 4, "row": 1}
     assert state["step"] == 12
-    assert state["optimizers"]["critics"]["state"][0]["step"] == 8
+    assert state["optimizers"]["discriminators"]["state"][0]["step"] == 8
     assert all(image.isfinite().all() for images in state["pools"].values() for image in images)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert log[-1]["skipped"] >= 3
-    assert "step 5 skipped, fool_target_critic, fool_source_critic not" in capsys.readouterr().err
+    assert "step 5 skipped, gan_loss_G, gan_loss_F" in capsys.readouterr().err
 
 
 def test_a_skipped_step_leaves_no_trace(config: Config, tmp_path: Path, poison: Any) -> None:
@@ -383,9 +385,9 @@ def test_average_of_the_weights() -> None:
     network, average = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     nn.init.zeros_(average.weight)
     nn.init.ones_(network.weight)
-    follow(average, network, 0.999, 1)
+    ema_update(average, network, 0.999, 1)
     assert average.weight.item() == pytest.approx(1 - 2 / 11)
-    follow(average, network, 0.5, 1000)
+    ema_update(average, network, 0.5, 1000)
     assert average.weight.item() == pytest.approx(1 - 0.5 * 2 / 11)
 
 
@@ -408,7 +410,7 @@ def test_losses_are_32_bits_under_autocast(
     )
     compute = config.compute.model_copy(update={"precision": "bf16-mixed"})
     fit, target = (train_paired, config.source) if paired else (train, config.target)
-    monkeypatch.setattr(f"{fit.__module__}.is_finite", judged)
+    monkeypatch.setattr("cyclegan.steps.is_finite", judged)
     hook = register_module_forward_hook(normed)
     fit(recipe, config.source, target, tmp_path, compute)
     hook.remove()
@@ -428,7 +430,7 @@ def test_memory_stays_flat(config: Config, tmp_path: Path, monkeypatch: pytest.M
         statm = Path("/proc/self/statm")
         yield lambda count: pages.append(int(statm.read_text().split()[1]))
 
-    monkeypatch.setattr("cyclegan.train.progress", measured)
+    monkeypatch.setattr("pipeline.runtime.log.progress", measured)
     recipe = config.cyclegan.model_copy(
         update={"steps_per_epoch": 125, "checkpoint_every": 25, "sample_every": 25}
     )

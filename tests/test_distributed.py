@@ -16,9 +16,10 @@ import torch
 
 from cyclegan.networks import build_discriminator, build_generator, to_network
 from cyclegan.pool import ImagePool
-from cyclegan.semantics import Judge, semantic_loss
-from cyclegan.steps import save_last
+from cyclegan.semantics import SemanticEvaluator, semantic_loss
+from cyclegan.steps import CHECKPOINT, save_last
 from cyclegan.train import train
+from cyclegan.train_paired import train_paired
 from flows.prepare import preflight
 from pipeline.config.load import load_config
 from pipeline.config.settings import ComputeConfig, Config, CycleGANConfig
@@ -53,8 +54,8 @@ def recipe(config: Config, **settings: Any) -> CycleGANConfig:
     return CycleGANConfig.model_validate(config.cyclegan.model_dump() | RECIPE | settings)
 
 
-def judge_on(device: torch.device) -> Judge:
-    return Judge(by_brightness, mean_color, "mean colour", SPACE)
+def evaluator_on(device: torch.device) -> SemanticEvaluator:
+    return SemanticEvaluator(by_brightness, mean_color, "mean colour", SPACE)
 
 
 def fit(
@@ -62,8 +63,8 @@ def fit(
 ) -> dict[str, Any]:
     """The last checkpoint of a training."""
     how = config.compute.model_copy(update=compute)
-    judge = judge_on if settings.semantics else None
-    in_ranks(devices, train, settings, config.source, config.target, folder, how, judge)
+    evaluator = evaluator_on if settings.semantics else None
+    in_ranks(devices, train, settings, config.source, config.target, folder, how, evaluator)
     return load_checkpoint(folder / "checkpoints/last.pt")
 
 
@@ -119,6 +120,28 @@ def test_two_devices_learn_what_one_learns(
     names = {path.name for path in (tmp_path / "one").rglob("*") if "tfevents" not in path.name}
     assert {p.name for p in (tmp_path / "two").rglob("*") if "tfevents" not in p.name} == names
     assert len(list((tmp_path / "two/tensorboard").iterdir())) == 1
+
+
+def test_two_devices_learn_from_pairs_what_one_learns(
+    config: Config, tmp_path: Path, exact: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, build in (("generator", build_generator), ("discriminator", build_discriminator)):
+        monkeypatch.setattr(
+            f"cyclegan.train_paired.build_{name}",
+            lambda config, build=build: build(config).double(),
+        )
+    settings = recipe(config, paired=True, generator_average=0.9)
+    for name, devices in (("one", 1), ("two", 2)):
+        # Any two sets of one size and of equal names are pairs to the loop.
+        frames = (config.source, config.source)
+        in_ranks(devices, train_paired, settings, *frames, tmp_path / name, config.compute)
+    one, two = (load_checkpoint(tmp_path / name / CHECKPOINT) for name in ("one", "two"))
+    assert one["step"] == 4
+    assert not equal(one["averages"]["source_to_target"], one["networks"]["source_to_target"])
+    for part in ("networks", "averages", "optimizers"):
+        assert_close(two[part], one[part], 1e-8)
+    for entry, other in zip(read_log(tmp_path / "two"), read_log(tmp_path / "one"), strict=True):
+        assert entry == pytest.approx(other, rel=1e-8)
 
 
 def test_two_devices_learn_what_one_learns_in_32_bits(config: Config, tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ COUNTS: dict[str, list[Table]] = {
     "oracle": [[[9, 1, 0], [1, 9, 0], [0, 0, 0]], [[9, 1, 0], [1, 9, 0], [0, 0, 0]]],
 }
 LOSSES = (
-    *["identity", "cycle_source", "cycle_target", "fool_target_critic", "fool_source_critic"],
-    *["target_critic", "source_critic"],
+    *["identity_loss", "cycle_loss_source", "cycle_loss_target", "gan_loss_G", "gan_loss_F"],
+    *["discriminator_loss_target", "discriminator_loss_source"],
 )
 
 

@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.scoring.cityscapes import LABEL_ID
 from pipeline.scoring.confusion import ConfusionMatrix
-from segmentation.data import geometry, labelled_draws
+from segmentation.data import geometry, labelled_frames
 from segmentation.evaluate import count_on_device, count_tensors, evaluate
 from segmentation.losses import cross_entropy
 from segmentation.models import Segmenter, build_model, check_names, load_encoder, try_model
@@ -175,7 +175,7 @@ def test_augmentation_moves_labels_with_pixels() -> None:
 def reader(config: Config, augmenting: AugmentationConfig, crop: tuple[int, int]) -> Any:
     """(frame index, generator) -> a training item of the source."""
     recipe = config.segmentation.model_copy(update={"augmentation": augmenting, "crop": crop})
-    return labelled_draws([(config.source, 1)], SPACE, recipe, 0, None).read
+    return labelled_frames([(config.source, 1)], SPACE, recipe, 0, None).read
 
 
 def test_augmentations_are_independent_of_each_other(config: Config) -> None:

@@ -115,7 +115,7 @@ def test_self_training_on_two_devices(config: Config, tmp_path: Path, exact: Non
     for part in ("model", "teacher", "optimizer"):
         assert_close(two[part], one[part], 1e-8)
     for entry, other in zip(read_log(tmp_path / "two"), read_log(tmp_path / "one"), strict=True):
-        assert 0 < entry["sure"] < 1
+        assert 0 < entry["confident_fraction"] < 1
         assert entry == pytest.approx(other, rel=1e-8)
 
 
@@ -123,7 +123,7 @@ def test_self_training_on_two_devices(config: Config, tmp_path: Path, exact: Non
 def test_two_devices_that_draw_for_themselves(config: Config, tmp_path: Path) -> None:
     state = fit(config, tmp_path, 2, SelfTrainingConfig(masked_weight=1.0))
     assert state["step"] == 3
-    assert all(entry["masked"] >= 0 for entry in read_log(tmp_path))
+    assert all(entry["masked_loss"] >= 0 for entry in read_log(tmp_path))
 
 
 def normed(folder: Path, ranks: Ranks) -> None:

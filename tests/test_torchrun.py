@@ -235,7 +235,6 @@ def test_a_whole_run(tiny: Path, tmp_path: Path) -> None:
     message = process.communicate(timeout=600)[1]
     assert process.returncode == 0, message
     assert (tmp_path / "r/report/report.json").is_file()
-    assert message.count("segmentation adapted seed 0: ") == 1, message  # one says what it takes
     for name in ("cyclegan", "segmentation/adapted/seed-0"):
         assert len(list((tmp_path / "r" / name / "tensorboard").iterdir())) == 1
     # What one process does is done once.

@@ -157,7 +157,7 @@ def _launch(processes: str, command: list[str], folder: str) -> _Failure | None:
     launch = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", processes]
     files = ["--max-restarts", "0", "--log-dir", folder]
     try:
-        run(parse_args([*launch, *files, "-m", *command]))
+        run(parse_args([*launch, *files, "-m", *command]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         if isinstance(first.message, str):  # torch's own words: there is no error file
