@@ -285,7 +285,7 @@ def test_a_judged_training_continues_exactly(judged: Path, world: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["translation.checkpoint=best"], "'best', and no segmentation network scores the checkpoints; set cyclegan.semantics"),
+        (["translation.checkpoint=best"], "is 'best', and no segmentation network scores the"),
         ([SETTINGS[0], "arms={adapted: translated}"], "needs a network that was trained on the s"),
         ([SETTINGS[0], "cyclegan.paired=true"], "semantics is for unpaired training"),
         (["cyclegan.semantics={probe_frames: 1}"], "probe_frames"),
