@@ -117,17 +117,24 @@ def summary(
         resamplings=bootstrap.RESAMPLES if drawn else None,
         absent_classes=first.absent_classes,
         breakdowns=breakdowns,
-        scores={
-            b.mean: {arm: _over_seeds(s, b.mean) for arm, s in evaluations.items()}
-            if breakdowns[key]
-            else None
-            for key, b in BREAKDOWNS.items()
-            if not METRICS[b.mean].table
-        },
+        scores=_means(evaluations, breakdowns),
         void_predictions={
             arm: sum(sum(s.void_predictions) for s in scores) for arm, scores in evaluations.items()
         },
     )
+
+
+def _means(
+    evaluations: Evaluations, breakdowns: Mapping[str, object]
+) -> dict[str, dict[str, Spread] | None]:
+    """The means of breakdowns that are not among the metrics in tables."""
+    keys = {b.mean: key for key, b in BREAKDOWNS.items() if not METRICS[b.mean].table}
+    return {
+        mean: {arm: _over_seeds(scores, mean) for arm, scores in evaluations.items()}
+        if breakdowns[key]
+        else None
+        for mean, key in keys.items()
+    }
 
 
 def between_runs(
