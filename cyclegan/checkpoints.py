@@ -149,7 +149,7 @@ def _start_contents(start: Path, *, paired: bool) -> dict[str, tuple[Path, Any]]
         return {name: (path, read_weights(path)) for name, path in files.items()}
     if not start.is_file():
         raise UserError(
-            f"cyclegan.start: no file or folder {start}. Mend the path, or leave it out."
+            f"cyclegan.start: no file or folder {start}. Correct the path, or leave it out."
         )
     content = read_weights(start)
     if not isinstance(content.get("networks"), dict):

@@ -111,7 +111,7 @@ class TranslationScore:
 
     @property
     def score(self) -> float:
-        """Lower is better: the share of the distance that is left plus the agreement that is lost.
+        """Lower is better: the fraction of the distance that is left plus the lost agreement.
 
         1 for a translator that changes nothing; 0 for one that reaches the target and keeps all.
         """

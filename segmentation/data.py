@@ -120,7 +120,7 @@ def labelled_frames(
     cache: Path | None,
     counts: Sequence[Counts] = (),
 ) -> IndexedDataset:
-    """IndexedDataset of `rgb` (h, w, 3) uint8, `label` (h, w) int64 and `name`, in the crop's size.
+    """A dataset of `rgb` (h, w, 3) uint8, `label` (h, w) int64 and `name`, in the crop's size.
 
     One data set is gone through epoch by epoch. With several, or with rare class sampling, each
     index chooses a data set by its fraction and then a frame of it.
@@ -244,7 +244,7 @@ def unlabelled_frames(
     seed: int,
     cache: Path | None,
 ) -> IndexedDataset:
-    """IndexedDataset of `rgb` (h, w, 3) uint8, `believed` (h, w) bool and `name`; reads no label.
+    """A dataset of `rgb` (h, w, 3) uint8, `valid` (h, w) bool and `name`; reads no label.
 
     Scaled, cropped and mirrored like labelled frames, but not recoloured. `valid` is False in
     padding and in the rows that `self_training` ignores.

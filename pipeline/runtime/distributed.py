@@ -158,7 +158,8 @@ def connected() -> Iterator[Ranks]:
         # Gloo would take the address of the machine's name, which may have none.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        dist.init_process_group(timeout=_TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=_TIMEOUT)
         yield ranks
         _barrier()
     except RuntimeError:  # among others what gloo and nccl raise when another rank has failed
