@@ -34,13 +34,13 @@ from pipeline.intake.facts import Examiner, FrameFacts
 from pipeline.intake.faults import add_faults_of_the_set
 from pipeline.intake.findings import (
     EXAMPLES,
-    KINDS,
     DatasetReport,
     Example,
     Finding,
     ValueUse,
     finding,
     frames_finding,
+    kinds,
     ordered,
 )
 from pipeline.intake.text import some
@@ -289,7 +289,7 @@ def _of_frames(
     label_pixels: int,
 ) -> Iterator[Finding]:
     """A finding for each kind of fault that frames have."""
-    for kind in KINDS:
+    for kind in kinds():
         having = [facts for facts in frames if kind in facts.faults]
         if not having:
             continue

@@ -41,6 +41,8 @@ _SEPARATED = r"[_\-. ]"
 
 Key = tuple[str, ...]
 """The values of a series' fields: one a varying folder, then the frame."""
+Rows = list[tuple[tuple[str, ...], str]]
+"""The folders still ahead of each path, and the path."""
 
 
 @dataclass(frozen=True)
@@ -192,10 +194,6 @@ def find_series(paths: Iterable[str]) -> list[Series]:
     rows = [(tuple(path.split("/")[:-1]), path) for path in paths]
     found = sorted(_descend(rows, ()), key=lambda series: -len(series.paths))
     return found[:MOST_SERIES]
-
-
-Rows = list[tuple[tuple[str, ...], str]]
-"""The folders still ahead of each path, and the path."""
 
 
 def _descend(rows: Rows, above: tuple[Part, ...]) -> Iterator[Series]:

@@ -15,7 +15,7 @@ from pipeline.data.listing import spaced
 from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.intake.encodings import Codes, Observation, Value, codes
-from pipeline.intake.tables import PLACES
+from pipeline.intake.tables import places
 
 FRAMES, TILE = 4, 400
 """Rows of the overview, and the width of its pictures in pixels."""
@@ -70,7 +70,7 @@ def value_colors(observation: Observation, names: Mapping[str, str]) -> dict[int
         if observation.encoding == "rgb":
             red, green, blue = (int(part) & 255 for part in value.raw.split(","))
             colors[value.code] = red, green, blue
-        elif name is not None and name not in PLACES:
+        elif name is not None and name not in places():
             colors[value.code] = (0, 0, 0)
         else:
             # Steps of the golden ratio around the wheel keep neighbours far apart.

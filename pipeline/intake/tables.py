@@ -8,50 +8,15 @@ lie where skies lie.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from pipeline.data.labels import TABLES, load_label_space
 from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.intake.encodings import Encoding, Observation, Value
 from pipeline.schema import parse
+from pipeline.yaml_files import read_yaml
 
-PLACES: dict[str, tuple[float, float]] = {
-    "sky": (0.15, 0.15),
-    "traffic light": (0.27, 0.003),
-    "vegetation": (0.29, 0.12),
-    "building": (0.31, 0.23),
-    "bridge": (0.33, 0.004),
-    "tunnel": (0.33, 0.004),
-    "traffic sign": (0.36, 0.007),
-    "pole": (0.40, 0.01),
-    "polegroup": (0.40, 0.001),
-    "train": (0.43, 0.004),
-    "truck": (0.45, 0.006),
-    "bus": (0.45, 0.005),
-    "wall": (0.52, 0.007),
-    "rider": (0.52, 0.003),
-    "caravan": (0.52, 0.002),
-    "trailer": (0.52, 0.002),
-    "fence": (0.54, 0.01),
-    "person": (0.54, 0.007),
-    "guard rail": (0.55, 0.004),
-    "car": (0.57, 0.06),
-    "vehicle": (0.57, 0.07),
-    "any vehicle": (0.57, 0.07),
-    "motorcycle": (0.60, 0.002),
-    "bicyclist": (0.60, 0.003),
-    "bicycle": (0.62, 0.003),
-    "license plate": (0.62, 0.0003),
-    "terrain": (0.67, 0.012),
-    "sidewalk": (0.70, 0.05),
-    "parking": (0.70, 0.01),
-    "ground": (0.72, 0.01),
-    "rail track": (0.75, 0.004),
-    "road line": (0.78, 0.02),
-    "road": (0.80, 0.32),
-    "ego vehicle": (0.95, 0.04),
-}
-"""Name -> usual mean height in a street scene (0 top, 1 bottom) and usual share of pixels."""
 _HEIGHT_SPREAD, _DECADES = 0.12, 1.0
 MUCH_VOID = 0.15
 """A table that gives more of the pixels to names of no place (unlabeled, static) is less likely."""
@@ -139,6 +104,13 @@ def known_tables() -> list[Table]:
     return [*tables, Table("Cityscapes colours", "rgb", colors, _SHARED_COLORS)]
 
 
+@cache
+def places() -> dict[str, tuple[float, float]]:
+    """Name -> usual mean height in a street scene (0 top, 1 bottom), usual fraction of pixels."""
+    known = read_yaml(Path(__file__).with_name("places.yaml"))
+    return {name: (height, share) for name, (height, share) in known.items()}
+
+
 def fits(observation: Observation) -> list[Fit]:
     """Every known table of the same sort of values, the best first."""
     colored = observation.encoding == "rgb"
@@ -168,7 +140,7 @@ def _fit(table: Table, values: Sequence[Value]) -> Fit:
         covered += value.share
         ground += value.share * (name in _GROUND)
         weight = math.sqrt(value.share)
-        if name in PLACES:
+        if name in places():
             score = _plausibility(name, value)
             weights += weight
             scores += weight * score
@@ -185,7 +157,7 @@ def _fit(table: Table, values: Sequence[Value]) -> Fit:
 
 
 def _plausibility(name: str, value: Value) -> float:
-    height, share = PLACES[name]
+    height, share = places()[name]
     away = (value.height - height) / _HEIGHT_SPREAD
     decades = math.log10(value.share / share) / _DECADES
     return math.exp(-0.5 * (away**2 + decades**2))
@@ -193,7 +165,7 @@ def _plausibility(name: str, value: Value) -> float:
 
 def odd(name: str, value: Value) -> bool:
     """Whether a value that is no rarity lies where a name's pixels seldom do."""
-    return name in PLACES and value.share > _RARE and _plausibility(name, value) < 0.1
+    return name in places() and value.share > _RARE and _plausibility(name, value) < 0.1
 
 
 def where(height: float) -> str:
@@ -221,4 +193,4 @@ def alternatives(ranked: Sequence[Fit], observation: Observation) -> Iterator[Fi
 def _differ(one: Table, other: Table, observation: Observation) -> bool:
     """Whether two tables read some observed value differently, names of no place aside."""
     names = [(one.values.get(v.raw), other.values.get(v.raw)) for v in observation.values]
-    return any(a != b and (a in PLACES or b in PLACES) for a, b in names)
+    return any(a != b and (a in places() or b in places()) for a, b in names)
