@@ -493,7 +493,8 @@ def _command_of_ranks() -> None:
     from pipeline.errors import UserError
     from pipeline.runtime.distributed import connected
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with connected() as ranks:
         if ranks.is_rank_zero:
             try:

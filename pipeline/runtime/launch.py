@@ -108,9 +108,10 @@ def run_ranks(module: str, arguments: Sequence[str | Path], processes: int) -> N
         os.close(writing)
         try:
             text = results.read()  # until the launcher ends
-        except BaseException:  # Ctrl-C or SIGTERM
-            launcher.terminate()
-            raise
+        finally:
+            assert launcher.stdin is not None
+            launcher.stdin.close()  # which asks it to end, after Ctrl-C or SIGTERM here
+            launcher.wait()
     if not text:
         raise UserError(_died("torchrun", launcher.returncode))
     if failure := json.loads(text):
