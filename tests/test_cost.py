@@ -13,7 +13,7 @@ from pipeline.data.labels import load_label_space
 from pipeline.runtime.device import Pass, measure_pass
 from segmentation.cost import Cost, step_cost
 from segmentation.models import build_model
-from tests.test_cyclegan import equal
+from tests.helpers import equal
 
 CPU = ComputeConfig(accelerator="cpu")
 SPACE = load_label_space("cityscapes19")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,8 +42,9 @@ from pipeline.data.listing import list_samples
 from pipeline.errors import UserError
 from pipeline.files import sweep
 from pipeline.run.folder import locked
-from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.step import ema_update, seed_step
+from tests.helpers import HalfWritten, Killed, equal, stopping_after
 from tests.layouts import load_spec
 
 
@@ -166,21 +167,6 @@ def test_shifts_are_the_whole_grid() -> None:
         assert sorted(shift[axis] for shift in SHIFTS[:4]) == [0, 1, 2, 3]
 
 
-def equal(one: object, other: object) -> bool:
-    """Bit-for-bit equality of nested checkpoints."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
-class Killed(BaseException):
-    """Stands in for a signal."""
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_is_bit_for_bit(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
@@ -215,21 +201,6 @@ def test_resume_is_bit_for_bit(
     assert logged == sorted(set(logged))
     assert logged[-1] == 12
     assert (tmp_path / "parts/samples/step-0000012.png").is_file()
-
-
-class HalfWritten:
-    """`torch.save` that dies when half of its `count`-th file is written."""
-
-    def __init__(self, count: int) -> None:
-        self.left, self.save = count, torch.save
-
-    def __call__(self, state: Any, file: BinaryIO) -> None:
-        self.save(state, file)
-        self.left -= 1
-        if self.left == 0:
-            file.flush()
-            os.truncate(file.fileno(), os.fstat(file.fileno()).st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_kills_at_any_moment_change_nothing(
@@ -512,20 +483,6 @@ def test_variants_train_resume_and_translate(
     translate(config.translation, checkpoint, config.source, tmp_path / "out", config.compute)
     frame = read_rgb(list_samples(load_spec(tmp_path / "out/dataset.yaml"), labelled=True)[0].image)
     assert frame.shape == (64, 128, 3)
-
-
-def stopping_after(count: int, stop: Callable[[], None]) -> Callable[..., None]:
-    """`save_checkpoint` for so many calls, then `stop`."""
-    calls = 0
-
-    def save(*arguments: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > count:
-            stop()
-        save_checkpoint(*arguments)
-
-    return save
 
 
 def test_pairs_need_equal_names_and_sizes(config: Config, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 Processes on the CPU stand in for GPUs. Most are forked, which is quick and takes patches along.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -16,9 +15,8 @@ import torch
 
 from cyclegan.networks import build_discriminator, build_generator, to_network
 from cyclegan.pool import ImagePool
-from cyclegan.semantics import SemanticEvaluator, semantic_loss
+from cyclegan.semantics import semantic_loss
 from cyclegan.steps import CHECKPOINT, save_last
-from cyclegan.train import train
 from cyclegan.train_paired import train_paired
 from flows.prepare import preflight
 from pipeline.config.load import load_config
@@ -28,9 +26,8 @@ from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.device import check_devices
 from pipeline.runtime.distributed import ONE_RANK, Ranks, process_group
+from tests.helpers import assert_close, by_brightness, equal, fit, read_log
 from tests.ranks import in_ranks
-from tests.test_cyclegan import equal
-from tests.test_semantics import SPACE, by_brightness, mean_color
 
 RECIPE = {"batch_size": 2, "steps_per_epoch": 2, "checkpoint_every": 2, "log_every": 1}
 
@@ -52,45 +49,6 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe(config: Config, **settings: Any) -> CycleGANConfig:
     return CycleGANConfig.model_validate(config.cyclegan.model_dump() | RECIPE | settings)
-
-
-def evaluator_on(device: torch.device) -> SemanticEvaluator:
-    return SemanticEvaluator(by_brightness, mean_color, "mean colour", SPACE)
-
-
-def fit(
-    config: Config, settings: CycleGANConfig, folder: Path, devices: int, **compute: Any
-) -> dict[str, Any]:
-    """The last checkpoint of a training."""
-    how = config.compute.model_copy(update=compute)
-    evaluator = evaluator_on if settings.semantics else None
-    in_ranks(devices, train, settings, config.source, config.target, folder, how, evaluator)
-    return load_checkpoint(folder / "checkpoints/last.pt")
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def assert_close(one: Any, other: Any, relative: float) -> None:
-    """Equality of nested checkpoints but for rounding, each tensor against its largest value.
-
-    Biases before a norm have gradients of 0 but for rounding, and stay as near to 0.
-    """
-    if isinstance(one, torch.Tensor):
-        assert (one - other).abs().max() <= relative * other.abs().max() + 1e-9
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_close(one[key], other[key], relative)
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_close(a, b, relative)
-    elif isinstance(one, float):
-        assert one == pytest.approx(other, rel=relative)
-    else:
-        assert one == other
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ from segmentation.predict import predict
 from segmentation.score_files import score_files
 from segmentation.scores import label_ids
 from segmentation.train import learning_rate_factor, load_segmenter, train
-from tests.test_cyclegan import equal
+from tests.helpers import equal, killed_in_step
 
 SPACE = load_label_space("cityscapes19")
 CHECKPOINT = Path("checkpoints") / "last.pt"
@@ -230,27 +228,6 @@ def test_weights_that_are_not_finite_are_never_saved(
     with pytest.raises(UserError, match=r"Weight .* is not finite at step 6, on .*toy-sim"):
         train(config.segmentation, SPACE, [(config.source, 1)], 0, tmp_path, config.compute)
     assert load_checkpoint(tmp_path / CHECKPOINT)["step"] == 3
-
-
-class Killed(BaseException):
-    """Stands in for a signal."""
-
-
-@contextmanager
-def killed_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The training in the block does not survive its step `number`."""
-    original, steps = torch.optim.AdamW.step, 0
-
-    def step(self: torch.optim.AdamW) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == number:
-            raise Killed
-        original(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(torch.optim.AdamW, "step", step)
-        yield
 
 
 def test_resume_is_bit_for_bit(

@@ -21,9 +21,8 @@ from pipeline.runtime.distributed import Ranks
 from segmentation.losses import balanced_weights
 from segmentation.models import build_model, sync_batch_norms
 from segmentation.train import CHECKPOINT, load_segmenter, train
+from tests.helpers import assert_close, equal, read_log
 from tests.ranks import in_ranks
-from tests.test_cyclegan import equal
-from tests.test_distributed import assert_close, read_log
 
 SPACE = load_label_space("cityscapes19")
 

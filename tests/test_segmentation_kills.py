@@ -25,8 +25,7 @@ from pipeline.runtime.checkpoint import load_checkpoint
 from segmentation import evaluate as evaluation
 from segmentation.tally import Tally
 from segmentation.train import CHECKPOINT, train
-from tests.test_cyclegan import HalfWritten, equal
-from tests.test_distributed import read_log
+from tests.helpers import HalfWritten, equal, read_log
 
 SPACE = load_label_space("cityscapes19")
 RECIPE = ["segmentation.steps=8", "segmentation.checkpoint_every=1", "segmentation.log_every=1"]

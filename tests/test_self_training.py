@@ -31,8 +31,7 @@ from segmentation.self_training import (
     weighted_cross_entropy,
 )
 from segmentation.train import CHECKPOINT, check_start, train
-from tests.test_cyclegan import equal
-from tests.test_segmentation import killed_in_step
+from tests.helpers import equal, killed_in_step
 
 SPACE = load_label_space("cityscapes19")
 TAUGHT = (

@@ -30,7 +30,7 @@ from flows.plan import plan, semantic_evaluator
 from flows.prepare import preflight, prepare
 from pipeline.config.load import load_config
 from pipeline.data.images import read_rgb
-from pipeline.data.labels import IGNORE, LabelClass, LabelSpace, load_label_space
+from pipeline.data.labels import IGNORE, load_label_space
 from pipeline.data.listing import list_samples
 from pipeline.data.reading import read_frame
 from pipeline.errors import UserError
@@ -39,26 +39,7 @@ from pipeline.run.stage import all_inputs, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
 from segmentation.models import build_model
 from tests.conftest import TINY, Cli
-
-SPACE = LabelSpace(
-    name="dark or bright",
-    classes=(
-        LabelClass(name="dark", names=("road",), color=(0, 0, 0)),
-        LabelClass(name="bright", names=("sky",), color=(255, 255, 255)),
-    ),
-)
-
-
-def by_brightness(x: Tensor) -> Tensor:
-    """A segmenter that needs no training: bright where the mean is above 0."""
-    bright = 20 * x.mean(dim=1, keepdim=True)
-    return torch.cat([-bright, bright], dim=1)
-
-
-def mean_color(x: Tensor) -> Tensor:
-    """Features: the mean of each channel."""
-    return x.mean(dim=(2, 3))
-
+from tests.helpers import SPACE, by_brightness, mean_color
 
 JUDGE = SemanticEvaluator(by_brightness, mean_color, "mean colour", SPACE)
 

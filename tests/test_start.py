@@ -23,8 +23,16 @@ from pipeline.config.settings import Config, CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.run.stage import all_inputs
 from pipeline.runtime.checkpoint import load_checkpoint
-from tests.test_checkpoints import Code, Resnet, State, Unet, norm_layer, randomised, weights_equal
-from tests.test_cyclegan import Killed, equal, stopping_after
+from tests.helpers import Killed, equal, stopping_after
+from tests.reference_networks import (
+    Code,
+    Resnet,
+    State,
+    Unet,
+    norm_layer,
+    randomised,
+    weights_equal,
+)
 
 NAMES = {
     "source_to_target": "G_A",
