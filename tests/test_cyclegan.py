@@ -37,6 +37,7 @@ from cyclegan.translate import (
 )
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config, CycleGANConfig
+from pipeline.config.translators import TranslationInputs
 from pipeline.data.images import read_rgb
 from pipeline.data.listing import list_samples
 from pipeline.errors import UserError
@@ -430,13 +431,12 @@ def test_compiled_networks_learn_alike(config: Config, tmp_path: Path, paired: b
     assert logs[1][0] == pytest.approx(logs[0][0], rel=1e-4)
     # Adam makes whole steps of gradients near 0, whose signs are rounding.
     assert logs[1][1] == pytest.approx(logs[0][1], rel=2e-2)
-    translate(
-        config.translation,
-        tmp_path / "True/checkpoints/last.pt",
-        config.source,
-        tmp_path / "out",
-        config.compute,
-    )
+    given = inputs(config, tmp_path / "True/checkpoints/last.pt")
+    translate(config.translation, given, tmp_path / "out", config.compute)
+
+
+def inputs(config: Config, checkpoint: Path) -> TranslationInputs:
+    return TranslationInputs(config.source, config.target, checkpoint)
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -480,7 +480,7 @@ def test_variants_train_resume_and_translate(
     assert recipe.generator_average == 0 or not equal(
         weights["source_to_target"], whole["networks"]["source_to_target"]
     )
-    translate(config.translation, checkpoint, config.source, tmp_path / "out", config.compute)
+    translate(config.translation, inputs(config, checkpoint), tmp_path / "out", config.compute)
     frame = read_rgb(list_samples(load_spec(tmp_path / "out/dataset.yaml"), labelled=True)[0].image)
     assert frame.shape == (64, 128, 3)
 
@@ -523,7 +523,7 @@ def test_translate_all_frames_and_restart(config: Config, tmp_path: Path) -> Non
     short = config.cyclegan.model_copy(update={"steps_per_epoch": 1, "checkpoint_every": 1})
     train(short, config.source, config.target, tmp_path, config.compute)
     checkpoint, out = tmp_path / "checkpoints/last.pt", tmp_path / "translated"
-    translate(config.translation, checkpoint, config.source, out, config.compute)
+    translate(config.translation, inputs(config, checkpoint), out, config.compute)
     source = list_samples(config.source, labelled=True)
     translated = list_samples(load_spec(out / "dataset.yaml"), labelled=True)
     assert [s.image.name for s in translated] == [s.image.name for s in source]
@@ -538,7 +538,7 @@ def test_translate_all_frames_and_restart(config: Config, tmp_path: Path) -> Non
     untouched = translated[0].image.stat().st_mtime_ns
     for sample in translated[5:7]:
         sample.image.unlink()
-    translate(config.translation, checkpoint, config.source, out, config.compute)
+    translate(config.translation, inputs(config, checkpoint), out, config.compute)
     assert translated[0].image.stat().st_mtime_ns == untouched
     for sample, pixels in zip(translated, before, strict=True):
         assert (read_rgb(sample.image) == pixels).all()
@@ -547,10 +547,10 @@ def test_translate_all_frames_and_restart(config: Config, tmp_path: Path) -> Non
 def test_damaged_checkpoint(config: Config, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     with pytest.raises(UserError, match="No checkpoint"):
-        translate(config.translation, path, config.source, tmp_path, config.compute)
+        translate(config.translation, inputs(config, path), tmp_path, config.compute)
     path.write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(UserError, match="found a damaged or truncated file"):
-        translate(config.translation, path, config.source, tmp_path, config.compute)
+        translate(config.translation, inputs(config, path), tmp_path, config.compute)
 
 
 @pytest.mark.parametrize("kind", ["least_squares", "vanilla"])

@@ -162,7 +162,7 @@ AT_WORK = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name.startswith(("seg", "eval")) else pytest.mark.slow)
+        pytest.param(name, marks=() if name.startswith("eval") else pytest.mark.slow)
         for name in AT_WORK
     ],
 )

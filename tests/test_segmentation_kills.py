@@ -130,7 +130,7 @@ def with_instances(test: DatasetSpec, root: Path) -> DatasetSpec:
     return copy
 
 
-@pytest.mark.parametrize("instances", [False, True])
+@pytest.mark.parametrize("instances", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_evaluation_killed_at_every_file_goes_on(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instances: bool
 ) -> None:

@@ -325,7 +325,7 @@ def test_a_start_hands_weights_on(config: Config, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arms", "message"),
     [
-        ("{a: {train: {source: 1, nowhere: 1}}}", "'source', 'translated' or 'target'"),
+        ("{a: {train: {source: 1, nowhere: 1}}}", "no frames 'nowhere'. Known: target, source,"),
         ("{a: {train: {source: 0}}}", "greater than 0"),
         ("{a: {train: {}}}", "at least 1 item"),
         ("{a: {start: b}}", "train: required"),

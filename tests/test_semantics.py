@@ -360,7 +360,10 @@ def test_an_estimate_of_every_stage(tiny: Path, judged: Path) -> None:
     assert 0.9 < parts["train-segmentation"].bytes / (3 * last.stat().st_size) < 3.1
 
 
-def test_training_a_translator_trains_its_judge(cli: Cli, tiny: Path, world: Path) -> None:
+@pytest.mark.slow
+def test_training_a_translator_trains_the_network_that_watches_it(
+    cli: Cli, tiny: Path, world: Path
+) -> None:
     sets = [word for setting in SETTINGS for word in ("--set", setting)]
     result = cli("train-cyclegan", "r", "--config", tiny, *sets)
     assert result.returncode == 0, result.stderr

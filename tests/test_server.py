@@ -35,6 +35,7 @@ SHRUNK = [
 ]
 
 
+@pytest.mark.slow
 def test_the_full_scale_configuration_with_its_readers(world: Path, tmp_path: Path) -> None:
     roots = {"GTA5_ROOT": str(world / "toy-sim"), "CITYSCAPES_ROOT": str(world / "toy-real")}
     shipped = ROOT / "configs/gta5_to_cityscapes.yaml"
