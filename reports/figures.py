@@ -306,6 +306,19 @@ def _entries(path: Path) -> Iterator[dict[str, float]]:
                 }
 
 
+def kept_losses(log: pd.DataFrame) -> list[Step]:
+    """The losses that are not adversarial; those that `RECONSTRUCTION` does not name come last."""
+    named = {key for key, *_ in (*RECONSTRUCTION, *ADVERSARIAL)}
+    more = [key for key in log if "loss" in str(key) and key not in named]
+    return [
+        *RECONSTRUCTION,
+        *(
+            (key, key.replace("_", " "), _MORE_COLORS[i % len(_MORE_COLORS)])
+            for i, key in enumerate(map(str, more))
+        ),
+    ]
+
+
 def cyclegan_curves(log: pd.DataFrame, steps: Sequence[Step]) -> Figure:
     """Losses of CycleGAN training over its steps."""
     figure = go.Figure()

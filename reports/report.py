@@ -341,7 +341,7 @@ def _cyclegan_curves(folder: Path, name: str) -> dict[str, Markup]:
     return {
         kind: figures.plot_div(figures.cyclegan_curves(log, steps), f"{kind}-{name}")
         for kind, steps in (
-            ("reconstruction", figures.RECONSTRUCTION),
+            ("reconstruction", figures.kept_losses(log)),
             ("adversarial", figures.ADVERSARIAL),
         )
         if any(key in log for key, *_ in steps)
