@@ -53,7 +53,7 @@ class PlainStep:
         both = itertools.chain(self.g.parameters(), self.f.parameters())
         self.generators = torch.optim.Adam(both, 2e-4, betas)
         both = itertools.chain(self.d_x.parameters(), self.d_y.parameters())
-        self.critics = torch.optim.Adam(both, 2e-4, betas)
+        self.discriminators = torch.optim.Adam(both, 2e-4, betas)
         size = (2, config.batch_size, config.crop[1], config.crop[0], 3)
         pixels = torch.randint(0, 256, size, dtype=torch.uint8)
         self.x, self.y = (to_network(batch.to(device)).contiguous() for batch in pixels)
@@ -70,11 +70,11 @@ class PlainStep:
         loss.backward()
         self.generators.step()
         self.trainable(True)
-        self.critics.zero_grad()
-        for critic, real, fake in ((self.d_y, self.y, fake_y), (self.d_x, self.x, fake_x)):
-            loss = squared(critic(real), 1) + squared(critic(fake.detach()), 0)
+        self.discriminators.zero_grad()
+        for network, real, fake in ((self.d_y, self.y, fake_y), (self.d_x, self.x, fake_x)):
+            loss = squared(network(real), 1) + squared(network(fake.detach()), 0)
             (0.5 * loss).backward()
-        self.critics.step()
+        self.discriminators.step()
 
     def trainable(self, on: bool) -> None:
         """Freeze or thaw the discriminators."""

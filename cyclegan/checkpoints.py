@@ -13,6 +13,7 @@ from cyclegan.reference import (
     GENERATORS,
     PAIRED_NAMES,
     REFERENCE_NAMES,
+    current_names,
     reference_files,
     some,
 )
@@ -21,7 +22,7 @@ from cyclegan.weights import (
     AffineInstanceNorm,
     BatchNorm,
     State,
-    critic_settings,
+    discriminator_settings,
     fill,
     fit_norms,
     generator_settings,
@@ -104,7 +105,7 @@ def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]
         where = f"{path} ({name})"
         state = plain_state(content, where)
         translates = name in GENERATORS
-        settings = (generator_settings if translates else critic_settings)(state, where)
+        settings = (generator_settings if translates else discriminator_settings)(state, where)
         theirs = CycleGANConfig.model_construct(**settings)
         with torch.device("meta"):
             network = build_generator(theirs) if translates else build_discriminator(theirs)
@@ -148,7 +149,7 @@ def _start_contents(start: Path, *, paired: bool) -> dict[str, tuple[Path, Any]]
         return {name: (path, read_weights(path)) for name, path in files.items()}
     if not start.is_file():
         raise UserError(
-            f"cyclegan.start: no file or folder {start}. Mend the path, or leave it out."
+            f"cyclegan.start: no file or folder {start}. Correct the path, or leave it out."
         )
     content = read_weights(start)
     if not isinstance(content.get("networks"), dict):
@@ -196,8 +197,8 @@ def export_generator(generator: Generator, path: Path) -> None:
 def export_reference(checkpoint: Path, folder: Path) -> list[Path]:
     """Write the networks of a training checkpoint under the reference's names; their paths.
 
-    `latest_net_G_A.pth` translates source to target, and `latest_net_D_A.pth` judges what it makes.
-    Of paired training these are `latest_net_G.pth` and `latest_net_D.pth`, as pix2pix has them.
+    `latest_net_G_A.pth` translates source to target, `latest_net_D_A.pth` is trained against it. Of
+    paired training these are `latest_net_G.pth` and `latest_net_D.pth`, as pix2pix has them.
     Discriminators at several scales have no counterpart and are left out.
 
     Raises:
@@ -219,10 +220,10 @@ def export_reference(checkpoint: Path, folder: Path) -> list[Path]:
         if any(key.startswith("scales.") for key in weights):
             continue
         path = folder / f"latest_net_{short}.pth"
-        if "critic" in name:
-            save_checkpoint(path, {key: value.contiguous() for key, value in weights.items()})
-        else:
+        if name in GENERATORS:
             export_generator(_generator(weights, checkpoint), path)
+        else:
+            save_checkpoint(path, {key: value.contiguous() for key, value in weights.items()})
         paths.append(path)
     return paths
 
@@ -260,7 +261,10 @@ def export(
 def _networks(content: dict[str, Any]) -> dict[str, Any]:
     """The networks of a training checkpoint, averaged where that was on."""
     averages = content.get("averages")
-    return {**content["networks"], **(averages if isinstance(averages, dict) else {})}
+    return {
+        **current_names(content["networks"]),
+        **(averages if isinstance(averages, dict) else {}),
+    }
 
 
 def _generator(

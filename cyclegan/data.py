@@ -66,8 +66,13 @@ def _varies(rgb: UInt8) -> bool:
     return float(rgb[::4, ::4].std()) >= LEAST_DEVIATION
 
 
-def pairs(source: DatasetSpec, target: DatasetSpec) -> tuple[list[Sample], list[Sample]]:
+def pairs(
+    source: DatasetSpec, target: DatasetSpec, *, say: bool = True
+) -> tuple[list[Sample], list[Sample]]:
     """The frames of equal name of two sets, in the same order.
+
+    Args:
+        say: tell on standard error how many frames have no pair.
 
     Raises:
         UserError: no name is in both.
@@ -81,7 +86,7 @@ def pairs(source: DatasetSpec, target: DatasetSpec) -> tuple[list[Sample], list[
             f"source begins with {sources[0].name!r}, target with {next(iter(targets))!r}. Name "
             "them alike (the fields of `images` make the name), or set cyclegan.paired to false."
         )
-    if len(found) < max(len(sources), len(targets)):
+    if say and len(found) < max(len(sources), len(targets)):
         print(
             f"pix2pix: {len(found)} pairs; {len(sources) - len(found)} source and "
             f"{len(targets) - len(found)} target frames have none",

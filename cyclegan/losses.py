@@ -27,14 +27,14 @@ def gan_loss(logits: Logits, *, real: bool, kind: AdversarialLoss = "least_squar
     return (logits - 1).square().mean() if real else logits.square().mean()
 
 
-def critic_loss(
-    critic: nn.Module, real: Tensor, fake: Tensor, kind: AdversarialLoss = "least_squares"
+def discriminator_loss(
+    discriminator: nn.Module, real: Tensor, fake: Tensor, kind: AdversarialLoss = "least_squares"
 ) -> Tensor:
     """Half the sum of the losses on real and on translated images (N, C, H, W), in one pass.
 
     Instance normalisation keeps the images of a batch apart, so one pass equals two.
     """
-    logits = critic(torch.cat([real, fake]))
+    logits = discriminator(torch.cat([real, fake]))
     halves = [scale.chunk(2) for scale in (logits if isinstance(logits, list) else [logits])]
     on_real = gan_loss([half[0] for half in halves], real=True, kind=kind)
     on_fake = gan_loss([half[1] for half in halves], real=False, kind=kind)

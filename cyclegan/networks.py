@@ -33,7 +33,7 @@ class InstanceNorm(nn.Module):
         if x.device.type == "cpu":
             out: Tensor = _ExactInstanceNorm.apply(x)
             return out
-        # Of a 16-bit input, group_norm would keep its statistics in 16 bits for the way back.
+        # Of a 16-bit input, group_norm would keep its statistics in 16 bits for the backward pass.
         with torch.autocast(x.device.type, enabled=False):
             return F.group_norm(x.float(), x.shape[1], eps=EPSILON).to(x.dtype)
 

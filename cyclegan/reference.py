@@ -4,22 +4,37 @@ Needs no torch: what a stage is made from is told without it.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.errors import UserError
+
+T = TypeVar("T")
 
 REFERENCE_NAMES = {
     "source_to_target": "G_A",
     "target_to_source": "G_B",
-    # The reference names a critic after the generator that it judges.
-    "target_critic": "D_A",
-    "source_critic": "D_B",
+    # The reference names a discriminator after the generator that it is trained against.
+    "target_discriminator": "D_A",
+    "source_discriminator": "D_B",
 }
 """Network of a training checkpoint -> its name in the reference implementation."""
-PAIRED_NAMES = {"source_to_target": "G", "critic": "D"}
+PAIRED_NAMES = {"source_to_target": "G", "discriminator": "D"}
 """The same for paired training, which is pix2pix there."""
+_EARLIER_NAMES = {
+    "target_critic": "target_discriminator",
+    "source_critic": "source_discriminator",
+    "critic": "discriminator",
+    "critics": "discriminators",
+}
+"""Name in earlier checkpoints -> name."""
 GENERATORS = ("source_to_target", "target_to_source")
+
+
+def current_names(by_name: Mapping[str, T]) -> dict[str, T]:
+    """Networks or optimisers of a checkpoint by their names today, whatever its age."""
+    return {_EARLIER_NAMES.get(name, name): value for name, value in by_name.items()}
 
 
 def reference_files(folder: Path, *, paired: bool) -> dict[str, Path]:

@@ -1,8 +1,9 @@
-"""Does a translation still show what its source shows? A frozen segmentation network judges.
+"""Does a translation still show what its source shows? A frozen segmentation network evaluates it.
 
-The judge has learnt from the labelled source; no label of the target is ever read. It serves twice:
-its loss keeps the generators honest while they learn, and its drift on a fixed set of probe frames,
-together with the distance between translated and real frames, says which checkpoint is best.
+The semantic evaluator was trained on the labelled source; no label of the target is ever read. It
+serves twice: its loss on translated frames is a loss of the generators, and its agreement with the
+labels on a fixed set of probe frames, together with the distance between translated and real
+frames, says which checkpoint is best.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,8 +33,8 @@ from pipeline.scoring.confusion import ConfusionMatrix
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Frozen networks that see frames as the generators do: (N, 3, H, W) in [-1, 1]."""
+class SemanticEvaluator:
+    """Frozen networks that take frames as the generators do: (N, 3, H, W) in [-1, 1]."""
 
     segmenter: Callable[[Tensor], Tensor]
     """-> (N, C, H, W) logits of the classes of `space`; gradients pass through to its input."""
@@ -68,8 +69,8 @@ def semantic_loss(
 
 
 @torch.no_grad()
-def pseudo_classes(segmenter: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
-    """(N, H, W) classes that a segmenter sees in frames without labels."""
+def pseudo_labels(segmenter: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+    """(N, H, W) classes that a segmenter predicts for frames without labels."""
     return segmenter(frames).max(dim=1).indices
 
 
@@ -96,13 +97,13 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the judge says of a translator."""
+class TranslationScore:
+    """How well a translator keeps what frames show and how near it comes to the target."""
 
     before: ConfusionMatrix
-    """Labels (rows) and what the judge sees in the source frames (columns), in pixels."""
+    """Pixels by label (rows) and predicted class (columns), of the source frames."""
     after: ConfusionMatrix
-    """The same in their translations."""
+    """The same of their translations."""
     distance_before: float
     """Kernel distance of the source frames from the target's."""
     distance: float
@@ -110,7 +111,7 @@ class Verdict:
 
     @property
     def score(self) -> float:
-        """Lower is better: the share of the distance that is left plus the agreement that is lost.
+        """Lower is better: the fraction of the distance that is left plus the lost agreement.
 
         1 for a translator that changes nothing; 0 for one that reaches the target and keeps all.
         """
@@ -129,7 +130,7 @@ class Verdict:
         }
 
     def drift(self, space: LabelSpace) -> dict[str, Any]:
-        """As plain data: classes, and both count tables (rows labels, columns what is seen)."""
+        """As plain data: classes, and both count tables (rows labels, columns predictions)."""
         return {
             "classes": space.class_names,
             "before": self.before.counts.tolist(),
@@ -139,19 +140,19 @@ class Verdict:
 
 @dataclass
 class Leaderboard:
-    """The verdicts on all checkpoints of a training, as plain data that a checkpoint can hold."""
+    """The scores of all checkpoints of a training, as plain data that a checkpoint can hold."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
-    """`step` and the numbers of each verdict."""
+    """`step` and the numbers of each score."""
     drifts: dict[str, Any] = field(default_factory=dict)
     """`last` and `best`: the step and its drift; `features`: what distances are measured in."""
 
-    def add(self, step: int, verdict: Verdict, judge: Judge) -> bool:
-        """Note a verdict; True when no earlier one is as good."""
-        best = all(verdict.score < row["score"] for row in self.rows)
-        self.rows.append({"step": step, **verdict.row()})
-        drift = {"step": step, **verdict.drift(judge.space)}
-        self.drifts |= {"features": judge.features_name, "last": drift}
+    def add(self, step: int, score: TranslationScore, evaluator: SemanticEvaluator) -> bool:
+        """Note a score; True when no earlier one is as good."""
+        best = all(score.score < row["score"] for row in self.rows)
+        self.rows.append({"step": step, **score.row()})
+        drift = {"step": step, **score.drift(evaluator.space)}
+        self.drifts |= {"features": evaluator.features_name, "last": drift}
         if best:
             self.drifts["best"] = drift
         return best
@@ -166,10 +167,10 @@ class Leaderboard:
 
 
 class Probe:
-    """A fixed set of frames on which translators are judged.
+    """A fixed set of frames on which translators are evaluated.
 
     Args:
-        judge: the frozen networks.
+        evaluator: the frozen networks.
         source: frames (H, W, 3) uint8 with their classes (H, W) uint8.
         target: frames (H, W, 3) uint8 of the target, two or more.
         device: where the networks are.
@@ -177,42 +178,42 @@ class Probe:
 
     def __init__(
         self,
-        judge: Judge,
+        evaluator: SemanticEvaluator,
         source: Iterable[tuple[UInt8, UInt8]],
         target: Iterable[UInt8],
         device: torch.device,
     ) -> None:
-        self.judge, self.device = judge, device
+        self.evaluator, self.device = evaluator, device
         self.source = list(source)
         self.real = torch.cat([self._features(frame) for frame in target])
         raw = torch.cat([self._features(frame) for frame, _ in self.source])
         self.distance_before = kernel_distance(raw, self.real)
         self.before = self._agreement(frame for frame, _ in self.source)
 
-    def verdict(self, source_to_target: nn.Module) -> Verdict:
-        """Judge a generator; its mode and weights are left as they are."""
+    def score(self, source_to_target: nn.Module) -> TranslationScore:
+        """SemanticEvaluator a generator; its mode and weights are left as they are."""
         training = source_to_target.training
         source_to_target.eval()  # without dropout
         translated = [translate_frame(source_to_target, frame) for frame, _ in self.source]
         source_to_target.train(training)
-        seen = torch.cat([self._features(frame) for frame in translated])
-        return Verdict(
+        features = torch.cat([self._features(frame) for frame in translated])
+        return TranslationScore(
             self.before,
             self._agreement(translated),
             self.distance_before,
-            kernel_distance(seen, self.real),
+            kernel_distance(features, self.real),
         )
 
     @torch.inference_mode()
     def _features(self, frame: UInt8) -> Tensor:
-        return self.judge.features(self._input(frame)).float().cpu()
+        return self.evaluator.features(self._input(frame)).float().cpu()
 
     @torch.inference_mode()
     def _agreement(self, frames: Iterable[UInt8]) -> ConfusionMatrix:
-        matrix = ConfusionMatrix(len(self.judge.space.classes))
+        matrix = ConfusionMatrix(len(self.evaluator.space.classes))
         for frame, (_, truth) in zip(frames, self.source, strict=True):
-            seen = pseudo_classes(self.judge.segmenter, self._input(frame))[0]
-            prediction: npt.NDArray[np.uint8] = seen.to(torch.uint8).cpu().numpy()
+            predicted = pseudo_labels(self.evaluator.segmenter, self._input(frame))[0]
+            prediction: npt.NDArray[np.uint8] = predicted.to(torch.uint8).cpu().numpy()
             matrix.add(truth, prediction)
         return matrix
 
@@ -221,7 +222,7 @@ class Probe:
 
 
 def make_probe(
-    judge: Judge,
+    evaluator: SemanticEvaluator,
     source: DatasetSpec,
     source_samples: list[Sample],
     target: DatasetSpec,
@@ -237,12 +238,12 @@ def make_probe(
     for spec, samples in ((source, source_samples), (target, target_samples)):
         if len(samples) < 2:
             raise UserError(
-                f"Data set {spec.name} has {len(samples)} frame(s), and cyclegan.semantics judges "
-                "on two or more. Raise `limit`, or leave cyclegan.semantics out."
+                f"Data set {spec.name} has {len(samples)} frame(s), and cyclegan.semantics needs "
+                "two or more. Raise `limit`, or leave cyclegan.semantics out."
             )
-    labels = LabelReader(source, judge.space)
+    labels = LabelReader(source, evaluator.space)
     probe = Probe(
-        judge,
+        evaluator,
         [
             (read_frame(source, sample), labels.read(sample))
             for sample in evenly(source_samples, config.probe_frames)
@@ -253,13 +254,13 @@ def make_probe(
     if not probe.before.counts.sum():
         raise UserError(
             f"No label of {config.probe_frames} frames of data set {source.name} has a class of "
-            f"label space {judge.space.name}. Raise cyclegan.semantics.probe_frames."
+            f"label space {evaluator.space.name}. Raise cyclegan.semantics.probe_frames."
         )
     if probe.distance_before <= 0:
         raise UserError(
             f"{config.probe_frames} frames of {source.name} and of {target.name} cannot be told "
             f"apart (distance {probe.distance_before:.2g} in the features of "
-            f"{judge.features_name}): there is no gap to close, or the frames are too few. Raise "
-            "cyclegan.semantics.probe_frames, or leave cyclegan.semantics out."
+            f"{evaluator.features_name}): there is no gap to close, or the frames are too few. "
+            "Raise cyclegan.semantics.probe_frames, or leave cyclegan.semantics out."
         )
     return probe

@@ -1,24 +1,28 @@
-"""Small functions that both training loops call."""
+"""What both training loops of translators share."""
 
+import copy
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cyclegan.networks import minimum_side
+from cyclegan.checkpoints import load_start
+from cyclegan.networks import initialise, minimum_side
+from cyclegan.reference import GENERATORS, current_names
 from pipeline.config.settings import CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import save_checkpoint
-from pipeline.runtime.step import gradients
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.step import ema_update, gradients, load_state, state_of
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
 """The newest checkpoint below a stage's folder."""
 BEST = Path("checkpoints") / "best.pt"
-"""The generators that the judge scored best, where there is one."""
+"""The generators that scored best, where there is one."""
 MOST_SKIPPED = 10
 """Steps in a row that may be skipped before training stops."""
 
@@ -56,7 +60,7 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
 
 
 def trainable(networks: Iterable[nn.Module], on: bool) -> None:
-    """Whether a backward pass leaves gradients at the weights of `networks`."""
+    """Whether a backward pass leaves gradients at the parameters of `networks`."""
     for network in networks:
         network.requires_grad_(on)
 
@@ -104,6 +108,115 @@ class Skips:
             )
         if say:
             print(f"CycleGAN: step {step} skipped, {what}", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Training:
+    """The networks of a translator's training, with what a checkpoint holds besides."""
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Adam]
+    """`generators` and `discriminators`."""
+    averages: dict[str, nn.Module]
+    """EMA of the generators by name; empty where they translate as they are."""
+    skips: Skips
+
+    @property
+    def translators(self) -> dict[str, nn.Module]:
+        """The generators that translate: averaged where that is on."""
+        return {name: self.networks[name] for name in generators(self.networks)} | self.averages
+
+    def state(self, step: int, config: CycleGANConfig) -> dict[str, Any]:
+        """For a checkpoint after `step` steps."""
+        return {
+            "step": step,
+            "config": config.model_dump(mode="json"),
+            "networks": state_of(self.networks),
+            "averages": state_of(self.averages),
+            "optimizers": state_of(self.optimizers),
+            "skips": asdict(self.skips),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of a checkpoint, of this version or one before."""
+        load_state(self.networks, current_names(state["networks"]))
+        load_state(self.averages, state["averages"])
+        load_state(self.optimizers, current_names(state["optimizers"]))
+        self.skips = Skips(**state["skips"])
+
+
+def prepare(
+    networks: dict[str, nn.Module],
+    config: CycleGANConfig,
+    device: torch.device,
+    *,
+    resuming: bool,
+    say: bool,
+) -> Training:
+    """Initialise `networks` on `device`, from `config.start` where a training begins there.
+
+    Args:
+        resuming: a checkpoint is loaded next.
+        say: name on standard error what training starts from.
+    """
+    for network in networks.values():
+        initialise(network)
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.start is not None and not resuming:
+        for name, given in load_start(config, say=say).items():
+            networks[name].load_state_dict(given)
+    translators = generators(networks)
+    others = [name for name in networks if name not in translators]
+    averaged = translators if config.generator_average > 0 else []
+    return Training(
+        networks,
+        {
+            "generators": adam([networks[name] for name in translators], config.learning_rate),
+            "discriminators": adam([networks[name] for name in others], config.learning_rate),
+        },
+        {name: copy.deepcopy(networks[name]) for name in averaged},
+        Skips(),
+    )
+
+
+def generators(networks: Iterable[str]) -> list[str]:
+    """The names of the generators among those of networks."""
+    return [name for name in networks if name in GENERATORS]
+
+
+def update(
+    training: Training,
+    losses: Mapping[str, Tensor],
+    config: CycleGANConfig,
+    step: int,
+    names: list[str],
+    ranks: Ranks,
+) -> bool:
+    """Take a step of all optimisers, unless a loss or a gradient is not finite; whether it did.
+
+    Every loss is a mean over images and the shards of a batch are equal: the mean of the ranks'
+    losses and gradients is that of the whole batch, and all ranks decide alike. No loss depends on
+    the update of another network, so all are looked at before any update is made.
+
+    Args:
+        losses: are replaced by their means over the ranks.
+        names: of this rank's frames.
+
+    Raises:
+        UserError: `MOST_SKIPPED` steps in a row were not taken.
+    """
+    networks = training.networks.values()
+    ranks.all_reduce_mean([*gradients(networks), *losses.values()])
+    if not is_finite(losses, networks):
+        every = ranks.all_gather_objects(names)
+        training.skips.skip(step, every, losses, say=ranks.is_rank_zero)
+        return False
+    training.skips.good()
+    for optimizer in training.optimizers.values():
+        optimizer.step()
+    for name, average in training.averages.items():
+        ema_update(average, training.networks[name], config.generator_average, step)
+    return True
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:

@@ -179,11 +179,11 @@ def _unet(state: State) -> dict[str, Any]:
     }
 
 
-def critic_settings(state: State, where: Where) -> dict[str, Any]:
+def discriminator_settings(state: State, where: Where) -> dict[str, Any]:
     """The fields of `CycleGANConfig` that the weights of a discriminator tell.
 
     Raises:
-        UserError: they are those of something else, or it judges no colour pictures.
+        UserError: they are those of something else, or it takes no RGB pictures.
     """
     scales = len({key.split(".")[1] for key in state if key.startswith("scales.")})
     prefix = "scales.0." if scales else ""
@@ -207,7 +207,7 @@ def critic_settings(state: State, where: Where) -> dict[str, Any]:
         )
     if first[1] not in (3, 6):
         raise UserError(
-            f"{where} judges pictures of {first[1]} channels; 3 (RGB), or 6 for a frame and its "
+            f"{where} takes pictures of {first[1]} channels; 3 (RGB), or 6 for a frame and its "
             "translation, are expected. Choose or train one for RGB, or leave this file out: the "
             "discriminator then starts anew."
         )

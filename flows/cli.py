@@ -182,9 +182,9 @@ def _run_stages(
         if not wanted:
             commands = ", ".join(dict.fromkeys(stage.command for stage in stages))
             raise UserError(f"{folder} has no stage for {command}. Its commands: {commands}.")
-        if command == "train-cyclegan":  # its judge, if it has one, is a part of it
-            judges = {n for s in wanted for n in s.reads if n.startswith("segmentation/")}
-            wanted = [stage for stage in stages if stage.name in judges] + wanted
+        if command == "train-cyclegan":  # the network that watches it is a part of it
+            watching = {n for s in wanted for n in s.reads if n.startswith("segmentation/")}
+            wanted = [stage for stage in stages if stage.name in watching] + wanted
         names = {stage.name for stage in wanted}
         # A report is of no use to anyone when it is not of the results that are there.
         outdated = sorted(names) if anew else scored_on_other_data(folder, wanted)
@@ -439,7 +439,8 @@ def new_dataset(
     ] = None,
 ) -> None:
     """Look at a folder of unknown layout and write a first spec of it, with pictures."""
-    from pipeline.intake.discover import describe, discover, write_first_spec
+    from pipeline.intake.discover import discover
+    from pipeline.intake.first_spec import describe, write_first_spec
 
     discovery = discover(folder)
     path = out or Path(f"{discovery.name}.yaml")
@@ -466,7 +467,7 @@ def _guard_packages() -> None:
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one message and status 2."""
+    """Run the command line; what the user can fix is one message and status 2."""
     _guard_packages()
     from pipeline.runtime.threads import choose_threads
 
@@ -492,7 +493,8 @@ def _command_of_ranks() -> None:
     from pipeline.errors import UserError
     from pipeline.runtime.distributed import connected
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with connected() as ranks:
         if ranks.is_rank_zero:
             try:

@@ -149,7 +149,7 @@ def quarantine(target: CheckTarget, reports: dict[str, DatasetReport], out: Path
 
     The list of a spec that names one already is added to.
     """
-    told = []
+    lines = []
     for part, report in reports.items():
         base = target.beside or out / report.spec.name
         middle = f".{part}" if target.config else ""
@@ -162,8 +162,8 @@ def quarantine(target: CheckTarget, reports: dict[str, DatasetReport], out: Path
             where = f"`{part}`" if target.config else "the data set"
             shown = path.name if target.beside else path.absolute()
             line += f" Give {where} `quarantine: {shown}`."
-        told.append(line)
-    return told or ["Nothing to quarantine."]
+        lines.append(line)
+    return lines or ["Nothing to quarantine."]
 
 
 def must_fix(reports: dict[str, DatasetReport]) -> int:

@@ -31,8 +31,8 @@ class Estimate:
 def estimate(config: Config) -> list[Estimate]:
     """Time, disk and memory of the stages that compute, from passes of random pixels made here.
 
-    Good to a factor of about two: reading and writing files, logs, a judge and the resampling of
-    evaluation are not counted, and a busy machine times long.
+    Good to a factor of about two: reading and writing files, logs, a semantic evaluator and the
+    resampling of evaluation are not counted, and a busy machine times long.
 
     Raises:
         UserError: the GPU's memory does not suffice.
@@ -61,24 +61,25 @@ def _cyclegan(config: Config, translation: str) -> Estimate:
     from pipeline.runtime.device import measure_pass
 
     recipe = config.cyclegan_recipe(translation)
-    generator, critic = build_generator(recipe), build_discriminator(recipe)
+    generator, discriminator = build_generator(recipe), build_discriminator(recipe)
     width, height = recipe.crop
     crops = recipe.batch_size // config.compute.devices, 3, height, width
     generating = measure_pass(generator, crops, config.compute, training=True).seconds
-    judged = (crops[0], 6, *crops[2:]) if recipe.paired else crops
-    judging = measure_pass(critic, judged, config.compute, training=True).seconds
+    shown = (crops[0], 6, *crops[2:]) if recipe.paired else crops
+    discriminating = measure_pass(discriminator, shown, config.compute, training=True).seconds
     sets = [list_samples(spec, labelled=False) for spec in (config.source, config.target)]
     names = [{sample.name for sample in samples} for samples in sets]
     frames = len(names[0] & names[1]) if recipe.paired else max(map(len, names))
     epoch = recipe.steps_per_epoch or -(-frames // recipe.batch_size)
     steps = epoch * (recipe.epochs + recipe.decay_epochs)
     domains = 1 if recipe.paired else 2
-    # A pass each for the translation, the way back, and the picture that is to stay as it is.
+    # A pass each for the translation, its cycle, and the identity loss.
     passes = 1 if recipe.paired else 3 if recipe.identity_weight > 0 else 2
-    step = domains * (passes * generating + 3 * judging)
-    weights = sum(p.numel() for network in (generator, critic) for p in network.parameters())
+    step = domains * (passes * generating + 3 * discriminating)
+    networks = generator, discriminator
+    weights = sum(p.numel() for network in networks for p in network.parameters())
     pool = 0 if recipe.paired else recipe.pool_size * 3 * width * height
-    # Adam keeps two numbers for each weight.
+    # Adam keeps two moments of each parameter.
     return Estimate("train-cyclegan", steps * step, domains * (3 * weights + pool) * _FLOAT)
 
 

@@ -5,7 +5,6 @@ began.
 """
 
 import hashlib
-from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from pipeline.run.stage import Settings, Stage
 from pipeline.scoring.cityscapes import has_official_scores
 
 if TYPE_CHECKING:
-    from cyclegan.semantics import Judge
+    from cyclegan.semantics import SemanticEvaluator
 
 # Work functions import their libraries when called: `status` needs neither torch nor smp.
 
@@ -72,7 +71,7 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
     recipe = config.cyclegan_recipe(translation)
     semantics = recipe.semantics
     arm = config.semantics_arm(semantics) if semantics else None
-    judge = _path("segmentation", arm, config.seeds[0]) if arm else None
+    evaluator = _path("segmentation", arm, config.seeds[0]) if arm else None
     name = cyclegan_folder(translation)
 
     def inputs() -> Inputs:
@@ -97,10 +96,14 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
             if recipe.paired:
                 train_paired(*arguments, ranks)
             else:
-                judge_on = _judge(config, space, run / judge) if judge else None
-                train(*arguments, judge_on, ranks)
+                make = (
+                    partial(semantic_evaluator, config, space, run / evaluator)
+                    if evaluator
+                    else None
+                )
+                train(*arguments, make, ranks)
 
-    reads = (*((judge,) if judge else ()), *_made_from(config, translation))
+    reads = (*((evaluator,) if evaluator else ()), *_made_from(config, translation))
     results = ("checkpoints/*.pt", "leaderboard.csv", "drift.json")
     devices = config.compute.devices
     return Stage(name, "train-cyclegan", reads, inputs, work, results, devices)
@@ -116,27 +119,25 @@ def _start(start: Path, paired: bool, run: Path) -> Inputs | str:
     return {name: _content(path, run) for name, path in files.items()}
 
 
-def _judge(config: Config, space: LabelSpace, training: Path) -> "Callable[[Any], Judge]":
-    """Makes a judge on a device of the network that was trained in the folder `training`."""
-    return partial(_judge_on, config, space, training)
-
-
-def _judge_on(config: Config, space: LabelSpace, training: Path, device: Any) -> "Judge":
-    from cyclegan.semantics import Judge
+def semantic_evaluator(
+    config: Config, space: LabelSpace, training: Path, device: Any
+) -> "SemanticEvaluator":
+    """The network that was trained in the folder `training`, on a device, as CycleGAN sees it."""
+    from cyclegan.semantics import SemanticEvaluator
     from segmentation.models import build_model
     from segmentation.train import CHECKPOINT, load_segmenter
 
     recipe = config.recipe(training.parent.name)
     segmenter = load_segmenter(training / CHECKPOINT).requires_grad_(False).to(device)
-    eyes, weights = segmenter, f"trained in {training.parent.name}"
+    encoder, weights = segmenter, f"trained in {training.parent.name}"
     if recipe.encoder_weights != "none":
-        eyes = build_model(recipe, len(space.classes))
-        eyes.eval().requires_grad_(False).to(device)
+        encoder = build_model(recipe, len(space.classes))
+        encoder.eval().requires_grad_(False).to(device)
         weights = Path(recipe.encoder_weights).stem
     # Generators work in [-1, 1], segmentation networks in [0, 1].
-    return Judge(
+    return SemanticEvaluator(
         lambda x: segmenter.logits((x + 1) / 2),
-        lambda x: eyes.features((x + 1) / 2),
+        lambda x: encoder.features((x + 1) / 2),
         f"{recipe.encoder}, {weights}",
         space,
     )

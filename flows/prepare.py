@@ -76,7 +76,7 @@ def _look_at(
         if len(missing_classes(spec, space)) == len(space.classes):
             raise UserError(
                 f"Data set {spec.name} names nothing that label space {space.name} has a class "
-                "for. Choose another label_space, or mend `values`."
+                "for. Choose another label_space, or fix `values`."
             )
 
 

@@ -130,7 +130,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
         if process.poll() is not None:
             raise UserError(
                 f"Prefect's temporary server ended with status {process.returncode}; {log} says "
-                "why. Mend that, or name a running server in PREFECT_API_URL."
+                "why. Fix that, or name a running server in PREFECT_API_URL."
             )
         with suppress(httpx.TransportError):
             if httpx.get(url, timeout=1, trust_env=False).is_success:

@@ -47,7 +47,8 @@ def show_result(folder: Path) -> None:
     check_results(folder, "report", "report.json")
     path = folder / "report" / "report.json"
     report = read_headline(path)
-    metrics = headline()
+    # A report of before may lack a metric.
+    metrics = [m for m in headline() if all(m.key in values for values in report.arms.values())]
     table = Table("arm", *(metric.title for metric in metrics))
     with explain_damage(path, f"Write it anew: `sim2real report {folder}`."):
         for arm, values in report.arms.items():

@@ -1,10 +1,10 @@
-"""The one exception that means: the user can mend this; and what the system's own errors mean."""
+"""The one exception that means: the user can fix this; and what the system's own errors mean."""
 
 import errno
 
 
 class UserError(ValueError):
-    """A mistake the user can mend.
+    """A mistake the user can fix.
 
     The message names what failed, the value, the legal values and the next step.
     The command line prints it alone and exits with status 2.

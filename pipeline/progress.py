@@ -26,6 +26,8 @@ T = TypeVar("T")
 FILE = "progress.json"
 _FILE_SECONDS = 2.0
 _LINE_SECONDS = 30.0
+_FIRST_LINE_SECONDS = 5.0
+"""A rate and what is left are said early: many a work takes less or far more than is thought."""
 
 
 class Recorded(BaseModel):
@@ -113,7 +115,8 @@ def _shown(
     transient: bool = False,
 ) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, which vanishes at the end if `transient`; else a line now and then."""
-    start = last_line = time.monotonic()
+    start = time.monotonic()
+    last_line = start + _FIRST_LINE_SECONDS - _LINE_SECONDS
     now_done = done
     console = Console(stderr=True)
     with Progress(

@@ -13,7 +13,6 @@ from pipeline.files import open_regular, write_text
 
 MAX_YAML_BYTES = 256 * 1024
 """Far above what people write; the parser needs seconds for it."""
-
 MAX_YAML_DEPTH = 32
 
 
@@ -79,7 +78,6 @@ def expand(value: Any, place: str, problems: list[str]) -> Any:
 
 
 _TAG = "tag:yaml.org,2002:"
-
 _MISREAD = "!misread"
 
 _WORDS = {
@@ -90,7 +88,6 @@ _WORDS = {
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
 }
 """What a word without quotes may be besides text, as YAML 1.2 has it; the first that fits."""
-
 _TRUTH = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 _RESOLVERS = {
@@ -222,12 +219,12 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} is not readable as YAML: {error}") from error
 
 
-def read_settings(path: Path, what: str, said: Collection[str] = ()) -> dict[str, Any]:
+def read_settings(path: Path, what: str, given: Collection[str] = ()) -> dict[str, Any]:
     """The mapping in a YAML file, with environment variables in place.
 
     Args:
         what: is expected there, for messages.
-        said: keys that are said elsewhere, and not wanted.
+        given: keys that are given elsewhere, and left out.
 
     Raises:
         UserError: as `read_yaml`; something else than a mapping; or a variable that is not set.
@@ -236,7 +233,7 @@ def read_settings(path: Path, what: str, said: Collection[str] = ()) -> dict[str
     if not isinstance(fields, dict):
         raise UserError(f"{path}: expected {what}, found {short(fields)}")
     problems: list[str] = []
-    wanted = {key: value for key, value in fields.items() if key not in said}
+    wanted = {key: value for key, value in fields.items() if key not in given}
     expanded: dict[str, Any] = expand(wanted, "", problems)
     if problems:
         raise UserError("\n".join([f"{path}:", *problems]))

@@ -1,1 +1,1 @@
-"""Reports and pages made from files on disk: tables, sentences, figures, HTML, Markdown, LaTeX."""
+"""Reports and pages made from files on disk: typed values, sentences, figures, HTML, Markdown."""

@@ -1,12 +1,13 @@
-"""The page of the data doctor: what is wrong with data sets, shown on their frames."""
+"""The page of `sim2real check`: what is wrong with data sets, shown on their frames."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.data.images import open_image
+from pipeline.data.labels import LabelSpace
 from pipeline.data.reading import UNNAMED
 from pipeline.files import sweep, write_json, write_text
 from pipeline.intake.facts import Examiner
@@ -29,7 +30,7 @@ def write_check(reports: Mapping[str, DatasetReport], out: Path) -> None:
 
     Args:
         reports: part (`source`, or a split, or the data set's name) -> its report, as
-            `doctor.compare` returns them.
+            `pipeline.intake.compare` returns them.
     """
     sweep(out)
     write_json(
@@ -55,9 +56,9 @@ def write_check(reports: Mapping[str, DatasetReport], out: Path) -> None:
 def verdict(report: DatasetReport) -> str:
     """One line on a data set: `ok`, or how many findings must be fixed or looked at."""
     counts = {s: sum(f.severity == s for f in report.findings) for s in SEVERITIES}
-    told = [f"{counts['must fix']} to fix"] if counts["must fix"] else []
-    told += [f"{counts['look']} to look at"] if counts["look"] else []
-    return ", ".join(told) or "ok"
+    words = [f"{counts['must fix']} to fix"] if counts["must fix"] else []
+    words += [f"{counts['look']} to look at"] if counts["look"] else []
+    return ", ".join(words) or "ok"
 
 
 class _Pictures:
@@ -101,14 +102,24 @@ def _file(path: Path) -> str | None:
         return None
 
 
-def _class_shares(reports: Mapping[str, DatasetReport]) -> list[dict[str, Any]]:
-    """For each label space: its classes, and beside each the share in every labelled set."""
-    groups: dict[str, dict[str, Any]] = {}
+@dataclass
+class ClassShares:
+    """The class shares of all labelled sets of one label space."""
+
+    space: LabelSpace
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Part -> class -> its fraction of the pixels that belong to a class."""
+
+    @property
+    def top(self) -> float:
+        """The largest of all, against which bars are drawn."""
+        return max(share for shares in self.shares.values() for share in shares.values())
+
+
+def _class_shares(reports: Mapping[str, DatasetReport]) -> list[ClassShares]:
+    groups: dict[str, ClassShares] = {}
     for part, report in reports.items():
         if report.class_pixels:
-            group = groups.setdefault(
-                report.space.name, {"space": report.space, "shares": {}, "top": 0.0}
-            )
-            group["shares"][part] = report.class_shares
-            group["top"] = max(group["top"], *report.class_shares.values())
+            group = groups.setdefault(report.space.name, ClassShares(report.space))
+            group.shares[part] = report.class_shares
     return list(groups.values())

@@ -51,21 +51,35 @@ Figure = Any
 Step = tuple[str, str, str]
 """Key in the log, its name in the legend, its colour."""
 RECONSTRUCTION: tuple[Step, ...] = (
-    ("cycle_source", "source → translated → back", "#d55e00"),
-    ("cycle_target", "target → translated → back", "#009e73"),
-    ("identity", "identity", "#0072b2"),
-    ("pair", "translated → its pair", "#d55e00"),
-    ("semantic_source", "semantic, translated source", "#cc79a7"),
-    ("semantic_target", "semantic, translated target", "#e69f00"),
+    ("cycle_loss_source", "source → translated → back", "#d55e00"),
+    ("cycle_loss_target", "target → translated → back", "#009e73"),
+    ("identity_loss", "identity", "#0072b2"),
+    ("pair_loss", "translated → its pair", "#d55e00"),
+    ("semantic_loss_source", "semantic, translated source", "#cc79a7"),
+    ("semantic_loss_target", "semantic, translated target", "#e69f00"),
 )
 ADVERSARIAL: tuple[Step, ...] = (
-    ("fool_target_critic", "source → target generator", "#d55e00"),
-    ("fool_source_critic", "target → source generator", "#009e73"),
-    ("target_critic", "critic of target frames", "#0072b2"),
-    ("source_critic", "critic of source frames", "#cc79a7"),
-    ("fool_critic", "generator", "#d55e00"),
-    ("critic", "critic", "#0072b2"),
+    ("gan_loss_G", "source → target generator (G)", "#d55e00"),
+    ("gan_loss_F", "target → source generator (F)", "#009e73"),
+    ("discriminator_loss_target", "discriminator of target frames", "#0072b2"),
+    ("discriminator_loss_source", "discriminator of source frames", "#cc79a7"),
+    ("discriminator_loss", "discriminator", "#0072b2"),
 )
+_EARLIER_KEYS = {
+    "cycle_source": "cycle_loss_source",
+    "cycle_target": "cycle_loss_target",
+    "identity": "identity_loss",
+    "pair": "pair_loss",
+    "semantic_source": "semantic_loss_source",
+    "semantic_target": "semantic_loss_target",
+    "fool_target_critic": "gan_loss_G",
+    "fool_source_critic": "gan_loss_F",
+    "fool_critic": "gan_loss_G",
+    "target_critic": "discriminator_loss_target",
+    "source_critic": "discriminator_loss_source",
+    "critic": "discriminator_loss",
+}
+"""Key in logs of earlier versions -> key."""
 
 
 def arm_colors(arms: Sequence[str]) -> dict[str, str]:
@@ -285,7 +299,24 @@ def _entries(path: Path) -> Iterator[dict[str, float]]:
             entry = json.loads(line)
             if isinstance(entry, dict) and "step" in entry:
                 numbers = (int, float)
-                yield {key: value for key, value in entry.items() if isinstance(value, numbers)}
+                yield {
+                    _EARLIER_KEYS.get(key) or key: value
+                    for key, value in entry.items()
+                    if isinstance(value, numbers)
+                }
+
+
+def kept_losses(log: pd.DataFrame) -> list[Step]:
+    """The losses that are not adversarial; those that `RECONSTRUCTION` does not name come last."""
+    named = {key for key, *_ in (*RECONSTRUCTION, *ADVERSARIAL)}
+    more = [key for key in log if "loss" in str(key) and key not in named]
+    return [
+        *RECONSTRUCTION,
+        *(
+            (key, key.replace("_", " "), _MORE_COLORS[i % len(_MORE_COLORS)])
+            for i, key in enumerate(map(str, more))
+        ),
+    ]
 
 
 def cyclegan_curves(log: pd.DataFrame, steps: Sequence[Step]) -> Figure:

@@ -145,7 +145,7 @@ def _translation(config: Config, run: Path, name: str) -> Translation:
     start = f", from the networks of {recipe.start.name}" if recipe.start else ""
     return replace(
         shown,
-        origin=f"{title} trained once, seed {recipe.seed}{start}",
+        origin=f"{title} trained once, with seed {recipe.seed}{start}",
         grid=_or_reason(lambda: figures.last_sample_grid(folder)),
         drift=_drift(folder, best=settings.checkpoint == "best"),
         curves=_cyclegan_curves(folder, name),
@@ -341,7 +341,7 @@ def _cyclegan_curves(folder: Path, name: str) -> dict[str, Markup]:
     return {
         kind: figures.plot_div(figures.cyclegan_curves(log, steps), f"{kind}-{name}")
         for kind, steps in (
-            ("reconstruction", figures.RECONSTRUCTION),
+            ("reconstruction", figures.kept_losses(log)),
             ("adversarial", figures.ADVERSARIAL),
         )
         if any(key in log for key, *_ in steps)

@@ -18,12 +18,12 @@ def ordered_arms(config: Config) -> list[str]:
 def recipes(config: Config) -> dict[str, Recipe]:
     """Arm -> how its network was trained."""
     settings = {arm: _flat(config.recipe(arm).model_dump(mode="json")) for arm in config.arms}
-    taught = {
+    self_training = {
         arm: _flat({"self_training": own.self_training.model_dump(mode="json")})
         for arm, own in config.arms.items()
         if own.self_training
     }
-    differing = _differing(settings) | _differing(taught)
+    differing = _differing(settings) | _differing(self_training)
     return {
         arm: Recipe(
             train={kind: part / sum(own.train.values()) for kind, part in own.train.items()},

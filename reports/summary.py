@@ -24,8 +24,8 @@ class Spread(Value):
     """A metric of an arm over its seeds."""
 
     mean: Score
-    std: float | None
-    seeds: dict[str, Score]
+    std: float | None = None
+    seeds: dict[str, Score] = {}
     interval: Interval | None = None
     """Ends of the 95% interval over the test frames."""
 

@@ -77,7 +77,7 @@ def summary(
             `source_only`, `adapted` and its base.
     """
     if against is None:
-        against = {arm: _compared_with(config, arm) for arm in evaluations}
+        against = {a: others for a in evaluations if (others := _compared_with(config, a))}
     first = first_evaluation(evaluations)
     drawn = _drawn(evaluations, _space(config))
     arms = {
@@ -117,13 +117,7 @@ def summary(
         resamplings=bootstrap.RESAMPLES if drawn else None,
         absent_classes=first.absent_classes,
         breakdowns=breakdowns,
-        scores={
-            b.mean: {arm: _over_seeds(s, b.mean) for arm, s in evaluations.items()}
-            if breakdowns[key]
-            else None
-            for key, b in BREAKDOWNS.items()
-            if not METRICS[b.mean].table
-        },
+        scores=_means(evaluations, breakdowns),
         void_predictions={
             arm: sum(sum(s.void_predictions) for s in scores) for arm, scores in evaluations.items()
         },
@@ -134,6 +128,19 @@ def _compared_with(config: Config, arm: str) -> list[str]:
     usual = [] if arm == BEFORE else [BEFORE, AFTER]
     base = config.arms[arm].base
     return [*usual, *([base] if base and base not in usual else [])]
+
+
+def _means(
+    evaluations: Evaluations, breakdowns: Mapping[str, object]
+) -> dict[str, dict[str, Spread] | None]:
+    """The means of breakdowns that are not among the metrics in tables."""
+    keys = {b.mean: key for key, b in BREAKDOWNS.items() if not METRICS[b.mean].table}
+    return {
+        mean: {arm: _over_seeds(scores, mean) for arm, scores in evaluations.items()}
+        if breakdowns[key]
+        else None
+        for mean, key in keys.items()
+    }
 
 
 def between_runs(

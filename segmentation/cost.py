@@ -1,4 +1,4 @@
-"""What a training takes of the machine, from a pass or two of its network over random pixels."""
+"""What a training step takes of a device, from one measured pass of its network."""
 
 import copy
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config.settings import ComputeConfig, SegmentationConfig, SelfTrainingConfig
 from pipeline.runtime.device import measure_pass
-from pipeline.text import duration
 from segmentation.models import Segmenter
 
 _FLOAT = 4  # bytes
@@ -18,21 +17,13 @@ _FLOAT = 4  # bytes
 class Cost:
     """What a training step takes of one device, good to a factor of about two."""
 
-    weights: int
-    """Numbers that are learned."""
     seconds: float
     """Time, reading and torch.compile left out."""
     memory: int
-    """Bytes of weights, gradients, optimiser and, by far the most, what the way back needs."""
+    """Bytes of parameters, gradients, optimiser and, by far the most, the activations that are kept
+    for the backward pass."""
     stored: int
     """Bytes of a checkpoint."""
-
-    def about(self, steps: int) -> str:
-        """For the user, before `steps` steps."""
-        return (
-            f"{self.weights / 1e6:.3g} million weights, about {self.memory / 1e9:.2g} GB of memory "
-            f"and {duration(self.seconds)} a step, {duration(steps * self.seconds)} for {steps}"
-        )
 
 
 def step_cost(
@@ -46,24 +37,23 @@ def step_cost(
     measured = copy.deepcopy(model)
     for norm in measured.modules():
         if isinstance(norm, _BatchNorm):
-            norm.register_forward_pre_hook(_bear_one_value)
+            norm.register_forward_pre_hook(_take_single_values)
     once = measure_pass(measured, shape, compute, training=True)
-    # Mixed and masked frames are learned from like labelled ones, one after the other; the teacher
-    # looks once, which is about a third of that.
-    passes, copies = 1.0, 4  # weights, gradients and AdamW's two means
+    # Mixed and masked frames take a pass each, as labelled ones do; the teacher takes a forward
+    # pass, about a third of that.
+    passes, copies = 1.0, 4  # parameters, gradients and AdamW's two means
     if self_training:
         passes += 4 / 3 + (self_training.masked_weight > 0)
         copies += 1
-    weights = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
     return Cost(
-        weights=weights,
         seconds=passes * once.seconds,
-        memory=copies * weights * _FLOAT + once.memory,
-        stored=(copies - 1) * weights * _FLOAT,
+        memory=copies * parameters * _FLOAT + once.memory,
+        stored=(copies - 1) * parameters * _FLOAT,
     )
 
 
-def _bear_one_value(norm: _BatchNorm, inputs: tuple[Any, ...]) -> None:
+def _take_single_values(norm: _BatchNorm, inputs: tuple[Any, ...]) -> None:
     """Use the running statistics for one value a channel, which has none of its own.
 
     A training on several devices meets it where each has one frame, and takes those of all.

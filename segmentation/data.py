@@ -26,11 +26,11 @@ from pipeline.data.listing import Sample, list_samples
 from pipeline.data.spec import DatasetSpec
 from pipeline.files import replacing
 from pipeline.progress import each
-from pipeline.runtime.loader import Draws, Item
+from pipeline.runtime.loader import IndexedDataset, Item
 from pipeline.scoring.metrics import Counts
 
 Mixture = Sequence[tuple[DatasetSpec, float]]
-"""Data sets and their shares of the draws, in any unit."""
+"""Data sets and their fractions of the frames drawn, in any unit."""
 RECROPS = 10
 """Crops to try for one that shows enough of a rare class."""
 
@@ -112,18 +112,18 @@ def _count_classes(labels: Reader, frames: int, classes: int) -> Counts:
         return np.stack(list(each(threads.map(count, range(frames)), "classes counted", frames)))
 
 
-def labelled_draws(
+def labelled_frames(
     mixture: Mixture,
     space: LabelSpace,
     config: SegmentationConfig,
     seed: int,
     cache: Path | None,
     counts: Sequence[Counts] = (),
-) -> Draws:
-    """Draws of `rgb` (h, w, 3) uint8, `label` (h, w) int64 and `name`, in the crop's size.
+) -> IndexedDataset:
+    """A dataset of `rgb` (h, w, 3) uint8, `label` (h, w) int64 and `name`, in the crop's size.
 
     One data set is gone through epoch by epoch. With several, or with rare class sampling, each
-    draw chooses a data set by its share and then a frame of it.
+    index chooses a data set by its fraction and then a frame of it.
 
     Args:
         counts: `class_counts`, for rare class sampling.
@@ -146,12 +146,14 @@ def labelled_draws(
 
     read = partial(_read_labelled, frames, labels, names, place, look, enough)
     if len(mixture) == 1 and rare is None:
-        return Draws(partial(_read_in_turn, read), len(names[0]), seed=seed)
-    shares = np.array([share for _, share in mixture]) / sum(share for _, share in mixture)
+        return IndexedDataset(partial(_read_in_turn, read), len(names[0]), seed=seed)
+    fractions = np.array([part for _, part in mixture]) / sum(part for _, part in mixture)
     choosers: list[Chooser] = [partial(_choose_evenly, len(part)) for part in names]
     if rare:
         choosers = [rare_class_chooser(pixels, rare, enough) for pixels in counts]
-    return Draws(read, sum(map(len, names)), seed=seed, pick=partial(_pick, shares, choosers))
+    return IndexedDataset(
+        read, sum(map(len, names)), seed=seed, pick=partial(_pick, fractions, choosers)
+    )
 
 
 Choice = tuple[int, int, int | None]
@@ -171,7 +173,7 @@ def _read_labelled(
     rng: np.random.Generator,
 ) -> Item:
     part, index, wanted = choice
-    _share_stream(rng, place, look)
+    _seed_transforms(rng, place, look)
     most, best = -1, {}
     for _ in range(RECROPS if wanted is not None else 1):
         crop = place(image=frames[part](index), mask=labels[part](index))
@@ -195,9 +197,9 @@ def _read_in_turn(
 
 
 def _pick(
-    shares: npt.NDArray[np.float64], choosers: list[Chooser], rng: np.random.Generator
+    fractions: npt.NDArray[np.float64], choosers: list[Chooser], rng: np.random.Generator
 ) -> Choice:
-    part = int(rng.choice(len(shares), p=shares))
+    part = int(rng.choice(len(fractions), p=fractions))
     return part, *choosers[part](rng)
 
 
@@ -235,48 +237,48 @@ def _choose_rare(
     return int(rng.choice(members[position])), int(drawn[position])
 
 
-def unlabelled_draws(
+def unlabelled_frames(
     spec: DatasetSpec,
     config: SegmentationConfig,
-    teaching: SelfTrainingConfig,
+    self_training: SelfTrainingConfig,
     seed: int,
     cache: Path | None,
-) -> Draws:
-    """Draws of `rgb` (h, w, 3) uint8, `believed` (h, w) bool and `name`; reads no label.
+) -> IndexedDataset:
+    """A dataset of `rgb` (h, w, 3) uint8, `valid` (h, w) bool and `name`; reads no label.
 
-    Scaled, cropped and mirrored like labelled frames, but not recoloured. `believed` is False in
-    padding and where `teaching` says that no label is to be believed.
+    Scaled, cropped and mirrored like labelled frames, but not recoloured. `valid` is False in
+    padding and in the rows that `self_training` ignores.
     """
     samples = list_samples(spec, labelled=False)
     frames = frame_reader(spec, samples, cache)
     place = geometry(config.augmentation, config.crop)
-    read = partial(_read_unlabelled, samples, frames, place, teaching)
-    return Draws(read, len(samples), seed=seed, stream=1)
+    read = partial(_read_unlabelled, samples, frames, place, self_training)
+    return IndexedDataset(read, len(samples), seed=seed, stream=1)
 
 
 def _read_unlabelled(
     samples: list[Sample],
     frames: Reader,
     place: A.Compose,
-    teaching: SelfTrainingConfig,
+    self_training: SelfTrainingConfig,
     index: int,
     rng: np.random.Generator,
 ) -> Item:
     rgb = frames(index)
     height = len(rgb)
     rim = np.zeros(rgb.shape[:2], np.uint8)
-    rim[: round(teaching.ignore_top * height)] = IGNORE
-    rim[height - round(teaching.ignore_bottom * height) :] = IGNORE
-    _share_stream(rng, place)
+    rim[: round(self_training.ignore_top * height)] = IGNORE
+    rim[height - round(self_training.ignore_bottom * height) :] = IGNORE
+    _seed_transforms(rng, place)
     crop = place(image=rgb, mask=rim)
     return {
         "rgb": torch.from_numpy(np.array(crop["image"])),
-        "believed": torch.from_numpy(crop["mask"] != IGNORE),
+        "valid": torch.from_numpy(crop["mask"] != IGNORE),
         "name": str(samples[index].image),
     }
 
 
-def _share_stream(rng: np.random.Generator, *pipelines: A.Compose) -> None:
+def _seed_transforms(rng: np.random.Generator, *pipelines: A.Compose) -> None:
     """Let all transforms draw from one stream; `set_random_seed` would give each equal numbers."""
     other = random.Random(int(rng.integers(2**31)))
     for pipeline in pipelines:

@@ -1,7 +1,7 @@
-"""What a network's answers cost: cross-entropy of all or of the hardest pixels, and Dice.
+"""Losses of segmentation: cross-entropy of all or of the hardest pixels, and Dice.
 
-Each is that of a whole batch, whose parts may lie in several processes: a process gets the number
-whose mean over all of them is the loss, and so it is with the gradients.
+Each is that of a whole batch, of which each rank may have a shard: a rank gets the value whose mean
+over all ranks is the loss, and so it is with the gradients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,19 +36,19 @@ def class_weights(given: Mapping[str, float], space: LabelSpace) -> Tensor | Non
     return torch.tensor([given.get(name, 1.0) for name in names])
 
 
-def balanced_weights(counts: Sequence[Counts], shares: Sequence[float]) -> Tensor:
+def balanced_weights(counts: Sequence[Counts], fractions: Sequence[float]) -> Tensor:
     """(classes,) float32 weights under which all classes matter equally: 1 / (K f).
 
-    f is a class's share of the labelled pixels and K the number of classes that have any: what
+    f is a class's fraction of the labelled pixels and K the number of classes that have any: what
     scikit-learn calls "balanced" (after King and Zeng, Political Analysis, 2001). In a mixture f is
-    the mean of the data sets' shares of the class. A class without a pixel weighs 1.
+    the mean of the data sets' fractions of the class. A class without a pixel weighs 1.
 
     Args:
         counts: for each data set (frames, classes) pixels.
-        shares: of the data sets in the draws, in any unit.
+        fractions: of the data sets among the frames drawn, in any unit.
     """
     pixels = np.stack([frames.sum(axis=0) for frames in counts])
-    frequency = np.average(pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1), 0, shares)
+    frequency = np.average(pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1), 0, fractions)
     present = frequency > 0
     weights = np.ones(len(frequency))
     weights[present] = 1 / (present.sum() * frequency[present])
@@ -69,7 +69,7 @@ def cross_entropy(
         logits: (N, classes, H, W) float32.
         label: (N, H, W) int64 class indices or `IGNORE`.
         weights: (classes,) float32; the mean is then a weighted one.
-        hard_pixels: the share of each image's pixels that counts, those of the greatest loss
+        hard_pixels: the fraction of each image's pixels that counts, those of the greatest loss
             (online hard example mining: Shrivastava et al., CVPR 2016; for pixels, as the
             bootstrapped cross-entropy of Pohlen et al., CVPR 2017, which keeps a number of them).
     """
@@ -93,25 +93,25 @@ def dice(logits: Tensor, label: Tensor, ranks: Ranks = ONE_RANK) -> Tensor:
     """1 - Dice of each class in the batch, averaged over all classes; one that is absent costs 0.
 
     Dice is 2 |A and B| / (|A| + |B|) with probabilities for A (Milletari et al., V-Net, 3DV 2016):
-    what `segmentation_models_pytorch.losses.DiceLoss` computes, but over several processes.
+    what `segmentation_models_pytorch.losses.DiceLoss` computes, but over several ranks.
 
     Args:
         logits: (N, classes, H, W) float32.
         label: (N, H, W) int64 class indices or `IGNORE`.
     """
-    guess = logits.softmax(dim=1) * (label != IGNORE)[:, None]
+    probability = logits.softmax(dim=1) * (label != IGNORE)[:, None]
     classes = torch.arange(logits.shape[1], device=label.device)
     truth = label[:, None] == classes[:, None, None]  # one_hot takes eight times the memory
-    sums = [part.sum(dim=(0, 2, 3)) for part in (guess * truth, guess, truth)]
-    common, guessed, present = ranks.all_reduce_sum(
-        torch.stack([part.type_as(guess) for part in sums])
+    sums = [part.sum(dim=(0, 2, 3)) for part in (probability * truth, probability, truth)]
+    common, predicted, present = ranks.all_reduce_sum(
+        torch.stack([part.type_as(probability) for part in sums])
     )
-    score = 2 * common / (guessed + present).clamp(min=1e-7)
+    score = 2 * common / (predicted + present).clamp(min=1e-7)
     loss: Tensor = ((1 - score) * (present > 0)).mean()
     return loss
 
 
 def _mean(total: Tensor, count: Tensor, ranks: Ranks) -> Tensor:
-    """`total` over everyone's `count`; 0 when that is 0."""
+    """`total` over the sum of all ranks' `count`; 0 when that is 0."""
     count = ranks.all_reduce_sum(count)
     return total * ranks.world_size / count.where(count > 0, 1)

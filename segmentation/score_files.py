@@ -33,7 +33,6 @@ Encoding = Literal["label_ids", "train_ids"]
 _CALLED: dict[Encoding, str] = {"label_ids": "label ids", "train_ids": "trainIds"}
 _LABEL_IDS = range(34)
 _LOOKED_AT = 5  # files that the encoding is guessed from
-_SHOWN = 5
 
 
 def score_files(
@@ -127,17 +126,7 @@ def match_files(samples: Sequence[Sample], folder: Path) -> tuple[list[Path], in
     Raises:
         UserError: no folder, no PNG, frames without a prediction or with several.
     """
-    if not folder.is_dir():
-        raise UserError(f"No folder {folder}. Give the one that holds the predictions as PNGs.")
-    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name[0] != "."]
-    files = [path for path in found if path.suffix.lower() == ".png"]
-    if not files:
-        kinds = sorted({path.suffix or path.name for path in found})[:_SHOWN]
-        other = f"; it holds {', '.join(kinds)}" if kinds else ""
-        raise UserError(
-            f"No PNG below {folder}{other}. Predictions are PNGs of one 8-bit value a pixel: label "
-            "ids or trainIds."
-        )
+    files = _pngs(folder)
     whole = {path.relative_to(folder).with_suffix("").as_posix(): [path] for path in files}
     by_stem: dict[str, list[Path]] = {}
     by_start: dict[str, list[Path]] = {}
@@ -165,12 +154,35 @@ def match_files(samples: Sequence[Sample], folder: Path) -> tuple[list[Path], in
         elif (other_name := owner.setdefault(fitting[0], sample.name)) != sample.name:
             doubled.append(f"{sample.name} and {other_name} share {fitting[0]}")
         matched += fitting[:1]
+    _check_matches(samples, folder, missing, doubled)
+    return matched, len(files) - len(matched)
+
+
+def _pngs(folder: Path) -> list[Path]:
+    """The PNGs below a folder, one at least."""
+    if not folder.is_dir():
+        raise UserError(f"No folder {folder}. Give the one that holds the predictions as PNGs.")
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name[0] != "."]
+    files = [path for path in found if path.suffix.lower() == ".png"]
+    if not files:
+        kinds = sorted({path.suffix or path.name for path in found})[:5]
+        other = f"; it holds {', '.join(kinds)}" if kinds else ""
+        raise UserError(
+            f"No PNG below {folder}{other}. Predictions are PNGs of one 8-bit value a pixel: label "
+            "ids or trainIds."
+        )
+    return files
+
+
+def _check_matches(
+    samples: Sequence[Sample], folder: Path, missing: list[str], doubled: list[str]
+) -> None:
     if missing:
+        last = missing[0].rsplit("/", 1)[-1]
         raise UserError(
             f"{len(missing)} of {len(samples)} frames have no prediction below {folder}: "
-            f"{listed(missing)}. Files are found by the frame's name: "
-            f"{missing[0].rsplit('/', 1)[-1]}.png or {missing[0].rsplit('/', 1)[-1]}_*.png in any "
-            "folder."
+            f"{listed(missing)}. Files are found by the frame's name: {last}.png or {last}_*.png "
+            "in any folder."
         )
     if doubled:
         raise UserError(
@@ -178,7 +190,6 @@ def match_files(samples: Sequence[Sample], folder: Path) -> tuple[list[Path], in
             f"below {folder}: {listed(doubled)}. Remove what is too much, or name each file by "
             f"the frame's whole name: {samples[0].name}.png."
         )
-    return matched, len(files) - len(matched)
 
 
 def read_values(path: Path) -> UInt8:

@@ -120,15 +120,14 @@ def write_scores(
         np.savez_compressed(part, names=np.array(names), counts=counts)
     _write_table(folder / "per_image.csv", space, names, counts)
     matrix = ConfusionMatrix.from_counts(counts.sum(axis=0))
+    shared = {
+        "label_space": space.name,
+        "classes_averaged": _averaged(space),
+        "resolution": "ground truth",
+    }
     evaluation = Evaluation.model_validate(
         {
-            "protocol": {
-                "label_space": space.name,
-                "classes_averaged": _averaged(space),
-                "resolution": "ground truth",
-                **protocol,
-                "ignore": IGNORE,
-            },
+            "protocol": {**shared, **protocol, "ignore": IGNORE},
             "dataset": dataset.name,
             "split": dataset.split,
             "images": len(names),

@@ -1,4 +1,4 @@
-"""Self-training: a mean teacher labels target frames, and mixed frames are learned from.
+"""Self-training: a mean teacher labels target frames, and mixed frames are trained on.
 
 DACS (Tranheden et al., WACV 2021) as DAFormer (Hoyer et al., CVPR 2022) trains with it, and masked
 consistency (MIC: Hoyer et al., CVPR 2023). All choices are drawn from torch's global generators.
@@ -6,6 +6,7 @@ consistency (MIC: Hoyer et al., CVPR 2023). All choices are drawn from torch's g
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,24 +18,43 @@ from pipeline.data.labels import IGNORE
 from pipeline.runtime.distributed import ONE_RANK, Ranks
 
 
+class MixedBatch(NamedTuple):
+    """What a student is trained on besides labelled frames, (N, H, W) each."""
+
+    rgb: Tensor
+    """(N, H, W, 3) uint8: target frames with pasted classes of labelled ones."""
+    label: Tensor
+    """int64 class indices or `IGNORE`."""
+    weight: Tensor
+    """float32: 1 where a class is pasted, else the confidence weight."""
+    pseudo_label: Tensor
+    """int64: the teacher's classes of the target frames."""
+    confidence_weight: Tensor
+    """float32, of the pseudo-labels."""
+    confident_fraction: Tensor
+    """Scalar: the fraction of pixels of the batch above the confidence threshold."""
+
+
 @torch.no_grad()
 def pseudo_labels(
-    logits: Tensor, believed: Tensor, confidence: float, ranks: Ranks = ONE_RANK
+    logits: Tensor, valid: Tensor, threshold: float, ranks: Ranks = ONE_RANK
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a teacher sees, and how far it is to be believed.
+    """A teacher's labels and their confidence weight (DACS, section 3.2).
 
     Args:
         logits: (N, classes, H, W) float32.
-        believed: (N, H, W) bool, False where a label counts for nothing.
+        valid: (N, H, W) bool, False where a pseudo-label is not used.
+        threshold: a pixel is confident when its class has a greater probability.
         ranks: those that have the other shards of the batch.
 
     Returns:
-        The classes (N, H, W) int64; their weights (N, H, W) float32, 0 where not believed and
-        else everywhere the same: the share of pixels above `confidence` in the batch; that share.
+        The classes (N, H, W) int64; their weights (N, H, W) float32, 0 where not valid and else
+        everywhere the same: the fraction of confident pixels in the batch; that fraction.
     """
-    certainty, classes = logits.softmax(dim=1).max(dim=1)
-    sure = ranks.all_reduce_sum((certainty > confidence).float().mean()) / ranks.world_size
-    return classes, believed * sure, sure
+    probability, classes = logits.softmax(dim=1).max(dim=1)
+    confident = (probability > threshold).float().mean()
+    fraction = ranks.all_reduce_sum(confident) / ranks.world_size
+    return classes, valid * fraction, fraction
 
 
 def class_masks(label: Tensor) -> Tensor:
@@ -59,19 +79,19 @@ def recolor(rgb: Tensor, config: SelfTrainingConfig) -> Tensor:
     return torch.stack(pictures).permute(0, 2, 3, 1).contiguous()
 
 
-def mask_out(rgb: Tensor, block: int, share: float) -> Tensor:
-    """(N, H, W, 3) uint8, a random `share` of its squares of side `block` black (MIC, eq. 5)."""
+def mask_out(rgb: Tensor, block: int, fraction: float) -> Tensor:
+    """(N, H, W, 3) uint8, a random `fraction` of its squares of side `block` black (MIC, eq. 5)."""
     count, height, width = rgb.shape[:3]
-    kept = torch.rand(count, 1, -(-height // block), -(-width // block)) >= share
+    kept = torch.rand(count, 1, -(-height // block), -(-width // block)) >= fraction
     kept = F.interpolate(kept.float(), scale_factor=block)[:, 0, :height, :width, None]
     return rgb * kept.to(rgb.device, rgb.dtype)
 
 
 @contextmanager
-def unnoticed(network: nn.Module) -> Iterator[None]:
-    """Batch normalisation keeps its running statistics while `network` trains on odd pictures.
+def freeze_bn_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch norms keep their running statistics in the block.
 
-    Frames that are mostly black are nothing that the network will be used on.
+    For frames that are mostly masked out: the network is not used on such.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -102,36 +122,25 @@ def weighted_cross_entropy(
 
 
 @torch.no_grad()
-def lesson(
-    seen: Tensor,
-    batch: dict[str, Tensor],
-    frames: dict[str, Tensor],
+def mix_batch(
+    logits: Tensor,
+    labelled: dict[str, Tensor],
+    target: dict[str, Tensor],
     config: SelfTrainingConfig,
     ranks: Ranks = ONE_RANK,
-) -> dict[str, Tensor]:
-    """What there is to learn from target frames in one step.
+) -> MixedBatch:
+    """Pseudo-label target frames and paste classes of labelled frames over them.
 
     Args:
-        seen: (N, classes, H, W) float32, the teacher's logits of the target frames.
-        batch: labelled `rgb` (N, H, W, 3) uint8 and `label` (N, H, W) int64.
-        frames: of the target, as many: `rgb` and `believed` (N, H, W) bool.
-
-    Returns:
-        `rgb`, `label` and `weight` of the mixed frames; `taught` and `belief`: the teacher's labels
-        of the target frames and their weights; `sure`, a scalar.
+        logits: (N, classes, H, W) float32, the teacher's of the target frames.
+        labelled: `rgb` (N, H, W, 3) uint8 and `label` (N, H, W) int64.
+        target: as many frames: `rgb` and `valid` (N, H, W) bool.
     """
-    taught, belief, sure = pseudo_labels(seen, frames["believed"], config.confidence, ranks)
-    rgb, label, weight = frames["rgb"], taught, belief
+    pseudo, confidence, fraction = pseudo_labels(logits, target["valid"], config.confidence, ranks)
+    rgb, label, weight = target["rgb"], pseudo, confidence
     if config.class_mix:
-        pasted = class_masks(batch["label"])
-        rgb = torch.where(pasted[..., None], batch["rgb"], rgb)
-        label = torch.where(pasted, batch["label"], label)
+        pasted = class_masks(labelled["label"])
+        rgb = torch.where(pasted[..., None], labelled["rgb"], rgb)
+        label = torch.where(pasted, labelled["label"], label)
         weight = torch.where(pasted, 1.0, weight)
-    return {
-        "rgb": recolor(rgb, config),
-        "label": label,
-        "weight": weight,
-        "taught": taught,
-        "belief": belief,
-        "sure": sure,
-    }
+    return MixedBatch(recolor(rgb, config), label, weight, pseudo, confidence, fraction)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.files import explain_damage, remove_tree, replacing
+from pipeline.files import explain_damage, open_regular, remove_tree, replacing
 from pipeline.scoring.metrics import Counts
 from segmentation.scores import FrameCounts
 
@@ -42,7 +42,7 @@ class Tally:
 
     def _read(self, path: Path) -> None:
         start = int(path.stem)
-        with np.load(path) as arrays:
+        with open_regular(path) as file, np.load(file) as arrays:
             tables, names = arrays["tables"], arrays["names"].tolist()
             hits: list[Counts | None] = [None] * len(names)
             if "hits" in arrays:
@@ -66,9 +66,10 @@ class Tally:
         hits = [found for _, found in self._pending if found is not None]
         start = len(self.frames)
         names = self.names[start : start + len(tables)]
-        of_instances = {}
+        of_instances: dict[str, Counts] = {}
         if hits:
-            of_instances = {"hits": np.concatenate(hits), "instances": [*map(len, hits)]}
+            lengths = np.array([len(each) for each in hits])
+            of_instances = {"hits": np.concatenate(hits), "instances": lengths}
         with replacing(self.folder / f"{start:08}.npz") as part:
             np.savez_compressed(
                 part, allow_pickle=False, tables=tables, names=names, **of_instances

@@ -1,7 +1,6 @@
 """Segmentation training: one loop, the same for every arm."""
 
 import copy
-import sys
 from pathlib import Path
 
 import torch
@@ -13,22 +12,35 @@ from pipeline.data.labels import IGNORE, LabelSpace
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import explain_damage
-from pipeline.progress import progress
 from pipeline.runtime.checkpoint import ANEW, continuing, load_checkpoint, save_checkpoint
 from pipeline.runtime.device import explain_memory, fused, make_fabric
 from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.runtime.loader import batches
-from pipeline.runtime.log import TrainingLog, check_finite
-from pipeline.runtime.step import follow, gradients, seed_step
-from segmentation.cost import step_cost
-from segmentation.data import Mixture, class_counts, labelled_draws, unlabelled_draws
+from pipeline.runtime.log import check_finite, training_log
+from pipeline.runtime.step import (
+    Stateful,
+    backward,
+    ema_update,
+    gradients,
+    load_state,
+    seed_step,
+    state_of,
+)
+from pipeline.schema import parse_record
+from segmentation.data import Mixture, class_counts, labelled_frames, unlabelled_frames
 from segmentation.losses import balanced_weights, class_weights, cross_entropy, dice
 from segmentation.models import Segmenter, build_model, sync_batch_norms
-from segmentation.self_training import lesson, mask_out, unnoticed, weighted_cross_entropy
+from segmentation.self_training import (
+    MixedBatch,
+    freeze_bn_statistics,
+    mask_out,
+    mix_batch,
+    weighted_cross_entropy,
+)
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
 PATIENCE = 50
-"""Steps without a labelled pixel after which nothing is to be learnt."""
+"""Steps without a labelled pixel after which training stops."""
 
 
 def train(
@@ -48,14 +60,13 @@ def train(
     """Train a network on the labelled frames of `mixture` for a fixed number of steps.
 
     Writes `checkpoints/last.pt` (the result: never a checkpoint chosen on labels), `log.jsonl`
-    and TensorBoard events below `folder`, and continues from a checkpoint that is there. Says
-    beforehand what it will take.
+    and TensorBoard events below `folder`, and continues from a checkpoint that is there.
 
     Args:
         ranks: those that train this network together. Each works on its shard of every batch; rank
             zero alone writes.
         start: a checkpoint whose weights training starts from.
-        self_training: learn from the frames of `target`, too, whose labels are not read. Writes
+        self_training: train on the frames of `target`, too, whose labels are not read. Writes
             pictures of mixed frames to `samples/`.
 
     Raises:
@@ -76,21 +87,16 @@ def train(
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _adamw(model, config)
     teacher = copy.deepcopy(model).requires_grad_(False).eval() if self_training else None
+    modules: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
+    if teacher:
+        modules["teacher"] = teacher
 
     # Continue where an earlier run stopped.
     first = 0
     if resuming:
         with continuing(folder / CHECKPOINT, config.steps, "segmentation") as state:
             first = state["step"]
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            if teacher:
-                teacher.load_state_dict(state["teacher"])
-
-    if ranks.is_rank_zero and first < config.steps:
-        with explain_memory("segmentation"):
-            cost = step_cost(model, config, self_training, compute)
-        print(f"{title}: {cost.about(config.steps - first)}", file=sys.stderr, flush=True)
+            load_state(modules, state)
 
     synced = sync_batch_norms(model, ranks)
     network = fabric.setup_module(fused(synced) if compute.compile else synced)
@@ -99,17 +105,17 @@ def train(
         counts = []
         if config.rare_class_sampling or config.class_weights == "balanced":
             counts = class_counts(mixture, space, compute.cache, folder)
-        draws = [labelled_draws(mixture, space, config, seed, compute.cache, counts)]
+        datasets = [labelled_frames(mixture, space, config, seed, compute.cache, counts)]
         if self_training and target:
-            draws += [unlabelled_draws(target, config, self_training, seed, compute.cache)]
+            datasets += [unlabelled_frames(target, config, self_training, seed, compute.cache)]
     if isinstance(config.class_weights, dict):
         weights = class_weights(config.class_weights, space)
     else:
-        weights = balanced_weights(counts, [share for _, share in mixture])
+        weights = balanced_weights(counts, [fraction for _, fraction in mixture])
     weights = weights if weights is None else weights.to(fabric.device)
     loaders = [
         batches(
-            source,
+            dataset,
             first=first,
             last=config.steps,
             batch_size=config.batch_size,
@@ -117,11 +123,10 @@ def train(
             pin=fabric.device.type == "cuda",
             shard=(ranks.rank, ranks.world_size),
         )
-        for source in draws
+        for dataset in datasets
     ]
     with (
-        ranks.on_rank_zero(lambda: TrainingLog(folder, step=first)) as log,
-        ranks.on_rank_zero(lambda: progress(folder, title, config.steps, done=first)) as advance,
+        training_log(folder, title, config.steps, ranks, done=first) as log,
         explain_memory("segmentation"),
     ):
         labelled = first > 0
@@ -135,7 +140,7 @@ def train(
             if not labelled and step == min(PATIENCE, config.steps):
                 raise UserError(
                     f"{title}: no pixel of the labels in the first {step} steps belongs to a class "
-                    f"of label space {space.name}; the last frame was {batch['name'][-1]}. Mend "
+                    f"of label space {space.name}; the last frame was {batch['name'][-1]}. Correct "
                     "the data set's `values` or `encoding`, or choose another label_space: "
                     "`sim2real check` shows what the labels hold."
                 )
@@ -148,81 +153,79 @@ def train(
 
             optimizer.zero_grad()
             logits = network(batch["rgb"])
-            loss = cross_entropy(
-                logits,
-                batch["label"],
-                weights=weights,
-                hard_pixels=config.hard_pixels,
-                ranks=ranks,
-            )
-            losses = {"loss": loss}
+            losses = {
+                "cross_entropy": cross_entropy(
+                    logits,
+                    batch["label"],
+                    weights=weights,
+                    hard_pixels=config.hard_pixels,
+                    ranks=ranks,
+                )
+            }
             if config.dice_weight:
-                losses["dice"] = dice(logits, batch["label"], ranks)
-                losses["loss"] = loss + config.dice_weight * losses["dice"]
-            fabric.backward(losses["loss"])
+                losses["dice_loss"] = config.dice_weight * dice(logits, batch["label"], ranks)
+            trained = backward(fabric, losses)
+            # Passes follow one another, so that they share the memory of their activations.
+            mixed = None
             if self_training and teacher:
                 with torch.no_grad(), fabric.autocast():
-                    seen = teacher(frames[0]["rgb"])
-                taught = lesson(seen, batch, frames[0], self_training, ranks)
-                mixed = weighted_cross_entropy(
-                    network(taught["rgb"]), taught["label"], taught["weight"], ranks
+                    logits = teacher(frames[0]["rgb"])
+                mixed = mix_batch(logits, batch, frames[0], self_training, ranks)
+                loss = weighted_cross_entropy(network(mixed.rgb), mixed.label, mixed.weight, ranks)
+                trained |= backward(fabric, {"mixed_loss": self_training.weight * loss})
+            if self_training and mixed and self_training.masked_weight:
+                masked = mask_out(
+                    frames[0]["rgb"], self_training.mask_block, self_training.mask_share
                 )
-                fabric.backward(self_training.weight * mixed)
-                losses |= {"mixed": mixed, "sure": taught["sure"]}
-                if self_training.masked_weight:
-                    hidden = mask_out(
-                        frames[0]["rgb"], self_training.mask_block, self_training.mask_share
-                    )
-                    with unnoticed(model):
-                        logits = network(hidden)
-                    masked = weighted_cross_entropy(
-                        logits, taught["taught"], taught["belief"], ranks
-                    )
-                    fabric.backward(self_training.masked_weight * masked)
-                    losses["masked"] = masked
+                with freeze_bn_statistics(model):
+                    logits = network(masked)
+                loss = weighted_cross_entropy(
+                    logits, mixed.pseudo_label, mixed.confidence_weight, ranks
+                )
+                trained |= backward(fabric, {"masked_loss": self_training.masked_weight * loss})
 
-            # The processes' means are the losses and gradients of the whole batch.
-            losses = {name: loss.detach() for name, loss in losses.items()}
-            ranks.all_reduce_mean([*gradients([model]), *losses.values()])
+            # The ranks' means are the losses and gradients of the whole batch.
+            ranks.all_reduce_mean([*gradients([model]), *trained.values()])
             optimizer.step()
             if self_training and teacher:
-                follow(teacher, model, self_training.teacher_average, step)
-                for kept, newest in zip(teacher.buffers(), model.buffers(), strict=True):
-                    kept.copy_(newest)
+                ema_update(teacher, model, self_training.teacher_average, step)
 
-            # The rest is records.
-            if log is None or advance is None:
+            # Records, on rank zero.
+            if log is None:
                 continue
             if ranks.world_size > 1:
-                names = [*names, f"what {ranks.world_size - 1} other device(s) had"]
-            log.add(step, names, losses)
+                names = [*names, f"the frames of {ranks.world_size - 1} other device(s)"]
+            measured = {"confident_fraction": mixed.confident_fraction} if mixed else {}
+            log.add(
+                step,
+                names,
+                {"loss": torch.stack(list(trained.values())).sum(), **trained, **measured},
+            )
             # Where a training continues, labels were seen.
             save = labelled and (step == config.steps or step % config.checkpoint_every == 0)
             if save or step % config.log_every == 0:
                 log.flush(learning_rate=config.learning_rate * factor)
             if save:
                 check_finite([model], step, names)
+                if mixed:
+                    picture = _picture(frames[0]["rgb"], mixed, space)
+                    write_image(folder / "samples" / f"step-{step:07d}.png", picture)
+                    log.picture(step, "samples", picture)
                 state = {
                     "step": step,
                     "config": config.model_dump(mode="json"),
                     "classes": space.class_names,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
+                    **state_of(modules),
                 }
-                if teacher:
-                    state["teacher"] = teacher.state_dict()
-                    picture = _picture(frames[0]["rgb"], taught, space)
-                    write_image(folder / "samples" / f"step-{step:07d}.png", picture)
-                    log.picture(step, "samples", picture)
                 save_checkpoint(folder / CHECKPOINT, state)
-            advance(1)
+            log.advance(1)
 
 
-def _picture(frames: Tensor, taught: dict[str, Tensor], space: LabelSpace) -> UInt8:
-    """Target frames, the teacher's labels (black where not believed), mixed frames and labels."""
+def _picture(frames: Tensor, mixed: MixedBatch, space: LabelSpace) -> UInt8:
+    """Target frames, pseudo-labels (black where their weight is 0), mixed frames and labels."""
     palette = space.palette
-    believed = taught["taught"].where(taught["belief"] > 0, IGNORE)
-    columns = [frames, believed, taught["rgb"], taught["label"]]
+    used = mixed.pseudo_label.where(mixed.confidence_weight > 0, IGNORE)
+    columns = [frames, used, mixed.rgb, mixed.label]
     drawn = [
         column.cpu().numpy() if column.ndim == 4 else palette[column.cpu().numpy()]
         for column in columns
@@ -281,7 +284,7 @@ def load_segmenter(checkpoint: Path) -> Segmenter:
     """The trained network of a checkpoint, in evaluation mode."""
     state = load_checkpoint(checkpoint)
     with explain_damage(checkpoint, ANEW):
-        config = SegmentationConfig.model_validate(state["config"])
+        config = parse_record(SegmentationConfig, state["config"], str(checkpoint))
         model = build_model(config, len(state["classes"]), pretrained=False)
         model.load_state_dict(state["model"])
     return model.eval()

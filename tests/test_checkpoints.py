@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
@@ -28,119 +28,9 @@ from cyclegan.train import train
 from cyclegan.train_paired import train_paired
 from pipeline.config.load import load_config
 from pipeline.errors import UserError
-
-State = dict[str, Tensor]
-Network = TypeVar("Network", bound=nn.Module)
-
+from tests.reference_networks import Code, Resnet, State, Unet, randomised, weights_equal
 
 # The reference's layout, written down a second time from torch's own layers.
-
-
-def norm_layer(norm: str, channels: int) -> nn.Module:
-    if norm == "batch":
-        return nn.BatchNorm2d(channels)
-    return nn.InstanceNorm2d(
-        channels, affine=norm == "affine", track_running_stats=norm == "tracked"
-    )
-
-
-class Block(nn.Module):
-    def __init__(self, channels: int, norm: str, dropout: bool) -> None:
-        super().__init__()
-        bias = norm != "batch"
-        self.conv_block = nn.Sequential(
-            nn.ReflectionPad2d(1),
-            nn.Conv2d(channels, channels, 3, bias=bias),
-            norm_layer(norm, channels),
-            nn.ReLU(),
-            *[nn.Dropout(0.5)] * dropout,
-            nn.ReflectionPad2d(1),
-            nn.Conv2d(channels, channels, 3, bias=bias),
-            norm_layer(norm, channels),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.conv_block(x)
-        return out
-
-
-class Resnet(nn.Module):
-    def __init__(
-        self,
-        blocks: int = 2,
-        width: int = 4,
-        norm: str = "instance",
-        dropout: bool = False,
-        inputs: int = 3,
-    ) -> None:
-        super().__init__()
-        w, bias = width, norm != "batch"
-        self.model = nn.Sequential(
-            *[nn.ReflectionPad2d(3), nn.Conv2d(inputs, w, 7, bias=bias)],
-            *[norm_layer(norm, w), nn.ReLU(), nn.Conv2d(w, 2 * w, 3, 2, 1, bias=bias)],
-            *[norm_layer(norm, 2 * w), nn.ReLU(), nn.Conv2d(2 * w, 4 * w, 3, 2, 1, bias=bias)],
-            *[norm_layer(norm, 4 * w), nn.ReLU()],
-            *[Block(4 * w, norm, dropout) for _ in range(blocks)],
-            nn.ConvTranspose2d(4 * w, 2 * w, 3, 2, 1, output_padding=1, bias=bias),
-            *[norm_layer(norm, 2 * w), nn.ReLU()],
-            nn.ConvTranspose2d(2 * w, w, 3, 2, 1, output_padding=1, bias=bias),
-            *[norm_layer(norm, w), nn.ReLU()],
-            *[nn.ReflectionPad2d(3), nn.Conv2d(w, 3, 7), nn.Tanh()],
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.model(x)
-        return out
-
-
-class Level(nn.Module):
-    def __init__(self, level: int, downs: int, width: int, norm: str, dropout: bool) -> None:
-        super().__init__()
-        outer = width * min(2 ** (level - 1), 8) if level else 3
-        inner = width * min(2**level, 8)
-        bias, self.outermost = norm != "batch", level == 0
-        down = nn.Conv2d(outer, inner, 4, 2, 1, bias=bias)
-        innermost = level == downs - 1
-        layers: list[nn.Module] = [down] if self.outermost else [nn.LeakyReLU(0.2, True), down]
-        if not innermost:
-            layers += [] if self.outermost else [norm_layer(norm, inner)]
-            layers += [Level(level + 1, downs, width, norm, dropout)]
-        up = nn.ConvTranspose2d(
-            inner if innermost else 2 * inner, outer, 4, 2, 1, bias=bias or self.outermost
-        )
-        layers += [nn.ReLU(True), up, nn.Tanh() if self.outermost else norm_layer(norm, outer)]
-        if dropout and 4 <= level < downs - 1:
-            layers += [nn.Dropout(0.5)]
-        self.model = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.model(x)
-        # The first layer works in place: what is joined has gone through it.
-        return out if self.outermost else torch.cat([x, out], 1)
-
-
-class Unet(nn.Module):
-    def __init__(
-        self, downs: int = 6, width: int = 4, norm: str = "instance", dropout: bool = False
-    ) -> None:
-        super().__init__()
-        self.model = Level(0, downs, width, norm, dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.model(x)
-        return out
-
-
-def randomised(network: Network) -> Network:
-    """Weights, and statistics of norms, that leave something to see at the output."""
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for key, value in network.state_dict().items():
-            if value.is_floating_point():
-                value.normal_(0, 0.1, generator=draw)
-                if "running_var" in key or (value.ndim == 1 and "weight" in key):
-                    value.add_(1)
-    return network
 
 
 def saved(folder: Path, content: Any, name: str = "latest_net_G_A.pth") -> Path:
@@ -150,10 +40,6 @@ def saved(folder: Path, content: Any, name: str = "latest_net_G_A.pth") -> Path:
 
 def picture(height: int = 64, width: int = 128) -> Tensor:
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-def weights_equal(left: State, right: State) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
 REFERENCES = [
@@ -267,8 +153,8 @@ def test_no_random_number_is_drawn(tmp_path: Path) -> None:
 def checkpoint(folder: Path, generators: dict[str, Generator], **more: Any) -> Path:
     networks = {
         **generators,
-        "source_critic": PatchDiscriminator(2, 4),
-        "target_critic": PatchDiscriminator(2, 4),
+        "source_discriminator": PatchDiscriminator(2, 4),
+        "target_discriminator": PatchDiscriminator(2, 4),
     }
     states = {name: randomised(network).state_dict() for name, network in networks.items()}
     return saved(folder, {"step": 3, "config": {}, "networks": states, **more}, "last.pt")
@@ -411,13 +297,6 @@ def test_truncated_anywhere(zipped: bool, tmp_path: Path) -> None:
             load_generator(path)
 
 
-class Code:
-    """Unpickled, it would leave a mark."""
-
-    def __reduce__(self) -> Any:
-        return (exec, ("import sys; sys.mark_of_the_checkpoint = True",))
-
-
 @pytest.mark.parametrize("content", [Code(), {"model.1.weight": Code()}, nn.Conv2d(3, 3, 1)])
 def test_code_is_not_run(content: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pickled Python objects .*state_dict\(\)"):
@@ -476,17 +355,17 @@ def test_a_whole_checkpoint_for_the_reference(tmp_path: Path) -> None:
     networks = torch.load(path, weights_only=True)["networks"]
     paths = export_reference(path, tmp_path / "out")
     names = {"G_A": "source_to_target", "G_B": "target_to_source"}
-    names |= {"D_A": "target_critic", "D_B": "source_critic"}
+    names |= {"D_A": "target_discriminator", "D_B": "source_discriminator"}
     assert [p.name for p in paths] == [f"latest_net_{short}.pth" for short in names]
     for written, name in zip(paths, names.values(), strict=True):
         assert weights_equal(torch.load(written, weights_only=True), networks[name])
 
-    # Paired training: one generator, and a critic of several scales that has no counterpart.
+    # Paired training: one generator, and a discriminator of several scales that has no counterpart.
     generator = networks["source_to_target"]
     one = PatchDiscriminator(2, 4, 6)
     several = PyramidDiscriminator([one, PatchDiscriminator(2, 4, 6)])
     for critic, written_names in ((one, ["G", "D"]), (several, ["G"])):
-        networks = {"source_to_target": generator, "critic": critic.state_dict()}
+        networks = {"source_to_target": generator, "discriminator": critic.state_dict()}
         paths = export_reference(saved(tmp_path, {"networks": networks}), tmp_path / "pix2pix")
         assert [p.name for p in paths] == [f"latest_net_{name}.pth" for name in written_names]
     with pytest.raises(UserError, match="not a training checkpoint of ours"):

@@ -1,4 +1,4 @@
-"""What a training is said to take, before its first step."""
+"""What a training is said to take by `check`."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ from pipeline.data.labels import load_label_space
 from pipeline.runtime.device import Pass, measure_pass
 from segmentation.cost import Cost, step_cost
 from segmentation.models import build_model
-from segmentation.train import train
-from tests.test_cyclegan import equal
+from tests.helpers import equal
 
 CPU = ComputeConfig(accelerator="cpu")
 SPACE = load_label_space("cityscapes19")
 
 
-def test_memory_is_what_the_way_back_needs() -> None:
+def test_memory_is_what_the_backward_pass_needs() -> None:
     # A convolution keeps its input, the loss a number for each that comes out.
     network = torch.nn.Conv2d(2, 5, 3, padding=1)
     measured = measure_pass(network, (4, 2, 8, 16), CPU, training=True)
@@ -44,7 +43,7 @@ def test_parts_of_a_step_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segmentation.cost.measure_pass", measured)
     model = build_model(SegmentationConfig(encoder="resnet18"), 19, pretrained=False)
     weights = sum(p.numel() for p in model.parameters())
-    assert cost(None) == Cost(weights, 3, 16 * weights + 400, 12 * weights)
+    assert cost(None) == Cost(3, 16 * weights + 400, 12 * weights)
     taught = cost(SelfTrainingConfig())
     assert (taught.memory, taught.stored) == (20 * weights + 400, 16 * weights)
     assert taught.seconds == pytest.approx(7)
@@ -75,21 +74,6 @@ def test_measuring_leaves_no_trace() -> None:
     step_cost(model, recipe, None, CPU)
     assert equal(model.state_dict(), before)
     assert all(p.grad is None for p in model.parameters())
-
-
-def test_said_once_before_the_first_step(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = load_config(tiny, ["compute.accelerator=cpu", "segmentation.steps=3"])
-    frames = [(config.source, 1.0)]
-    for said in (1, 0):  # a training that is done says nothing
-        train(config.segmentation, SPACE, frames, 0, tmp_path / "t", config.compute, title="net")
-        message = capsys.readouterr().err
-        assert message.count("million weights") == said
-    cost = Cost(weights=24_400_000, seconds=0.5, memory=3_210_000_000, stored=1)
-    assert cost.about(40_000) == (
-        "24.4 million weights, about 3.2 GB of memory and 0.5 s a step, 5 h 33 min for 40000"
-    )
 
 
 def test_each_arm_is_estimated_with_its_own_recipe(tiny: Path) -> None:

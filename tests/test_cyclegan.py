@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,13 +37,15 @@ from cyclegan.translate import (
 )
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config, CycleGANConfig
+from pipeline.config.translators import TranslationInputs
 from pipeline.data.images import read_rgb
 from pipeline.data.listing import list_samples
 from pipeline.errors import UserError
 from pipeline.files import sweep
 from pipeline.run.folder import locked
-from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.runtime.step import follow, seed_step
+from pipeline.runtime.checkpoint import load_checkpoint
+from pipeline.runtime.step import ema_update, seed_step
+from tests.helpers import HalfWritten, Killed, equal, stopping_after
 from tests.layouts import load_spec
 
 
@@ -166,21 +168,6 @@ def test_shifts_are_the_whole_grid() -> None:
         assert sorted(shift[axis] for shift in SHIFTS[:4]) == [0, 1, 2, 3]
 
 
-def equal(one: object, other: object) -> bool:
-    """Bit-for-bit equality of nested checkpoints."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
-class Killed(BaseException):
-    """Stands in for a signal."""
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_is_bit_for_bit(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
@@ -215,21 +202,6 @@ def test_resume_is_bit_for_bit(
     assert logged == sorted(set(logged))
     assert logged[-1] == 12
     assert (tmp_path / "parts/samples/step-0000012.png").is_file()
-
-
-class HalfWritten:
-    """`torch.save` that dies when half of its `count`-th file is written."""
-
-    def __init__(self, count: int) -> None:
-        self.left, self.save = count, torch.save
-
-    def __call__(self, state: Any, file: BinaryIO) -> None:
-        self.save(state, file)
-        self.left -= 1
-        if self.left == 0:
-            file.flush()
-            os.truncate(file.fileno(), os.fstat(file.fileno()).st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_kills_at_any_moment_change_nothing(
@@ -293,11 +265,13 @@ def test_training_changes_every_network_and_lowers_the_cycle_loss(
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     first, last = log[0], log[-1]
     assert (
-        last["cycle_source"] + last["cycle_target"] < first["cycle_source"] + first["cycle_target"]
+        last["cycle_loss_source"] + last["cycle_loss_target"]
+        < first["cycle_loss_source"] + first["cycle_loss_target"]
     )
     assert set(log[0]) == {
-        *["step", "identity", "cycle_source", "cycle_target", "fool_target_critic"],
-        *["fool_source_critic", "target_critic", "source_critic", "learning_rate", "skipped"],
+        *["step", "identity_loss", "cycle_loss_source", "cycle_loss_target", "gan_loss_G"],
+        *["gan_loss_F", "discriminator_loss_target", "discriminator_loss_source"],
+        *["learning_rate", "skipped"],
     }
     assert list((tmp_path / "tensorboard").glob("events*"))
 
@@ -332,11 +306,11 @@ def test_steps_that_are_not_finite_are_skipped(
     state = load_checkpoint(tmp_path / "checkpoints/last.pt")
     assert state["skips"] == {"total": 4, "row": 1}
     assert state["step"] == 12
-    assert state["optimizers"]["critics"]["state"][0]["step"] == 8
+    assert state["optimizers"]["discriminators"]["state"][0]["step"] == 8
     assert all(image.isfinite().all() for images in state["pools"].values() for image in images)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert log[-1]["skipped"] >= 3
-    assert "step 5 skipped, fool_target_critic, fool_source_critic not" in capsys.readouterr().err
+    assert "step 5 skipped, gan_loss_G, gan_loss_F" in capsys.readouterr().err
 
 
 def test_a_skipped_step_leaves_no_trace(config: Config, tmp_path: Path, poison: Any) -> None:
@@ -383,9 +357,9 @@ def test_average_of_the_weights() -> None:
     network, average = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     nn.init.zeros_(average.weight)
     nn.init.ones_(network.weight)
-    follow(average, network, 0.999, 1)
+    ema_update(average, network, 0.999, 1)
     assert average.weight.item() == pytest.approx(1 - 2 / 11)
-    follow(average, network, 0.5, 1000)
+    ema_update(average, network, 0.5, 1000)
     assert average.weight.item() == pytest.approx(1 - 0.5 * 2 / 11)
 
 
@@ -408,7 +382,7 @@ def test_losses_are_32_bits_under_autocast(
     )
     compute = config.compute.model_copy(update={"precision": "bf16-mixed"})
     fit, target = (train_paired, config.source) if paired else (train, config.target)
-    monkeypatch.setattr(f"{fit.__module__}.is_finite", judged)
+    monkeypatch.setattr("cyclegan.steps.is_finite", judged)
     hook = register_module_forward_hook(normed)
     fit(recipe, config.source, target, tmp_path, compute)
     hook.remove()
@@ -428,7 +402,7 @@ def test_memory_stays_flat(config: Config, tmp_path: Path, monkeypatch: pytest.M
         statm = Path("/proc/self/statm")
         yield lambda count: pages.append(int(statm.read_text().split()[1]))
 
-    monkeypatch.setattr("cyclegan.train.progress", measured)
+    monkeypatch.setattr("pipeline.runtime.log.progress", measured)
     recipe = config.cyclegan.model_copy(
         update={"steps_per_epoch": 125, "checkpoint_every": 25, "sample_every": 25}
     )
@@ -457,13 +431,12 @@ def test_compiled_networks_learn_alike(config: Config, tmp_path: Path, paired: b
     assert logs[1][0] == pytest.approx(logs[0][0], rel=1e-4)
     # Adam makes whole steps of gradients near 0, whose signs are rounding.
     assert logs[1][1] == pytest.approx(logs[0][1], rel=2e-2)
-    translate(
-        config.translation,
-        tmp_path / "True/checkpoints/last.pt",
-        config.source,
-        tmp_path / "out",
-        config.compute,
-    )
+    given = inputs(config, tmp_path / "True/checkpoints/last.pt")
+    translate(config.translation, given, tmp_path / "out", config.compute)
+
+
+def inputs(config: Config, checkpoint: Path) -> TranslationInputs:
+    return TranslationInputs(config.source, config.target, checkpoint)
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -507,23 +480,9 @@ def test_variants_train_resume_and_translate(
     assert recipe.generator_average == 0 or not equal(
         weights["source_to_target"], whole["networks"]["source_to_target"]
     )
-    translate(config.translation, checkpoint, config.source, tmp_path / "out", config.compute)
+    translate(config.translation, inputs(config, checkpoint), tmp_path / "out", config.compute)
     frame = read_rgb(list_samples(load_spec(tmp_path / "out/dataset.yaml"), labelled=True)[0].image)
     assert frame.shape == (64, 128, 3)
-
-
-def stopping_after(count: int, stop: Callable[[], None]) -> Callable[..., None]:
-    """`save_checkpoint` for so many calls, then `stop`."""
-    calls = 0
-
-    def save(*arguments: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > count:
-            stop()
-        save_checkpoint(*arguments)
-
-    return save
 
 
 def test_pairs_need_equal_names_and_sizes(config: Config, tmp_path: Path) -> None:
@@ -564,7 +523,7 @@ def test_translate_all_frames_and_restart(config: Config, tmp_path: Path) -> Non
     short = config.cyclegan.model_copy(update={"steps_per_epoch": 1, "checkpoint_every": 1})
     train(short, config.source, config.target, tmp_path, config.compute)
     checkpoint, out = tmp_path / "checkpoints/last.pt", tmp_path / "translated"
-    translate(config.translation, checkpoint, config.source, out, config.compute)
+    translate(config.translation, inputs(config, checkpoint), out, config.compute)
     source = list_samples(config.source, labelled=True)
     translated = list_samples(load_spec(out / "dataset.yaml"), labelled=True)
     assert [s.image.name for s in translated] == [s.image.name for s in source]
@@ -579,7 +538,7 @@ def test_translate_all_frames_and_restart(config: Config, tmp_path: Path) -> Non
     untouched = translated[0].image.stat().st_mtime_ns
     for sample in translated[5:7]:
         sample.image.unlink()
-    translate(config.translation, checkpoint, config.source, out, config.compute)
+    translate(config.translation, inputs(config, checkpoint), out, config.compute)
     assert translated[0].image.stat().st_mtime_ns == untouched
     for sample, pixels in zip(translated, before, strict=True):
         assert (read_rgb(sample.image) == pixels).all()
@@ -588,10 +547,10 @@ def test_translate_all_frames_and_restart(config: Config, tmp_path: Path) -> Non
 def test_damaged_checkpoint(config: Config, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     with pytest.raises(UserError, match="No checkpoint"):
-        translate(config.translation, path, config.source, tmp_path, config.compute)
+        translate(config.translation, inputs(config, path), tmp_path, config.compute)
     path.write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(UserError, match="found a damaged or truncated file"):
-        translate(config.translation, path, config.source, tmp_path, config.compute)
+        translate(config.translation, inputs(config, path), tmp_path, config.compute)
 
 
 @pytest.mark.parametrize("kind", ["least_squares", "vanilla"])

@@ -381,7 +381,7 @@ def test_a_data_set_starts_from_another(tmp_path: Path, monkeypatch: pytest.Monk
     assert (layers["width"], layers["root"]) == (32, str(tmp_path / "x"))
     with pytest.raises(UserError, match=r"base\.yaml:\n  quarantine: environment variable NOWHERE"):
         spec_fields("a/base.yaml", tmp_path)
-    assert "quarantine" not in spec_fields("a/base.yaml", tmp_path, said=["quarantine"])
+    assert "quarantine" not in spec_fields("a/base.yaml", tmp_path, given=["quarantine"])
 
 
 def test_data_sets_that_start_from_themselves(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from pipeline.data.listing import list_samples
 from pipeline.data.reading import LabelReader
 from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
-from pipeline.intake.discover import Discovery, describe, discover, write_first_spec
+from pipeline.intake.discover import Discovery, discover
+from pipeline.intake.first_spec import describe, write_first_spec
 from pipeline.schema import parse
 from pipeline.toyworld.drawing import render_scene
 from tests.foreign_layout import translation, write_foreign
@@ -196,12 +197,12 @@ def test_carla(world: Path, folder: Path, table: str) -> None:
     assert found.table.table.name == table
     # The files do not tell the version: it is said, with the other table, and never settled.
     assert not found.sure
-    assert [fit.table.name for fit in found.doubts] == [
+    assert [fit.table.name for fit in found.alternatives] == [
         "carla_old" if table == "carla_new" else "carla_new"
     ]
     text = (folder.parent / "specs" / "first.yaml").read_text()
     assert f"# names: {table}?" in text
-    assert f"# {found.doubts[0].table.name}: " in text
+    assert f"# {found.alternatives[0].table.name}: " in text
     assert any("{town}/depth/{frame}.png" in remark for remark in found.remarks)
 
 
@@ -675,7 +676,7 @@ def test_a_foreign_layout_of_streetsim(folder: Path) -> None:
     assert found.table is not None
     assert found.table.table.name == "carla_new"
     assert found.table.plausible > 0.9
-    assert found.doubts[0].plausible < 0.5
+    assert found.alternatives[0].plausible < 0.5
     samples = list_samples(spec, labelled=True)
     gta5 = parse(DatasetSpec, {**spec_fields("gta5", Path()), "root": f"{data}/streetsim"}, "gta5")
     space = load_label_space("cityscapes19")

@@ -3,7 +3,6 @@
 Processes on the CPU stand in for GPUs. Most are forked, which is quick and takes patches along.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -16,9 +15,9 @@ import torch
 
 from cyclegan.networks import build_discriminator, build_generator, to_network
 from cyclegan.pool import ImagePool
-from cyclegan.semantics import Judge, semantic_loss
-from cyclegan.steps import save_last
-from cyclegan.train import train
+from cyclegan.semantics import semantic_loss
+from cyclegan.steps import CHECKPOINT, save_last
+from cyclegan.train_paired import train_paired
 from flows.prepare import preflight
 from pipeline.config.load import load_config
 from pipeline.config.settings import ComputeConfig, Config, CycleGANConfig
@@ -27,9 +26,8 @@ from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.device import check_devices
 from pipeline.runtime.distributed import ONE_RANK, Ranks, process_group
+from tests.helpers import assert_close, by_brightness, equal, fit, read_log
 from tests.ranks import in_ranks
-from tests.test_cyclegan import equal
-from tests.test_semantics import SPACE, by_brightness, mean_color
 
 RECIPE = {"batch_size": 2, "steps_per_epoch": 2, "checkpoint_every": 2, "log_every": 1}
 
@@ -51,45 +49,6 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe(config: Config, **settings: Any) -> CycleGANConfig:
     return CycleGANConfig.model_validate(config.cyclegan.model_dump() | RECIPE | settings)
-
-
-def judge_on(device: torch.device) -> Judge:
-    return Judge(by_brightness, mean_color, "mean colour", SPACE)
-
-
-def fit(
-    config: Config, settings: CycleGANConfig, folder: Path, devices: int, **compute: Any
-) -> dict[str, Any]:
-    """The last checkpoint of a training."""
-    how = config.compute.model_copy(update=compute)
-    judge = judge_on if settings.semantics else None
-    in_ranks(devices, train, settings, config.source, config.target, folder, how, judge)
-    return load_checkpoint(folder / "checkpoints/last.pt")
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def assert_close(one: Any, other: Any, relative: float) -> None:
-    """Equality of nested checkpoints but for rounding, each tensor against its largest value.
-
-    Biases before a norm have gradients of 0 but for rounding, and stay as near to 0.
-    """
-    if isinstance(one, torch.Tensor):
-        assert (one - other).abs().max() <= relative * other.abs().max() + 1e-9
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_close(one[key], other[key], relative)
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_close(a, b, relative)
-    elif isinstance(one, float):
-        assert one == pytest.approx(other, rel=relative)
-    else:
-        assert one == other
 
 
 @pytest.mark.parametrize(
@@ -119,6 +78,28 @@ def test_two_devices_learn_what_one_learns(
     names = {path.name for path in (tmp_path / "one").rglob("*") if "tfevents" not in path.name}
     assert {p.name for p in (tmp_path / "two").rglob("*") if "tfevents" not in p.name} == names
     assert len(list((tmp_path / "two/tensorboard").iterdir())) == 1
+
+
+def test_two_devices_learn_from_pairs_what_one_learns(
+    config: Config, tmp_path: Path, exact: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, build in (("generator", build_generator), ("discriminator", build_discriminator)):
+        monkeypatch.setattr(
+            f"cyclegan.train_paired.build_{name}",
+            lambda config, build=build: build(config).double(),
+        )
+    settings = recipe(config, paired=True, generator_average=0.9)
+    for name, devices in (("one", 1), ("two", 2)):
+        # Any two sets of one size and of equal names are pairs to the loop.
+        frames = (config.source, config.source)
+        in_ranks(devices, train_paired, settings, *frames, tmp_path / name, config.compute)
+    one, two = (load_checkpoint(tmp_path / name / CHECKPOINT) for name in ("one", "two"))
+    assert one["step"] == 4
+    assert not equal(one["averages"]["source_to_target"], one["networks"]["source_to_target"])
+    for part in ("networks", "averages", "optimizers"):
+        assert_close(two[part], one[part], 1e-8)
+    for entry, other in zip(read_log(tmp_path / "two"), read_log(tmp_path / "one"), strict=True):
+        assert entry == pytest.approx(other, rel=1e-8)
 
 
 def test_two_devices_learn_what_one_learns_in_32_bits(config: Config, tmp_path: Path) -> None:

@@ -28,10 +28,10 @@ from pipeline.intake.examine import examine, split_specs
 from pipeline.intake.facts import between_share, count_values
 from pipeline.intake.faults import renumbered
 from pipeline.intake.findings import (
-    KINDS,
     SEVERITIES,
     DatasetReport,
     Finding,
+    kinds,
     write_quarantine,
 )
 from pipeline.intake.headers import check_headers
@@ -278,7 +278,7 @@ def test_planted_fault_is_found(sim: Path, tmp_path: Path, fault: str) -> None:
 
 
 def _spoils(findings: dict[str, Finding]) -> bool:
-    return any(KINDS[kind].quarantines for kind in findings)
+    return any(kinds()[kind].quarantines for kind in findings)
 
 
 HEADERS = {
@@ -306,8 +306,8 @@ def test_what_headers_show_stops_a_run_before_it_starts(sim: Path, fault: str) -
     with pytest.raises(UserError, match=HEADERS[fault]) as error:
         check_headers(spec, list_samples(spec, labelled=True))
     if kind != "empty-file":
-        assert KINDS[kind].title in str(error.value)
-        assert KINDS[kind].advice in str(error.value)
+        assert kinds()[kind].title in str(error.value)
+        assert kinds()[kind].advice in str(error.value)
     assert "`sim2real check --quarantine` lists them." in str(error.value)
 
 
@@ -825,7 +825,7 @@ def test_page_in_a_browser(sim: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_says_what_to_do() -> None:
-    for kind, known in KINDS.items():
+    for kind, known in kinds().items():
         assert known.advice.endswith((".", "?")), kind
         assert known.severity in SEVERITIES, kind
 

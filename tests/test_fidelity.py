@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cyclegan.data import crop_reader, pair_reader, pairs
 from cyclegan.networks import PatchDiscriminator, ResnetGenerator, initialise, to_network
-from cyclegan.semantics import Judge
+from cyclegan.semantics import SemanticEvaluator
 from cyclegan.train import train
 from cyclegan.train_paired import train_paired
 from pipeline.config.load import load_config
@@ -24,7 +24,7 @@ from pipeline.config.settings import Config, CycleGANConfig
 from pipeline.data.labels import load_label_space
 from pipeline.data.listing import list_samples
 from pipeline.runtime.checkpoint import load_checkpoint
-from pipeline.runtime.loader import Draws
+from pipeline.runtime.loader import IndexedDataset
 from pipeline.runtime.step import seed_step
 
 WIDTH = 8
@@ -132,12 +132,12 @@ def before_a_norm(network: nn.Sequential) -> set[str]:
     return names
 
 
-def assert_same_weights(trained: dict[str, Tensor], plain: nn.Sequential, steps: int) -> None:
+def assert_same_weights(trained: dict[str, Tensor], plain: nn.Sequential) -> None:
     """Equal but for the few weights whose gradient is near 0.
 
     Adam's first steps are as long as its rate, 2e-4, whatever the gradient: where that is of the
-    size of rounding errors, a step of ours may go the other way. After one step 99.9% of the
-    weights agree to 1e-8; after five, when such steps have had their effect, to 1e-6.
+    size of rounding errors, a step of ours may go the other way. 99.9% of the weights agree to
+    1e-8.
     """
     skipped = before_a_norm(plain)
     differences = torch.cat(
@@ -147,113 +147,87 @@ def assert_same_weights(trained: dict[str, Tensor], plain: nn.Sequential, steps:
             if key not in skipped
         ]
     )
-    assert differences.quantile(0.999) <= (1e-8 if steps == 1 else 1e-6)
-    assert differences.max() <= 2.1 * 2e-4 * steps
+    assert differences.quantile(0.999) <= 1e-8
+    assert differences.max() <= 2.1 * 2e-4
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-# With a judge, the semantic losses join in (CyCADA); the judge is a fixed 1x1 convolution here.
+# With a semantic evaluator, its losses join in (CyCADA); it is a fixed 1x1 convolution here.
 @pytest.mark.parametrize(
     ("kind", "semantic"),
     [("least_squares", False), ("vanilla", False), ("least_squares", True)],
 )
 def test_cyclegan_step(config: Config, tmp_path: Path, kind: str, semantic: bool) -> None:
-    assert_same_training(config, tmp_path, 1, kind, semantic)
-
-
-def test_five_cyclegan_steps(config: Config, tmp_path: Path) -> None:
-    """From one of three starts: an error of ours would part the two trainings from all.
-
-    From many a start rounding decides a step of Adam's, and after five the losses differ by up to
-    4%; a plain training in 64 bits parts from one in 32 as well. Of the cross-entropy no five steps
-    are compared: at first its gradients of real and translated images all but cancel, so that
-    rounding decides much more.
-    """
-    for seed in (12, 19, 11):
-        try:
-            assert_same_training(config, tmp_path / str(seed), 5, "least_squares", False, seed)
-        except AssertionError as error:
-            parted = error
-        else:
-            return
-    raise parted
-
-
-def assert_same_training(
-    config: Config, folder: Path, steps: int, kind: str, semantic: bool, seed: int = 0
-) -> None:
-    """Train ours and a plain restatement, and compare each step's losses and the last weights."""
     watched = {"consistency": 7.0, "target_consistency": 3.0, "probe_frames": 2}
     settings = {"semantics": watched} if semantic else {}
-    ours = recipe(config, steps, adversarial_loss=kind, seed=seed, **settings)
+    ours = recipe(config, 1, adversarial_loss=kind, **settings)
     space = load_label_space("cityscapes19")
     torch.manual_seed(5)
     segmenter = nn.Conv2d(3, len(space.classes), 1).requires_grad_(False)
     frozen = segmenter.weight.clone()
-    judge = Judge(segmenter, lambda x: x.mean((2, 3)), "mean colour", space)
-    train(ours, config.source, config.target, folder, config.compute, lambda device: judge)
+    evaluator = SemanticEvaluator(segmenter, lambda x: x.mean((2, 3)), "mean colour", space)
+    train(ours, config.source, config.target, tmp_path, config.compute, lambda device: evaluator)
     assert torch.equal(segmenter.weight, frozen)
-    trained = load_checkpoint(folder / "checkpoints/last.pt")["networks"]
-    log = read_log(folder)
+    trained = load_checkpoint(tmp_path / "checkpoints/last.pt")["networks"]
+    log = read_log(tmp_path)[0]
 
-    seed_step(seed, 0)
+    seed_step(0, 0)
     translators = [ResnetGenerator(2, WIDTH) for _ in range(2)]
-    judges = [PatchDiscriminator(3, WIDTH) for _ in range(2)]
-    for network in (*translators, *judges):
+    discriminators = [PatchDiscriminator(3, WIDTH) for _ in range(2)]
+    for network in (*translators, *discriminators):
         initialise(network)
     g, f = map(plain_generator, translators)  # source -> target, target -> source
-    d_x, d_y = map(plain_discriminator, judges)  # on source, on target
-    generators, critics = plain_adam(g, f), plain_adam(d_x, d_y)
+    d_x, d_y = map(plain_discriminator, discriminators)  # on source, on target
+    g_adam, d_adam = plain_adam(g, f), plain_adam(d_x, d_y)
     readers = [
-        Draws(
-            crop_reader(spec, samples, ours.crop, None, labels), len(samples), seed=seed, stream=i
+        IndexedDataset(
+            crop_reader(spec, samples, ours.crop, None, labels), len(samples), seed=0, stream=i
         )
         for i, spec, labels in ((1, config.source, space), (2, config.target, None))
         for samples in [list_samples(spec, labelled=True)]
     ]
     l1, cross_entropy = nn.L1Loss(), nn.CrossEntropyLoss(ignore_index=255)
-    for draw in range(steps):
-        x, y = (to_network(reader[draw]["rgb"][None]).contiguous() for reader in readers)  # type: ignore[index]
-        fake_y, fake_x = g(x), f(y)
-        back_x, back_y = f(fake_y), g(fake_x)
-        d_x.requires_grad_(False)
-        d_y.requires_grad_(False)
-        generators.zero_grad()
-        terms = {
-            "fool_target_critic": judged(d_y(fake_y), True, kind),
-            "fool_source_critic": judged(d_x(fake_x), True, kind),
-            "cycle_source": 10 * l1(back_x, x),
-            "cycle_target": 10 * l1(back_y, y),
-            "identity": 10 * 0.5 * (l1(g(y), y) + l1(f(x), x)),
-        }
-        if semantic:
-            truth = readers[0][draw]["classes"][None].long()  # type: ignore[index]
-            seen = segmenter(y).argmax(1)
-            terms["semantic_source"] = 7 * cross_entropy(segmenter(fake_y), truth)
-            terms["semantic_target"] = 3 * cross_entropy(segmenter(fake_x), seen)
-        torch.stack(list(terms.values())).sum().backward()
-        generators.step()
+    x, y = (to_network(reader[0]["rgb"][None]).contiguous() for reader in readers)  # type: ignore[index]
+    fake_y, fake_x = g(x), f(y)
+    back_x, back_y = f(fake_y), g(fake_x)
+    d_x.requires_grad_(False)
+    d_y.requires_grad_(False)
+    g_adam.zero_grad()
+    terms = {
+        "gan_loss_G": judged(d_y(fake_y), True, kind),
+        "gan_loss_F": judged(d_x(fake_x), True, kind),
+        "cycle_loss_source": 10 * l1(back_x, x),
+        "cycle_loss_target": 10 * l1(back_y, y),
+        "identity_loss": 10 * 0.5 * (l1(g(y), y) + l1(f(x), x)),
+    }
+    if semantic:
+        truth = readers[0][0]["classes"][None].long()  # type: ignore[index]
+        seen = segmenter(y).argmax(1)
+        terms["semantic_loss_source"] = 7 * cross_entropy(segmenter(fake_y), truth)
+        terms["semantic_loss_target"] = 3 * cross_entropy(segmenter(fake_x), seen)
+    torch.stack(list(terms.values())).sum().backward()
+    g_adam.step()
 
-        d_x.requires_grad_(True)
-        d_y.requires_grad_(True)
-        critics.zero_grad()
-        for name, critic, real, fake in (
-            ("target_critic", d_y, y, fake_y.detach()),
-            ("source_critic", d_x, x, fake_x.detach()),
-        ):
-            on_real, on_fake = judged(critic(real), True, kind), judged(critic(fake), False, kind)
-            terms[name] = 0.5 * (on_real + on_fake)
-            terms[name].backward()
-        critics.step()
-        for name, term in terms.items():
-            assert log[draw][name] == pytest.approx(term.item(), rel=1e-5 if draw == 0 else 1e-3)
-    assert_same_weights(trained["source_to_target"], g, steps)
-    assert_same_weights(trained["target_to_source"], f, steps)
-    assert_same_weights(trained["source_critic"], d_x, steps)
-    assert_same_weights(trained["target_critic"], d_y, steps)
+    d_x.requires_grad_(True)
+    d_y.requires_grad_(True)
+    d_adam.zero_grad()
+    for name, network, real, fake in (
+        ("discriminator_loss_target", d_y, y, fake_y.detach()),
+        ("discriminator_loss_source", d_x, x, fake_x.detach()),
+    ):
+        on_real, on_fake = judged(network(real), True, kind), judged(network(fake), False, kind)
+        terms[name] = 0.5 * (on_real + on_fake)
+        terms[name].backward()
+    d_adam.step()
+    for name, term in terms.items():
+        assert log[name] == pytest.approx(term.item(), rel=1e-5)
+    assert_same_weights(trained["source_to_target"], g)
+    assert_same_weights(trained["target_to_source"], f)
+    assert_same_weights(trained["source_discriminator"], d_x)
+    assert_same_weights(trained["target_discriminator"], d_y)
 
 
 @pytest.mark.parametrize("kind", ["least_squares", "vanilla"])
@@ -267,27 +241,27 @@ def test_paired_step(config: Config, tmp_path: Path, kind: str) -> None:
     log = read_log(tmp_path)[0]
 
     seed_step(ours.seed, 0)
-    translator, judge = ResnetGenerator(2, WIDTH), PatchDiscriminator(3, WIDTH, 6)
-    for network in (translator, judge):
+    translator, discriminator = ResnetGenerator(2, WIDTH), PatchDiscriminator(3, WIDTH, 6)
+    for network in (translator, discriminator):
         initialise(network)
-    g, d = plain_generator(translator), plain_discriminator(judge, 6)
-    generator, critic = plain_adam(g), plain_adam(d)
+    g, d = plain_generator(translator), plain_discriminator(discriminator, 6)
+    g_adam, d_adam = plain_adam(g), plain_adam(d)
     samples = pairs(source, target)
     read = pair_reader(source, samples[0], target, samples[1], ours.crop, None)
-    item: Any = Draws(read, len(samples[0]), seed=0, stream=1)[0]
+    item: Any = IndexedDataset(read, len(samples[0]), seed=0, stream=1)[0]
     x, y = (to_network(item[key][None]).contiguous() for key in ("source", "target"))
     fake = g(x)
     fool, pair = judged(d(torch.cat([x, fake], 1)), True, kind), 100 * nn.L1Loss()(fake, y)
     (fool + pair).backward()
-    generator.step()
-    critic.zero_grad()
+    g_adam.step()
+    d_adam.zero_grad()
     on_fake = judged(d(torch.cat([x, fake.detach()], 1)), False, kind)
     on_real = judged(d(torch.cat([x, y], 1)), True, kind)
     loss = 0.5 * (on_fake + on_real)
     loss.backward()
-    critic.step()
-    expected = {"fool_critic": fool, "pair": pair, "critic": loss}
+    d_adam.step()
+    expected = {"gan_loss_G": fool, "pair_loss": pair, "discriminator_loss": loss}
     for name, term in expected.items():
         assert log[name] == pytest.approx(term.item(), rel=1e-5)
-    assert_same_weights(trained["source_to_target"], g, 1)
-    assert_same_weights(trained["critic"], d, 1)
+    assert_same_weights(trained["source_to_target"], g)
+    assert_same_weights(trained["discriminator"], d)

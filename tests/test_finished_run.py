@@ -11,7 +11,9 @@ from flows.plan import plan
 from pipeline.config.settings import Config
 from pipeline.run.folder import read_run
 from pipeline.run.stage import check, run_stage
+from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
 from reports.report import write_comparison
+from segmentation.train import load_segmenter
 
 FINISHED = Path(__file__).parent / "data" / "finished_run"
 WAS_AT = "/data/before"
@@ -60,6 +62,17 @@ def test_its_networks_are_scored(run: Path) -> None:
         file = Path("evaluation", arm, "seed-0", "evaluation.json")
         before, now = (json.loads((top / file).read_text()) for top in (FINISHED / "run", run))
         assert now["confusion"] == before["confusion"]
+
+
+def test_settings_that_are_no_more_do_not_matter(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "segmentation/oracle/seed-0/checkpoints/last.pt"
+    state = load_checkpoint(path)
+    state["config"] |= {"momentum": 0.9}
+    save_checkpoint(path, state)
+    load_segmenter(path)
+    assert "settings of another version are ignored: momentum" in capsys.readouterr().err
 
 
 def test_it_is_compared(run: Path, tmp_path: Path) -> None:

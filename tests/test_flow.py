@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -22,6 +22,7 @@ from flows.show import status_rows
 from pipeline.run.folder import read_run
 from pipeline.run.stage import named, remove
 from tests.conftest import TINY, cli_command
+from tests.helpers import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ AT_WORK = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name.startswith(("seg", "eval")) else pytest.mark.slow)
+        pytest.param(name, marks=() if name.startswith("eval") else pytest.mark.slow)
         for name in AT_WORK
     ],
 )
@@ -218,14 +219,3 @@ def test_a_mistake_found_in_a_task_is_one_message(
     assert result.stderr.count("cannot be read") == 1
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run/cyclegan/stage.json").exists()
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    """Wait until `condition` holds, for as long as `process` lives."""
-    for _ in range(60_000):
-        if condition():
-            return
-        if process.poll() is not None:
-            pytest.fail(f"the run ended by itself with status {process.returncode}")
-        time.sleep(0.002)
-    pytest.fail("nothing happened within two minutes")

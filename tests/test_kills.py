@@ -45,7 +45,7 @@ from pipeline.scoring import bootstrap
 from reports.report import write_comparison, write_report
 from segmentation.train import load_segmenter
 from tests.conftest import TINY
-from tests.test_cyclegan import equal
+from tests.helpers import equal
 
 SETTINGS: dict[str, Any] = {
     "arms": {"source_only": "source", "adapted": "translated"},

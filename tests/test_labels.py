@@ -7,29 +7,7 @@ import pytest
 
 from pipeline.data.labels import CITYSCAPES_IDS, IGNORE, VOCABULARY, load_label_space
 from pipeline.errors import UserError
-
-# id, trainId, colour of the official table.
-CITYSCAPES = {
-    "road": (7, 0, (128, 64, 128)),
-    "sidewalk": (8, 1, (244, 35, 232)),
-    "building": (11, 2, (70, 70, 70)),
-    "wall": (12, 3, (102, 102, 156)),
-    "fence": (13, 4, (190, 153, 153)),
-    "pole": (17, 5, (153, 153, 153)),
-    "traffic light": (19, 6, (250, 170, 30)),
-    "traffic sign": (20, 7, (220, 220, 0)),
-    "vegetation": (21, 8, (107, 142, 35)),
-    "terrain": (22, 9, (152, 251, 152)),
-    "sky": (23, 10, (70, 130, 180)),
-    "person": (24, 11, (220, 20, 60)),
-    "rider": (25, 12, (255, 0, 0)),
-    "car": (26, 13, (0, 0, 142)),
-    "truck": (27, 14, (0, 0, 70)),
-    "bus": (28, 15, (0, 60, 100)),
-    "train": (31, 16, (0, 80, 100)),
-    "motorcycle": (32, 17, (0, 0, 230)),
-    "bicycle": (33, 18, (119, 11, 32)),
-}
+from tests.helpers import CITYSCAPES
 
 
 def test_cityscapes19_is_the_official_table() -> None:

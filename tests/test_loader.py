@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.runtime.loader import Draws, batches
+from pipeline.runtime.loader import IndexedDataset, batches
 from tests.conftest import ROOT
 
 
@@ -24,7 +24,7 @@ def read(size: int, index: int, rng: np.random.Generator) -> dict[str, Any]:
 
 def drawn(workers: int, **changes: Any) -> list[Any]:
     arguments = {"first": 2, "last": 5, "batch_size": 4, "workers": workers, "pin": False}
-    return list(batches(Draws(partial(read, 3), 10, seed=1), **arguments | changes))
+    return list(batches(IndexedDataset(partial(read, 3), 10, seed=1), **arguments | changes))
 
 
 def test_reading_processes_draw_what_one_process_draws() -> None:
@@ -39,11 +39,11 @@ TRAINER = """
 import fcntl, sys
 from functools import partial
 from tests.test_loader import read
-from pipeline.loader import Draws, batches
+from pipeline.runtime.loader import IndexedDataset, batches
 lock = open(sys.argv[1], "a+")
 fcntl.flock(lock, fcntl.LOCK_EX)
-for batch in batches(Draws(partial(read, 3), 10, seed=1), first=0, last=10**6, batch_size=4,
-                     workers=2, pin=False):
+dataset = IndexedDataset(partial(read, 3), 10, seed=1)
+for batch in batches(dataset, first=0, last=10**6, batch_size=4, workers=2, pin=False):
     print(*{int(pid) for pid in batch["pid"]}, flush=True)
 """
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor
 
 from pipeline.data.labels import IGNORE, load_label_space
 from pipeline.errors import UserError
 from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.step import backward
 from segmentation.losses import balanced_weights, class_weights, cross_entropy, dice
 from tests.ranks import in_ranks
 
@@ -133,3 +135,12 @@ def in_shards(folder: Path, ranks: Ranks) -> None:
 def test_shards_of_a_batch_make_the_loss_of_the_whole(tmp_path: Path) -> None:
     in_ranks(2, in_shards, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}
+
+
+def test_the_sum_of_all_losses_is_trained() -> None:
+    x = torch.tensor(2.0, requires_grad=True)
+    values = backward(Fabric(accelerator="cpu", devices=1), {"one": 3 * x, "other": x.square()})
+    assert x.grad is not None
+    assert x.grad.item() == 3 + 2 * 2
+    assert {name: value.item() for name, value in values.items()} == {"one": 6, "other": 4}
+    assert not any(value.requires_grad for value in values.values())

@@ -18,8 +18,8 @@ from pipeline.data.listing import read_quarantine
 from pipeline.runtime.checkpoint import load_checkpoint
 from tests.conftest import TINY
 from tests.foreign_layout import table_of, write_foreign
+from tests.helpers import needs_real_data
 from tests.layouts import load_spec
-from tests.test_real_data import pytestmark as needs_real_data
 
 
 @dataclass(frozen=True)

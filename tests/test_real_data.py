@@ -1,6 +1,5 @@
 """The pairs of `configs/` on data that is not part of the project; skipped where it is absent."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,11 @@ from pipeline.config.load import load_config
 from pipeline.data.labels import IGNORE, load_label_space
 from pipeline.data.listing import list_samples
 from pipeline.data.reading import LabelReader, read_frame
+from tests.helpers import needs_real_data
+
+pytestmark = needs_real_data
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("SIM2REAL_DATA"),
-    reason="SIM2REAL_DATA does not name a folder with toonsim, streetsim and camvid",
-)
 
 
 @pytest.mark.parametrize("name", ["toonsim_to_camvid", "streetsim_to_camvid"])

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 from markupsafe import escape
+from rich.console import Console
 
+from flows.scoring import show_scores
+from flows.show import show_result
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config
 from pipeline.data.images import write_image, write_indices
-from pipeline.data.labels import load_label_space
+from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import list_samples, translated_path
 from pipeline.data.reading import LabelReader, read_frame
 from pipeline.errors import UserError
@@ -24,26 +28,33 @@ from pipeline.files import write_json, write_text
 from pipeline.run.folder import write_run
 from pipeline.scoring.bootstrap import interval, resample, share_better
 from pipeline.scoring.confusion import ConfusionMatrix
+from pipeline.scoring.evaluation import Evaluation
+from pipeline.scoring.metrics import METRICS, Counts, Float, Metric, tabled
+from pipeline.text import number
 from pipeline.toyworld.writing import write_toy_world
 from pipeline.yaml_files import write_yaml
 from reports.figures import POINTS, confusion_figure, read_log
 from reports.report import write_comparison, write_report
 from reports.sentences import ours, result_sentences
-from reports.tables import gap_closed, settings_that_differ, summed_confusion
+from reports.settings import settings_that_differ
+from reports.summary import Recipe, Spread, Summary
+from reports.tables import gap_closed, summed_confusion
+from segmentation.evaluate import evaluate
+from segmentation.train import CHECKPOINT, train
 
-Counts = list[list[int]]
+Table = list[list[int]]
 FRAMES = 4
 NASTY = "<script>alert('x')</script>"
 DEFAULT_ARMS = {"source_only": "source", "adapted": "translated", "oracle": "target"}
 # Two of three classes are in the ground truth, 10 pixels each; accuracies by hand in the tests.
-COUNTS: dict[str, list[Counts]] = {
+COUNTS: dict[str, list[Table]] = {
     "source_only": [[[6, 4, 0], [5, 5, 0], [0, 0, 0]], [[7, 3, 0], [4, 6, 0], [0, 0, 0]]],
     "adapted": [[[7, 3, 0], [3, 7, 0], [0, 0, 0]], [[8, 2, 0], [2, 8, 0], [0, 0, 0]]],
     "oracle": [[[9, 1, 0], [1, 9, 0], [0, 0, 0]], [[9, 1, 0], [1, 9, 0], [0, 0, 0]]],
 }
 LOSSES = (
-    *["identity", "cycle_source", "cycle_target", "fool_target_critic", "fool_source_critic"],
-    *["target_critic", "source_critic"],
+    *["identity_loss", "cycle_loss_source", "cycle_loss_target", "gan_loss_G", "gan_loss_F"],
+    *["discriminator_loss_target", "discriminator_loss_source"],
 )
 
 
@@ -85,7 +96,7 @@ def make_config(world: Path, folder: Path, **changes: Any) -> Config:
     return load_config(folder / "config.yaml")
 
 
-def write_evaluation(folder: Path, config: Config, arm: str, seed: int, counts: Counts) -> None:
+def write_evaluation(folder: Path, config: Config, arm: str, seed: int, counts: Table) -> None:
     space = load_label_space(config.label_space)
     pictures = {}
     samples = list_samples(config.test, labelled=True)
@@ -119,7 +130,7 @@ def write_evaluation(folder: Path, config: Config, arm: str, seed: int, counts: 
     pd.DataFrame(rows).to_csv(folder / "per_image.csv", index=False)
 
 
-def spread_out(counts: Counts) -> npt.NDArray[np.int64]:
+def spread_out(counts: Table) -> npt.NDArray[np.int64]:
     """(FRAMES, K, K + 1): the pixels dealt out to the frames, none of them void."""
     total = np.asarray(counts, np.int64)
     each = np.stack([(total + FRAMES - 1 - i) // FRAMES for i in range(FRAMES)])
@@ -127,7 +138,7 @@ def spread_out(counts: Counts) -> npt.NDArray[np.int64]:
 
 
 def make_run(
-    config: Config, run: Path, counts: dict[str, list[Counts]] = COUNTS, *, seconds: float = 61
+    config: Config, run: Path, counts: dict[str, list[Table]] = COUNTS, *, seconds: float = 61
 ) -> Path:
     """All files that a finished run leaves for its report."""
     write_run(run, config)
@@ -221,6 +232,73 @@ def test_intervals_are_those_of_the_drawings(finished: tuple[Config, Path]) -> N
     }
 
 
+def wrong_pixels(counts: Counts | Float, space: LabelSpace) -> Float:
+    """A metric that is no fraction and the lower the better."""
+    hits = np.trace(counts, axis1=-2, axis2=-1)
+    return np.asarray(counts.sum(axis=(-2, -1)) - hits, np.float64)
+
+
+def test_a_new_line_in_the_table_of_metrics_is_all_that_a_metric_takes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = {"headline": True, "table": True, "steps": True}
+    metric = Metric("wrong", "wrong pixels", wrong_pixels, unit="px", higher_is_better=False)
+    monkeypatch.setitem(METRICS, "wrong", replace(metric, **shown))
+    arms = {
+        "source_only": "source",
+        "oracle": "target",
+        "mine": {"train": "target", "base": "oracle"},
+    }
+    config = load_config(tiny, ["compute.accelerator=cpu", f"arms={json.dumps(arms)}"])
+    run, space = tmp_path / "run", load_label_space(config.label_space)
+    write_run(run, config)
+    for arm, steps in (("source_only", 1), ("oracle", 2), ("mine", 3)):
+        recipe = config.segmentation.model_copy(update={"steps": steps})
+        trained, scored = (run / kind / arm / "seed-0" for kind in ("segmentation", "evaluation"))
+        data = [(config.target, 1.0)]
+        train(recipe, space, data, 0, trained, config.compute)
+        checkpoint = trained / CHECKPOINT
+        evaluate(
+            *(config.evaluation, space, config.test, checkpoint, scored, config.compute),
+            arm=arm,
+            seed=0,
+        )
+    write_report(config, run, run / "report")
+    config_of_run = (config, run)
+    write_comparison({"one": config_of_run, "other": config_of_run}, tmp_path / "out")
+
+    evaluation = json.loads((scored / "evaluation.json").read_text())
+    counts = np.array(evaluation["confusion"])
+    wrong = counts.sum() - np.trace(counts)
+    assert evaluation["wrong"] == wrong
+    low, high = evaluation["intervals"]["wrong"]
+    assert low < wrong < high
+    assert pd.read_csv(scored / "per_image.csv")["wrong"].sum() == wrong
+    score = read_report(run / "report")["arms"]["mine"]["wrong"]
+    assert score["mean"] == wrong
+    compared = read_report(run / "report")["comparisons"]["mine"]["source_only"]["wrong"]
+    assert (compared["difference"] < 0) == (compared["better"] > 0.5)
+    for folder in (run / "report", tmp_path / "out"):
+        assert read_report(folder)
+        for name in ("report.md", "index.html"):
+            text = (folder / name).read_text()
+            assert "wrong pixels" in text
+            assert number(wrong, "px") in text
+    assert "<h3>Wrong pixels</h3>" in (tmp_path / "out/index.html").read_text()
+    steps = pd.read_csv(run / "report/steps.csv", index_col="arm")
+    assert steps.loc["mine", "wrong"] == wrong
+    assert steps.loc["mine", "wrong_change"] == wrong - steps.loc["oracle", "wrong"]
+    write_json(run / "report/stage.json", {"fingerprint": "", "seconds": 1, "inputs": {}})
+    show_result(run)
+    show_scores(Evaluation.read(scored, space), Console(width=200))
+    said = capsys.readouterr().out
+    assert said.count(number(wrong, "px")) == 2
+    # A run that was scored before there was such a metric tells it, too.
+    del evaluation["wrong"]
+    write_json(scored / "evaluation.json", evaluation)
+    assert Evaluation.read(scored, space).scores["wrong"] == wrong
+
+
 def test_runs_without_counts_by_frame_have_no_intervals(world: Path, tmp_path: Path) -> None:
     config = make_config(world, tmp_path)
     run = make_run(config, tmp_path / "run")
@@ -286,9 +364,9 @@ def test_categories_and_void_predictions(world: Path, tmp_path: Path) -> None:
     said = "Pixels predicted void, which count as misses: adapted 1,003, oracle 2,006."
     assert said in page
     # Three pixels of the first class: in the heat map of this arm, and a part of its truth.
+    space = load_label_space(config.label_space)
     scores = {
-        arm: json.loads((run / "evaluation" / arm / "seed-0/evaluation.json").read_text())
-        for arm in config.arms
+        arm: Evaluation.read(run / "evaluation" / arm / "seed-0", space) for arm in config.arms
     }
     counts = summed_confusion([scores["adapted"], scores["adapted"]])
     assert counts[:, -1].tolist() == [6, 2000, 0]
@@ -327,6 +405,14 @@ def test_markdown_holds_the_headline(finished: tuple[Config, Path]) -> None:
     assert "<script>" not in text
 
 
+def spreads(values: dict[str, float | None], *keys: str) -> dict[str, dict[str, Spread]]:
+    """Arm -> metric -> one seed's value."""
+    return {
+        arm: {key: Spread(mean=value, std=None, seeds={"0": value}) for key in keys}
+        for arm, value in values.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -340,11 +426,13 @@ def test_markdown_holds_the_headline(finished: tuple[Config, Path]) -> None:
     ],
 )
 def test_gap_closed(values: dict[str, float | None], expected: float | None) -> None:
-    arms = {arm: {"m": {"mean": value}} for arm, value in values.items()}
-
-    closed = gap_closed(arms, "adapted", "m")
-
-    assert closed == (None if expected is None else pytest.approx(expected))
+    due = None if expected is None else pytest.approx(expected)
+    metric = Metric("m", "m", None)
+    assert gap_closed(spreads(values, "m"), "adapted", metric) == due
+    # What is wrong where this is right: as much of the gap is closed.
+    metric = Metric("m", "m", None, higher_is_better=False)
+    wrong = {arm: None if value is None else 1 - value for arm, value in values.items()}
+    assert gap_closed(spreads(wrong, "m"), "adapted", metric) == due
 
 
 @pytest.mark.parametrize(
@@ -357,31 +445,27 @@ def test_gap_closed(values: dict[str, float | None], expected: float | None) -> 
         ({"source_only": 0.5, "adapted": 0.6, "oracle": 0.7}, "One seed: no spread known."),
     ],
 )
-def test_result_is_told_honestly(values: dict[str, float], expected: str) -> None:
-    metrics = ("pixel_accuracy", "mean_class_accuracy", "mean_iou", "frequency_weighted_iou")
-    arms = {
-        arm: {m: {"mean": value, "std": None, "seeds": {"0": value}} for m in metrics}
-        for arm, value in values.items()
-    }
-    report = {
-        "arms": arms,
-        "recipes": {arm: {"train": {}, "start": None} for arm in arms},
-        "gap_closed_by_arm": {"adapted": {m: gap_closed(arms, "adapted", m) for m in metrics}},
-        "comparisons": {},
-    }
+def test_result_is_told_honestly(values: dict[str, float | None], expected: str) -> None:
+    arms = spreads(values, *METRICS)
+    report = Summary.model_construct(
+        arms=arms,
+        recipes={arm: Recipe(train={}, start=None) for arm in arms},
+        gap_closed_by_arm={"adapted": {m.key: gap_closed(arms, "adapted", m) for m in tabled()}},
+        comparisons={},
+    )
 
     assert expected in " ".join(result_sentences(report))
 
 
 def test_who_starts_from_the_target_s_labels_has_them() -> None:
     recipes = {
-        "source_only": {"train": {"source": 1}, "start": None},
-        "adapted": {"train": {"translated": 1}, "start": "elsewhere.pt"},
-        "oracle": {"train": {"target": 1}, "start": None},
-        "tuned": {"train": {"translated": 1}, "start": "oracle"},
-        "longer": {"train": {"translated": 1}, "start": "tuned"},
+        "source_only": Recipe(train={"source": 1}, start=None),
+        "adapted": Recipe(train={"translated": 1}, start="elsewhere.pt"),
+        "oracle": Recipe(train={"target": 1}, start=None),
+        "tuned": Recipe(train={"translated": 1}, start="oracle"),
+        "longer": Recipe(train={"translated": 1}, start="tuned"),
     }
-    assert ours({"arms": recipes, "recipes": recipes}) == ["adapted"]
+    assert ours(Summary.model_construct(arms=recipes, recipes=recipes)) == ["adapted"]
 
 
 def test_difference_within_the_spread_is_called_none(world: Path, tmp_path: Path) -> None:
@@ -473,7 +557,7 @@ def test_worst_frames_are_those_of_the_last_of_ours(world: Path, tmp_path: Path)
     page = (run / "report/index.html").read_text()
     section = page[page.index("<summary>The 4 frames on which adapted does worst") :]
     section = section[: section.index("</details>")]
-    rows = [re.findall(r"([0-9.]+)% right", row) for row in section.split('class="name"')[1:]]
+    rows = [re.findall(r"([0-9.]+)% per-pixel", row) for row in section.split('class="name"')[1:]]
     assert rows == [["60.0", "10.0"], ["40.0", "30.0"], ["20.0", "50.0"], ["10.0", "90.0"]]
     assert "prediction of oracle" not in section
     for name in ("source_only", "adapted"):  # a run that kept the pictures of few frames

@@ -322,6 +322,7 @@ def test_progress_may_count_in_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pipeline.progress._LINE_SECONDS", 0)
+    monkeypatch.setattr("pipeline.progress._FIRST_LINE_SECONDS", 0)
     clock = iter(range(0, 100, 2))
     monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: next(clock))
     with progress(tmp_path, "CycleGAN", 10, images_per_unit=8) as advance:
@@ -340,6 +341,7 @@ def test_logs_have_lines_and_no_blank_ones(
 ) -> None:
     for seconds, lines in ((30.0, 0), (0.0, 3)):
         monkeypatch.setattr("pipeline.progress._LINE_SECONDS", seconds)
+        monkeypatch.setattr("pipeline.progress._FIRST_LINE_SECONDS", seconds)
         assert list(each(range(3), "labels read", 3)) == [0, 1, 2]
         with progress(tmp_path, "work", 3):
             pass

@@ -2,8 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.scoring.cityscapes import LABEL_ID
 from pipeline.scoring.confusion import ConfusionMatrix
-from segmentation.data import geometry, labelled_draws
+from segmentation.data import geometry, labelled_frames
 from segmentation.evaluate import count_on_device, count_tensors, evaluate
 from segmentation.losses import cross_entropy
 from segmentation.models import Segmenter, build_model, check_names, load_encoder, try_model
@@ -34,7 +32,7 @@ from segmentation.predict import predict
 from segmentation.score_files import score_files
 from segmentation.scores import label_ids
 from segmentation.train import learning_rate_factor, load_segmenter, train
-from tests.test_cyclegan import equal
+from tests.helpers import equal, killed_in_step
 
 SPACE = load_label_space("cityscapes19")
 CHECKPOINT = Path("checkpoints") / "last.pt"
@@ -175,7 +173,7 @@ def test_augmentation_moves_labels_with_pixels() -> None:
 def reader(config: Config, augmenting: AugmentationConfig, crop: tuple[int, int]) -> Any:
     """(frame index, generator) -> a training item of the source."""
     recipe = config.segmentation.model_copy(update={"augmentation": augmenting, "crop": crop})
-    return labelled_draws([(config.source, 1)], SPACE, recipe, 0, None).read
+    return labelled_frames([(config.source, 1)], SPACE, recipe, 0, None).read
 
 
 def test_augmentations_are_independent_of_each_other(config: Config) -> None:
@@ -230,27 +228,6 @@ def test_weights_that_are_not_finite_are_never_saved(
     with pytest.raises(UserError, match=r"Weight .* is not finite at step 6, on .*toy-sim"):
         train(config.segmentation, SPACE, [(config.source, 1)], 0, tmp_path, config.compute)
     assert load_checkpoint(tmp_path / CHECKPOINT)["step"] == 3
-
-
-class Killed(BaseException):
-    """Stands in for a signal."""
-
-
-@contextmanager
-def killed_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The training in the block does not survive its step `number`."""
-    original, steps = torch.optim.AdamW.step, 0
-
-    def step(self: torch.optim.AdamW) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == number:
-            raise Killed
-        original(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(torch.optim.AdamW, "step", step)
-        yield
 
 
 def test_resume_is_bit_for_bit(
@@ -350,7 +327,7 @@ def test_all_that_an_evaluation_can_keep(config: Config, tmp_path: Path) -> None
     assert result["class_iiou"]["car"] is None
     # What was saved scores as what was predicted, here and with Cityscapes' own script.
     files, notes = score_files(half, SPACE, tmp_path / "ids" / "predictions_ids", tmp_path / "x")
-    assert files["confusion"] == result["confusion"]
+    assert files.confusion == result["confusion"]
     assert notes == ["The values are read as label ids."]
     assert (tmp_path / "x" / "official.json").read_text() == (
         tmp_path / "ids" / "official.json"

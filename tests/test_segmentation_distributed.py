@@ -21,9 +21,8 @@ from pipeline.runtime.distributed import Ranks
 from segmentation.losses import balanced_weights
 from segmentation.models import build_model, sync_batch_norms
 from segmentation.train import CHECKPOINT, load_segmenter, train
+from tests.helpers import assert_close, equal, read_log
 from tests.ranks import in_ranks
-from tests.test_cyclegan import equal
-from tests.test_distributed import assert_close, read_log
 
 SPACE = load_label_space("cityscapes19")
 
@@ -115,7 +114,7 @@ def test_self_training_on_two_devices(config: Config, tmp_path: Path, exact: Non
     for part in ("model", "teacher", "optimizer"):
         assert_close(two[part], one[part], 1e-8)
     for entry, other in zip(read_log(tmp_path / "two"), read_log(tmp_path / "one"), strict=True):
-        assert 0 < entry["sure"] < 1
+        assert 0 < entry["confident_fraction"] < 1
         assert entry == pytest.approx(other, rel=1e-8)
 
 
@@ -123,7 +122,7 @@ def test_self_training_on_two_devices(config: Config, tmp_path: Path, exact: Non
 def test_two_devices_that_draw_for_themselves(config: Config, tmp_path: Path) -> None:
     state = fit(config, tmp_path, 2, SelfTrainingConfig(masked_weight=1.0))
     assert state["step"] == 3
-    assert all(entry["masked"] >= 0 for entry in read_log(tmp_path))
+    assert all(entry["masked_loss"] >= 0 for entry in read_log(tmp_path))
 
 
 def normed(folder: Path, ranks: Ranks) -> None:

@@ -20,19 +20,18 @@ from pipeline.data.reading import LabelReader
 from pipeline.errors import UserError
 from pipeline.run.stage import all_inputs, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint
-from segmentation.data import class_counts, labelled_draws, rare_class_chooser, unlabelled_draws
+from segmentation.data import class_counts, labelled_frames, rare_class_chooser, unlabelled_frames
 from segmentation.self_training import (
     class_masks,
-    lesson,
+    freeze_bn_statistics,
     mask_out,
+    mix_batch,
     pseudo_labels,
     recolor,
-    unnoticed,
     weighted_cross_entropy,
 )
 from segmentation.train import CHECKPOINT, check_start, train
-from tests.test_cyclegan import equal
-from tests.test_segmentation import killed_in_step
+from tests.helpers import equal, killed_in_step
 
 SPACE = load_label_space("cityscapes19")
 TAUGHT = (
@@ -46,20 +45,20 @@ def config(tiny: Path) -> Config:
     return load_config(tiny, ["compute.accelerator=cpu"])
 
 
-def test_a_teacher_s_labels_and_how_far_they_are_believed() -> None:
+def test_a_teacher_s_labels_and_their_confidence_weight() -> None:
     torch.manual_seed(0)
     logits = 4 * torch.randn(2, 5, 6, 7)
-    believed = torch.rand(2, 6, 7) > 0.3
-    classes, weight, sure = pseudo_labels(logits, believed, 0.9)
+    valid = torch.rand(2, 6, 7) > 0.3
+    classes, weight, fraction = pseudo_labels(logits, valid, 0.9)
     above = 0
     for n, i, j in np.ndindex(2, 6, 7):
         odds = np.exp(logits[n, :, i, j].double().numpy())
         assert classes[n, i, j] == odds.argmax()
         above += odds.max() / odds.sum() > 0.9
     assert 0 < above < 84
-    assert sure.item() == pytest.approx(above / 84)
-    assert torch.equal(weight > 0, believed)
-    assert torch.allclose(weight[believed], sure)
+    assert fraction.item() == pytest.approx(above / 84)
+    assert torch.equal(weight > 0, valid)
+    assert torch.allclose(weight[valid], fraction)
 
 
 def test_half_of_the_classes_are_pasted_and_never_the_ignored() -> None:
@@ -93,7 +92,7 @@ def test_masks_are_squares_of_the_share() -> None:
 def test_masked_frames_leave_no_trace_in_batch_norm() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     norm: Any = network[1]
-    with unnoticed(network):
+    with freeze_bn_statistics(network):
         network(torch.randn(2, 3, 5, 5)).sum().backward()
     assert torch.equal(norm.running_mean, torch.zeros(4))
     assert torch.equal(norm.running_var, torch.ones(4))
@@ -124,7 +123,7 @@ def test_recolouring_is_off_when_it_is_off_and_differs_between_pictures() -> Non
     assert len({picture.numpy().tobytes() for picture in pictures}) == 6
 
 
-def test_a_lesson_pastes_labelled_pixels_with_their_labels() -> None:
+def test_a_mixed_batch_pastes_labelled_pixels_with_their_labels() -> None:
     torch.manual_seed(0)
     height, width = 12, 20
     batch = {
@@ -133,26 +132,26 @@ def test_a_lesson_pastes_labelled_pixels_with_their_labels() -> None:
     }
     frames = {
         "rgb": torch.full((2, height, width, 3), 10, dtype=torch.uint8),
-        "believed": torch.ones(2, height, width, dtype=torch.bool),
+        "valid": torch.ones(2, height, width, dtype=torch.bool),
     }
-    frames["believed"][:, :3] = False
+    frames["valid"][:, :3] = False
 
     seen = torch.zeros(2, 9, height, width)
     seen[:, 7, :, :10] = 50  # the teacher is sure of the left half alone
     config = SelfTrainingConfig(color=0, blur=0)
-    taught = lesson(seen, batch, frames, config)
-    pasted = taught["rgb"][..., 0] == 200
-    assert torch.equal(taught["rgb"][..., 0] == 10, ~pasted)
+    mixed = mix_batch(seen, batch, frames, config)
+    pasted = mixed.rgb[..., 0] == 200
+    assert torch.equal(mixed.rgb[..., 0] == 10, ~pasted)
     assert pasted.float().mean() == 0.5  # two stripes of four
-    assert torch.equal(taught["label"][pasted], batch["label"][pasted])
-    assert taught["sure"] == 0.5
-    believed = frames["believed"]
-    assert taught["weight"][pasted].unique().tolist() == [1]
-    assert taught["weight"][~pasted & believed].unique().tolist() == [0.5]
-    assert taught["weight"][~pasted & ~believed].unique().tolist() == [0]
-    alone = lesson(seen, batch, frames, config.model_copy(update={"class_mix": False}))
-    assert torch.equal(alone["rgb"], frames["rgb"])
-    assert torch.equal(alone["label"], alone["taught"])
+    assert torch.equal(mixed.label[pasted], batch["label"][pasted])
+    assert mixed.confident_fraction == 0.5
+    valid = frames["valid"]
+    assert mixed.weight[pasted].unique().tolist() == [1]
+    assert mixed.weight[~pasted & valid].unique().tolist() == [0.5]
+    assert mixed.weight[~pasted & ~valid].unique().tolist() == [0]
+    alone = mix_batch(seen, batch, frames, config.model_copy(update={"class_mix": False}))
+    assert torch.equal(alone.rgb, frames["rgb"])
+    assert torch.equal(alone.label, alone.pseudo_label)
 
 
 def test_rare_classes_are_drawn_by_the_published_rule() -> None:
@@ -177,8 +176,8 @@ def test_crops_are_drawn_again_until_they_show_the_class(config: Config, tmp_pat
     rare = RareClassConfig(temperature=0.01, crop_share=0.02)
     recipe = config.segmentation.model_copy(update={"rare_class_sampling": rare})
     counts = class_counts([(config.source, 1)], SPACE, None, tmp_path)
-    draws = labelled_draws([(config.source, 1)], SPACE, recipe, 0, None, counts)
-    plain = labelled_draws([(config.source, 1)], SPACE, config.segmentation, 0, None)
+    draws = labelled_frames([(config.source, 1)], SPACE, recipe, 0, None, counts)
+    plain = labelled_frames([(config.source, 1)], SPACE, config.segmentation, 0, None)
     assert draws.pick is not None
     hits = []
     for draw in range(40):
@@ -222,7 +221,7 @@ def test_classes_are_counted_once_in_a_training(
 
 def test_mixtures_have_their_shares_and_continue_anywhere(config: Config) -> None:
     mixture = [(config.source, 3.0), (config.target, 1.0)]
-    draws = labelled_draws(mixture, SPACE, config.segmentation, 0, None)
+    draws = labelled_frames(mixture, SPACE, config.segmentation, 0, None)
     names = [draws[i]["name"] for i in range(200)]  # type: ignore[index]
     real = [name for name in names if "toy-real" in name]
     assert 30 <= len(real) <= 70  # 50 +- 6
@@ -230,16 +229,16 @@ def test_mixtures_have_their_shares_and_continue_anywhere(config: Config) -> Non
     assert draws[77]["name"] == names[77]  # type: ignore[index]
 
 
-def test_unlabelled_frames_are_not_recoloured_and_rims_not_believed(config: Config) -> None:
+def test_unlabelled_frames_are_not_recoloured_and_rims_not_valid(config: Config) -> None:
     still = config.segmentation.augmentation.model_copy(update={"scale": (1, 1), "flip": False})
     recipe = config.segmentation.model_copy(update={"augmentation": still, "crop": (128, 96)})
     teaching = SelfTrainingConfig(ignore_top=0.25, ignore_bottom=0.125)
-    draws = unlabelled_draws(config.target, recipe, teaching, 0, None)
+    draws = unlabelled_frames(config.target, recipe, teaching, 0, None)
     item: Any = draws[0]
-    believed = item["believed"].numpy()
-    rows = np.flatnonzero(believed.any(axis=1))
+    valid = item["valid"].numpy()
+    rows = np.flatnonzero(valid.any(axis=1))
     assert len(rows) == 64 - 16 - 8  # the frame's 64 rows without its rims, and no padding
-    assert believed[rows].all()
+    assert valid[rows].all()
     frames = [read_rgb(sample.image) for sample in list_samples(config.target, labelled=False)]
     top = rows[0] - 16
     assert any(np.array_equal(item["rgb"][top : top + 64], frame) for frame in frames)
@@ -326,7 +325,7 @@ def test_a_start_hands_weights_on(config: Config, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arms", "message"),
     [
-        ("{a: {train: {source: 1, nowhere: 1}}}", "'source', 'translated' or 'target'"),
+        ("{a: {train: {source: 1, nowhere: 1}}}", "no frames 'nowhere'. Known: target, source,"),
         ("{a: {train: {source: 0}}}", "greater than 0"),
         ("{a: {train: {}}}", "at least 1 item"),
         ("{a: {start: b}}", "train: required"),

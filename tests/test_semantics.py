@@ -1,7 +1,8 @@
-"""The frozen judge: its loss, its drift matrix, its distance, its score."""
+"""The semantic evaluator: its loss, its drift matrix, its distance, its score."""
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cyclegan.checkpoints import export, load_generator
-from cyclegan.semantics import Judge, Probe, kernel_distance, pseudo_classes, semantic_loss
+from cyclegan.semantics import (
+    Probe,
+    SemanticEvaluator,
+    kernel_distance,
+    pseudo_labels,
+    semantic_loss,
+)
 from cyclegan.steps import save_last
 from cyclegan.train import train
 from cyclegan.translate import translate_frame
 from flows.estimate import estimate
-from flows.plan import _judge, plan
+from flows.plan import plan, semantic_evaluator
 from flows.prepare import preflight, prepare
 from pipeline.config.load import load_config
 from pipeline.data.images import read_rgb
-from pipeline.data.labels import IGNORE, LabelClass, LabelSpace, load_label_space
+from pipeline.data.labels import IGNORE, load_label_space
 from pipeline.data.listing import list_samples
 from pipeline.data.reading import read_frame
 from pipeline.errors import UserError
@@ -32,28 +39,9 @@ from pipeline.run.stage import all_inputs, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
 from segmentation.models import build_model
 from tests.conftest import TINY, Cli
+from tests.helpers import SPACE, by_brightness, mean_color
 
-SPACE = LabelSpace(
-    name="dark or bright",
-    classes=(
-        LabelClass(name="dark", names=("road",), color=(0, 0, 0)),
-        LabelClass(name="bright", names=("sky",), color=(255, 255, 255)),
-    ),
-)
-
-
-def by_brightness(x: Tensor) -> Tensor:
-    """A segmenter that needs no training: bright where the mean is above 0."""
-    bright = 20 * x.mean(dim=1, keepdim=True)
-    return torch.cat([-bright, bright], dim=1)
-
-
-def mean_color(x: Tensor) -> Tensor:
-    """Features: the mean of each channel."""
-    return x.mean(dim=(2, 3))
-
-
-JUDGE = Judge(by_brightness, mean_color, "mean colour", SPACE)
+JUDGE = SemanticEvaluator(by_brightness, mean_color, "mean colour", SPACE)
 
 
 class Scale(nn.Module):
@@ -108,7 +96,7 @@ def test_loss_punishes_swapped_classes() -> None:
     kept = semantic_loss(by_brightness, x, classes)
     swapped = semantic_loss(by_brightness, -x, classes)
     assert float(kept) < 0.1 < 5 < float(swapped)
-    assert (pseudo_classes(by_brightness, x) == classes).all()
+    assert (pseudo_labels(by_brightness, x) == classes).all()
 
 
 def test_kernel_distance_against_sums() -> None:
@@ -131,15 +119,15 @@ def test_kernel_distance_is_near_zero_for_one_distribution_only() -> None:
     assert kernel_distance(a, c + 1) > 1
 
 
-def test_verdict_sees_a_swap_and_ranks_translators() -> None:
+def test_score_sees_a_swap_and_ranks_translators() -> None:
     frames = [halves(250, 30), halves(240, 20), halves(30, 200)]
     target = [frame // 2 for frame, _ in frames]
     probe = Probe(JUDGE, frames, target, torch.device("cpu"))
-    nothing = probe.verdict(Scale(1.0))
+    nothing = probe.score(Scale(1.0))
     assert nothing.before.pixel_accuracy == 1
     assert nothing.after.counts.tolist() == nothing.before.counts.tolist()
     assert nothing.score == pytest.approx(1, abs=1e-3)
-    swapped = probe.verdict(Scale(-1.0))
+    swapped = probe.score(Scale(-1.0))
     assert swapped.after.pixel_accuracy == 0
     assert swapped.after.counts[0, 1] == swapped.before.counts[0, 0]  # dark became bright
     assert swapped.score > nothing.score
@@ -154,13 +142,13 @@ def test_verdict_sees_a_swap_and_ranks_translators() -> None:
 def test_probe_leaves_the_generator_as_it_is() -> None:
     generator = Scale(1.0).train()
     probe = Probe(JUDGE, [halves(250, 30)] * 2, [halves(9, 9)[0]] * 2, torch.device("cpu"))
-    probe.verdict(generator)
+    probe.score(generator)
     assert generator.training
     assert generator.factor.grad is None
     assert generator.factor == 1
 
 
-# In a run: the source's network is trained first and judges every checkpoint.
+# In a run: the source's network is trained first and evaluates every checkpoint.
 
 JUDGED = {
     "cyclegan.semantics": "{consistency: 1.0, target_consistency: 0.5, probe_frames: 4}",
@@ -196,8 +184,10 @@ def test_the_judge_has_the_recipe_of_its_arm(tiny: Path, tmp_path: Path) -> None
         "model": build_model(recipe, len(space.classes)).state_dict(),
     }
     save_checkpoint(tmp_path / "source_only/seed-0/checkpoints/last.pt", state)
-    judge = _judge(config, space, tmp_path / "source_only/seed-0")(torch.device("cpu"))
-    assert judge.features_name == "resnet34, trained in source_only"
+    evaluator = semantic_evaluator(
+        config, space, tmp_path / "source_only/seed-0", torch.device("cpu")
+    )
+    assert evaluator.features_name == "resnet34, trained in source_only"
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +220,8 @@ def test_every_checkpoint_is_judged_and_the_best_translates(judged: Path) -> Non
         assert sum(row[0]) == sum(row[1])
     lines = (judged / "cyclegan/log.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
-    assert all(entry["semantic_source"] > 0 for entry in entries)
-    assert all(entry["semantic_target"] > 0 for entry in entries)
+    assert all(entry["semantic_loss_source"] > 0 for entry in entries)
+    assert all(entry["semantic_loss_target"] > 0 for entry in entries)
     assert sum("score" in entry for entry in entries) == 4
     spec = load_config(judged / "config.yaml").source
     frame = list_samples(spec, labelled=False)[0]
@@ -243,7 +233,9 @@ def test_every_checkpoint_is_judged_and_the_best_translates(judged: Path) -> Non
 def test_a_judged_training_continues_exactly(judged: Path, world: Path) -> None:
     config = load_config(judged / "config.yaml")
     space = load_label_space(config.label_space)
-    judge_on = _judge(config, space, judged / "segmentation/source_only/seed-0")
+    evaluator_on = partial(
+        semantic_evaluator, config, space, judged / "segmentation/source_only/seed-0"
+    )
     folder = judged.parent / "continued"
     saved = 0
 
@@ -256,8 +248,8 @@ def test_a_judged_training_continues_exactly(judged: Path, world: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("cyclegan.train.save_last", stop_after_two)
-        train(config.cyclegan, config.source, config.target, folder, config.compute, judge_on)
-    train(config.cyclegan, config.source, config.target, folder, config.compute, judge_on)
+        train(config.cyclegan, config.source, config.target, folder, config.compute, evaluator_on)
+    train(config.cyclegan, config.source, config.target, folder, config.compute, evaluator_on)
     for name in ("leaderboard.csv", "drift.json", "log.jsonl"):
         assert (folder / name).read_bytes() == (judged / "cyclegan" / name).read_bytes(), name
     one, other = (
@@ -274,7 +266,7 @@ def test_a_judged_training_continues_exactly(judged: Path, world: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["translation.checkpoint=best"], "'best', and nobody judges; set cyclegan.semantics"),
+        (["translation.checkpoint=best"], "is 'best', and no segmentation network scores the"),
         ([SETTINGS[0], "arms={adapted: translated}"], "needs a network that was trained on the s"),
         ([SETTINGS[0], "cyclegan.paired=true"], "semantics is for unpaired training"),
         (["cyclegan.semantics={probe_frames: 1}"], "probe_frames"),
@@ -322,25 +314,31 @@ def test_a_kill_between_the_two_files_leaves_the_best_true(judged: Path, tmp_pat
     save_checkpoint(path, {**truth, "step": 99})
     config = load_config(judged / "config.yaml")
     space = load_label_space(config.label_space)
-    judge_on = _judge(config, space, judged / "segmentation/source_only/seed-0")
+    evaluator_on = partial(
+        semantic_evaluator, config, space, judged / "segmentation/source_only/seed-0"
+    )
     folder = tmp_path / "cyclegan"
-    train(config.cyclegan, config.source, config.target, folder, config.compute, judge_on)
+    train(config.cyclegan, config.source, config.target, folder, config.compute, evaluator_on)
     assert load_checkpoint(path)["step"] == truth["step"]
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("target.limit=1", "has 1 frame(s), and cyclegan.semantics judges on two or more"),
+        ("target.limit=1", "has 1 frame(s), and cyclegan.semantics needs two or more"),
         ("source.values={7: any vehicle}", "has a class of label space cityscapes19"),
     ],
 )
 def test_frames_that_cannot_judge(judged: Path, tiny: Path, setting: str, message: str) -> None:
     config = load_config(tiny, [*SETTINGS, setting])
     space = load_label_space(config.label_space)
-    judge_on = _judge(config, space, judged / "segmentation/source_only/seed-0")
+    evaluator_on = partial(
+        semantic_evaluator, config, space, judged / "segmentation/source_only/seed-0"
+    )
     with pytest.raises(UserError) as error:
-        train(config.cyclegan, config.source, config.target, tiny.parent, config.compute, judge_on)
+        train(
+            config.cyclegan, config.source, config.target, tiny.parent, config.compute, evaluator_on
+        )
     assert message in str(error.value)
 
 
@@ -362,7 +360,10 @@ def test_an_estimate_of_every_stage(tiny: Path, judged: Path) -> None:
     assert 0.9 < parts["train-segmentation"].bytes / (3 * last.stat().st_size) < 3.1
 
 
-def test_training_a_translator_trains_its_judge(cli: Cli, tiny: Path, world: Path) -> None:
+@pytest.mark.slow
+def test_training_a_translator_trains_the_network_that_watches_it(
+    cli: Cli, tiny: Path, world: Path
+) -> None:
     sets = [word for setting in SETTINGS for word in ("--set", setting)]
     result = cli("train-cyclegan", "r", "--config", tiny, *sets)
     assert result.returncode == 0, result.stderr

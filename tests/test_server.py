@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import HTTPError
@@ -18,7 +17,7 @@ from flows.server import DEFAULTS, prefect_server
 from pipeline.errors import UserError
 from pipeline.run.folder import read_run
 from tests.conftest import ROOT, cli_command
-from tests.test_flow import wait_for
+from tests.helpers import assert_gone, wait_for
 
 # Its sizes, seeds and arms are made few; its twelve readers, recipe and data sets stay.
 SHRUNK = [
@@ -36,6 +35,7 @@ SHRUNK = [
 ]
 
 
+@pytest.mark.slow
 def test_the_full_scale_configuration_with_its_readers(world: Path, tmp_path: Path) -> None:
     roots = {"GTA5_ROOT": str(world / "toy-sim"), "CITYSCAPES_ROOT": str(world / "toy-real")}
     shipped = ROOT / "configs/gta5_to_cityscapes.yaml"
@@ -88,16 +88,6 @@ def servers(process: subprocess.Popen[str]) -> dict[int, str]:
         if parent == process.pid and "uvicorn" in command:
             found[int(folder.name)] = command
     return found
-
-
-def assert_gone(pids: Iterable[int]) -> None:
-    for pid in pids:
-        for _ in range(200):
-            if not Path(f"/proc/{pid}").exists():
-                break
-            time.sleep(0.05)
-        else:
-            pytest.fail(f"process {pid} is still there after ten seconds")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import yaml
 
 from pipeline.runtime.checkpoint import load_checkpoint
 from tests.conftest import TINY, cli_command
-from tests.test_cyclegan import equal
+from tests.helpers import equal
 
 KILLS = int(os.environ.get("SIM2REAL_SOAK_KILLS", "10"))
 RESULTS = (

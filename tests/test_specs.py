@@ -25,8 +25,8 @@ from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
 from pipeline.intake.headers import check_headers
 from pipeline.schema import parse
+from tests.helpers import CITYSCAPES
 from tests.layouts import CAMVID32, LAYOUTS, VIRTUAL_KITTI_2, Layout
-from tests.test_labels import CITYSCAPES
 
 Value = int | tuple[int, int, int]
 

@@ -15,7 +15,7 @@ from cyclegan.networks import build_discriminator
 from cyclegan.steps import CHECKPOINT
 from cyclegan.train import train
 from cyclegan.train_paired import train_paired
-from cyclegan.weights import critic_settings, plain_state
+from cyclegan.weights import discriminator_settings, plain_state
 from flows.plan import plan
 from flows.prepare import preflight
 from pipeline.config.load import load_config
@@ -23,14 +23,22 @@ from pipeline.config.settings import Config, CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.run.stage import all_inputs
 from pipeline.runtime.checkpoint import load_checkpoint
-from tests.test_checkpoints import Code, Resnet, State, Unet, norm_layer, randomised, weights_equal
-from tests.test_cyclegan import Killed, equal, stopping_after
+from tests.helpers import Killed, equal, stopping_after
+from tests.reference_networks import (
+    Code,
+    Resnet,
+    State,
+    Unet,
+    norm_layer,
+    randomised,
+    weights_equal,
+)
 
 NAMES = {
     "source_to_target": "G_A",
     "target_to_source": "G_B",
-    "target_critic": "D_A",
-    "source_critic": "D_B",
+    "target_discriminator": "D_A",
+    "source_discriminator": "D_B",
 }
 
 
@@ -135,7 +143,7 @@ def test_the_reference_s_discriminators(
     ours = recipe(start=folder, **settings)
     given = load_start(ours)
     network = build_discriminator(ours)
-    network.load_state_dict(given["critic" if channels == 6 else "target_critic"])
+    network.load_state_dict(given["discriminator" if channels == 6 else "target_discriminator"])
     # Statistics of instance norms are not to be used: those of the picture are, in training mode.
     x = torch.rand(2, channels, 96, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
     torch.testing.assert_close(
@@ -151,7 +159,7 @@ def test_every_field_is_told(recipe: Recipe) -> None:
     ):
         ours = recipe(**settings)
         state = build_discriminator(ours).state_dict()
-        told = critic_settings(plain_state(state, "here"), "here")
+        told = discriminator_settings(plain_state(state, "here"), "here")
         assert settings.items() <= told.items()
         assert all(getattr(ours, field) == value for field, value in told.items())
 
@@ -176,8 +184,8 @@ def test_training_begins_with_the_weights_of_a_folder(
         assert weights_equal(average, state["networks"][name])
     assert capsys.readouterr().err.startswith(
         f"CycleGAN starts from {folder}: latest_net_G_A.pth (source_to_target), latest_net_G_B.pth "
-        "(target_to_source), latest_net_D_A.pth (target_critic), latest_net_D_B.pth "
-        "(source_critic)\n"
+        "(target_to_source), latest_net_D_A.pth (target_discriminator), latest_net_D_B.pth "
+        "(source_discriminator)\n"
     )
 
 
@@ -192,7 +200,7 @@ def test_paired_training_begins_with_the_weights_of_a_folder(
     networks = load_checkpoint(tmp_path / "out" / CHECKPOINT)["networks"]
     files = states(folder)
     assert weights_equal(networks["source_to_target"], files["latest_net_G"])
-    assert weights_equal(networks["critic"], files["latest_net_D"])
+    assert weights_equal(networks["discriminator"], files["latest_net_D"])
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -246,10 +254,15 @@ def test_what_is_missing_starts_anew(
     both = folder_of(tmp_path / "both", G_A=Resnet(1), G_B=Resnet(1))
     back = folder_of(tmp_path / "back", G_B=Resnet(1), D_B=Patch())
     for folder, paired, taken, anew in (
-        (alone, False, "G.pth (source_to_target)", "target_to_source, target_critic, source_c"),
-        (both, False, "G_B.pth (target_to_source)", "target_critic, source_critic"),
-        (back, False, "D_B.pth (source_critic)", "source_to_target, target_critic"),
-        (both, True, "G_A.pth (source_to_target)", "critic"),
+        (
+            alone,
+            False,
+            "G.pth (source_to_target)",
+            "target_to_source, target_discriminator",
+        ),
+        (both, False, "G_B.pth (target_to_source)", "target_discriminator, source_discriminator"),
+        (back, False, "D_B.pth (source_discriminator)", "source_to_target, target_discriminator"),
+        (both, True, "G_A.pth (source_to_target)", "discriminator"),
     ):
         load_start(recipe(start=folder, paired=paired), say=True)
         assert f"latest_net_{taken}; anew: {anew}" in capsys.readouterr().err
@@ -290,9 +303,9 @@ def test_all_that_differs_is_named_at_once(recipe: Recipe, tmp_path: Path) -> No
         "set cyclegan.generator_width: 8\n"
         "  cyclegan.dropout is false, the file has true (source_to_target): "
         "set cyclegan.dropout: true\n"
-        "  cyclegan.discriminator_layers is 3, the file has 2 (target_critic): "
+        "  cyclegan.discriminator_layers is 3, the file has 2 (target_discriminator): "
         "set cyclegan.discriminator_layers: 2\n"
-        "  cyclegan.discriminator is patch, the file has pixel (source_critic): "
+        "  cyclegan.discriminator is patch, the file has pixel (source_discriminator): "
         "set cyclegan.discriminator: pixel"
     )
     unet = folder_of(tmp_path / "unet", G_A=Unet(5))
@@ -302,7 +315,7 @@ def test_all_that_differs_is_named_at_once(recipe: Recipe, tmp_path: Path) -> No
     for dropout in (False, True):
         load_start(recipe(start=unet, generator="unet", downs=5, dropout=dropout, crop=(64, 64)))
     folder_of(unet, G_A=Resnet(1), D_A=Patch(channels=6))
-    with pytest.raises(UserError, match=r"paired is false, .* true \(target_critic\)"):
+    with pytest.raises(UserError, match=r"paired is false, .* true \(target_discriminator\)"):
         load_start(recipe(start=unet))
 
 
@@ -317,7 +330,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"G_A": GOOD, "D_A": {k: v for k, v in CRITIC.items() if k != "model.2.bias"}},
         r"neither norms with weights nor the biases \(model.2.bias\)",
     ),
-    "exchanged": ({"G_A": GOOD, "D_A": GOOD}, "target_critic. is no discriminator"),
+    "exchanged": ({"G_A": GOOD, "D_A": GOOD}, "target_discriminator. is no discriminator"),
     "critic as generator": ({"G_A": CRITIC}, r"source_to_target. is no generator"),
     "grey": ({"G_A": GOOD, "D_A": Patch(channels=1)}, "pictures of 1 channels"),
     "grey generator": ({"G_A": Resnet(1, inputs=1)}, "pictures of 1 channels"),
@@ -327,7 +340,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not finite": (
         {"G_A": GOOD, "D_B": {**CRITIC, "model.0.bias": torch.full((4,), torch.inf)}},
-        r"latest_net_D_B.pth \(source_critic\): weight model.0.bias is not finite",
+        r"latest_net_D_B.pth \(source_discriminator\): weight model.0.bias is not finite",
     ),
     "discriminators alone": ({"D_A": CRITIC, "D_B": CRITIC}, "holds no generator .*found latest_n"),
     "nothing": ({}, "holds no generator .* latest_net_G_A.pth .*found nothing"),
@@ -364,8 +377,8 @@ def test_files_that_are_no_networks(recipe: Recipe, tmp_path: Path) -> None:
     assert not hasattr(sys, "mark_of_the_checkpoint")
     with pytest.raises(UserError, match=r"G_A.pth is no training checkpoint .*give the folder"):
         load_start(recipe(start=folder / "latest_net_G_A.pth"))
-    torch.save({"networks": {"source_critic": CRITIC, 1: 2}}, tmp_path / "last.pt")
-    with pytest.raises(UserError, match="holds no generator, only: source_critic, 1"):
+    torch.save({"networks": {"source_discriminator": CRITIC, 1: 2}}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match="holds no generator, only: source_discriminator, 1"):
         load_start(recipe(start=tmp_path / "last.pt"))
     torch.save({"networks": {"source_to_target": 3}}, tmp_path / "last.pt")
     with pytest.raises(UserError, match=r"last.pt \(source_to_target\) holds no weights by name"):
@@ -409,3 +422,40 @@ def test_the_content_is_a_part_of_the_stage(
     monkeypatch.chdir("/")
     tiny.write_text(tiny.read_text().replace("cyclegan:", "cyclegan:\n  start: a"))
     assert inputs() == before
+
+
+# Before discriminators were called so.
+
+EARLIER = Path(__file__).parent / "data" / "finished_run" / "run" / "cyclegan"
+
+
+def test_a_checkpoint_of_an_earlier_version_is_a_start(config: Config) -> None:
+    path = EARLIER / "checkpoints" / "last.pt"
+    state = load_checkpoint(path)
+    assert "target_critic" in state["networks"]
+    recipe = CycleGANConfig.model_validate(state["config"] | {"start": path})
+    given = load_start(recipe)
+    assert equal(given["target_discriminator"], state["networks"]["target_critic"])
+    assert equal(given["source_discriminator"], state["networks"]["source_critic"])
+
+
+def test_the_training_of_an_earlier_version_continues(config: Config, tmp_path: Path) -> None:
+    before = load_checkpoint(EARLIER / "checkpoints" / "last.pt")
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(EARLIER / "checkpoints" / "last.pt", tmp_path / "checkpoints")
+    shutil.copy(EARLIER / "log.jsonl", tmp_path)
+    recipe = CycleGANConfig.model_validate(before["config"])
+    longer = recipe.model_copy(update={"steps_per_epoch": before["step"], "decay_epochs": 1})
+    train(
+        longer.model_copy(update={"epochs": 1}),
+        config.source,
+        config.target,
+        tmp_path,
+        config.compute,
+    )
+    after = load_checkpoint(tmp_path / "checkpoints" / "last.pt")
+    assert after["step"] == 2 * before["step"]
+    assert set(after["optimizers"]) == {"generators", "discriminators"}
+    steps = after["optimizers"]["discriminators"]["state"][0]["step"]
+    assert steps == 2 * before["step"]  # Adam's, taken over
+    assert len(after["pools"]["source"]) >= len(before["pools"]["source"])

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.toyworld import drawing, writing
 from pipeline.toyworld.drawing import SIZE, render_scene
 from pipeline.toyworld.writing import write_toy_world
-from tests.test_labels import CITYSCAPES
+from tests.helpers import CITYSCAPES
 
 FRAMES = 60
 SMALL: Mapping[str, Any] = {

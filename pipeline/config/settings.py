@@ -51,13 +51,13 @@ class SemanticsConfig(Schema):
     """The arm of the network; none: the first that trains on `source` alone."""
 
     consistency: float = Field(0.0, ge=0)
-    """Weight of the judge's cross-entropy on translated source frames, against the source's labels
+    """Weight of the network's cross-entropy on translated source frames against their labels
     (CyCADA: Hoffman et al., ICML 2018, with weight 1). 0 only watches."""
     target_consistency: float = Field(0.0, ge=0)
-    """The same for translated target frames, against what the judge sees in the frames themselves:
-    only as true as the judge is on the target."""
+    """The same for translated target frames, against its pseudo-labels of the frames themselves:
+    only as true as the network is on the target."""
     probe_frames: int = Field(50, ge=2)
-    """Frames of each domain on which every checkpoint is judged, evenly spaced."""
+    """Frames of each domain on which every checkpoint is scored, evenly spaced."""
 
 
 class CycleGANConfig(Schema):
@@ -95,14 +95,14 @@ class CycleGANConfig(Schema):
     """`resize` repeats pixels and convolves: no chequerboard in translated frames, at a little more
     work. `transposed` loads the reference's weights."""
     discriminator: Literal["patch", "pixel"] = "patch"
-    """`patch` judges overlapping patches (PatchGAN); `pixel` judges colours alone."""
+    """`patch` looks at overlapping patches (PatchGAN); `pixel` at single pixels' colours."""
     discriminator_width: int = Field(64, ge=4)
     """Channels after the discriminator's first convolution."""
     discriminator_layers: int = Field(3, ge=1, le=5)
     """Strided layers of the PatchGAN; 3 see 70x70 pixels."""
     discriminator_scales: int = Field(1, ge=1, le=4)
     """Discriminators of each domain, each on frames of half the size of the one before
-    (pix2pixHD); more judge layout besides texture. Their losses are averaged."""
+    (pix2pixHD); more look at layout besides texture. Their losses are averaged."""
     adversarial_loss: Literal["least_squares", "vanilla"] = "least_squares"
     """`vanilla` is the cross-entropy of Goodfellow et al., 2014."""
     crop: Size = (256, 256)

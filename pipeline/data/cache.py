@@ -10,12 +10,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -96,7 +95,7 @@ class _Mapped:
             )
         self.flat = np.memmap(data, np.uint8, "r")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _Mapped, (self.data, self.shapes)
 
     def __call__(self, index: int) -> UInt8:
@@ -106,7 +105,7 @@ class _Mapped:
 
 
 def _cached(
-    read: Reader, files: list[Path], how: dict[str, Any], folder: Path, title: str
+    read: Reader, files: list[Path], how: Mapping[str, object], folder: Path, title: str
 ) -> Reader:
     """`read` through a file in `folder` that holds all its results, made if it is not there.
 
@@ -125,7 +124,7 @@ def _cached(
     return _Mapped(data, shapes)
 
 
-def _hash(value: Any) -> str:
+def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 

@@ -16,18 +16,16 @@ from pipeline.files import open_regular, replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """File name endings that count as images, in the order in which they are looked for."""
-
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 """What `SUFFIXES` stand for. Files of other formats are refused whatever they are called: PIL would
 hand PostScript to Ghostscript, which runs it."""
-
 MAX_PIXELS, MAX_BYTES = 1 << 27, 1 << 29
 """Larger images are refused before they are decoded: 16384x8192 pixels, 512 MiB of a file."""
-
 _STRETCHED = {"L;2": 85, "L;4": 17}
 """Grey values of few bits are stretched by PIL to 0..255; in a label they are ids."""
-
 UInt8 = npt.NDArray[np.uint8]
+Raw = npt.NDArray[Any]
+"""Pixels of whatever type a file stores: bool, uint8, uint16, int32 or float32."""
 
 JPEG_OPTIONS = [
     *[int(cv2.IMWRITE_JPEG_QUALITY), 95],
@@ -202,7 +200,7 @@ def frame_fault(header: Header) -> tuple[str, str] | None:
     return None
 
 
-def read_raw(path: Path, *, colors: bool = False) -> npt.NDArray[Any]:
+def read_raw(path: Path, *, colors: bool = False) -> Raw:
     """Read a label file as it is stored: palette indices, numbers, or channels.
 
     Args:
@@ -218,7 +216,7 @@ def read_raw(path: Path, *, colors: bool = False) -> npt.NDArray[Any]:
         return stored_values(opened, colors=colors)
 
 
-def stored_values(opened: OpenImage, *, colors: bool = False) -> npt.NDArray[Any]:
+def stored_values(opened: OpenImage, *, colors: bool = False) -> Raw:
     """As `read_raw`, of a file that is open."""
     image, header, file = opened
     raw = np.asarray(image)
@@ -284,15 +282,17 @@ def resize_indices(indices: UInt8, size: tuple[int, int]) -> UInt8:
     return np.asarray(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
 
 
-def grid(rows: list[list[UInt8]]) -> UInt8:
-    """Pictures (H, W, 3) uint8 of any sizes in rows, on black."""
+def grid(rows: list[list[UInt8]], background: int = 0) -> UInt8:
+    """Pictures (H, W, 3) uint8 of any sizes in rows, on a grey level."""
     beside = []
     for row in rows:
         height = max(picture.shape[0] for picture in row)
-        beside.append(np.concatenate([_pad_to(p, height, p.shape[1]) for p in row], axis=1))
+        padded = [_pad_to(p, height, p.shape[1], background) for p in row]
+        beside.append(np.concatenate(padded, axis=1))
     width = max(row.shape[1] for row in beside)
-    return np.concatenate([_pad_to(row, row.shape[0], width) for row in beside])
+    return np.concatenate([_pad_to(row, row.shape[0], width, background) for row in beside])
 
 
-def _pad_to(picture: UInt8, height: int, width: int) -> UInt8:
-    return np.pad(picture, ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0)))
+def _pad_to(picture: UInt8, height: int, width: int, value: int) -> UInt8:
+    more = (0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0)
+    return np.pad(picture, more, constant_values=value)

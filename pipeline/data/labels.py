@@ -57,7 +57,6 @@ VOCABULARY: frozenset[str] = frozenset(
     }
 )
 """Every name that a data set may decode to and a label space may group."""
-
 _BUILT_IN = Path(__file__).parent / "label_spaces"
 _OWN_NAME = re.compile(r"[a-z0-9_-]+/[a-z0-9 _-]+")
 

@@ -24,7 +24,6 @@ from pipeline.errors import UserError
 from pipeline.files import open_regular
 
 Item = TypeVar("Item")
-
 _FIELD = re.compile(r"\{(\w+)\}")
 _LIST_BYTES = 64 * 1024 * 1024
 
@@ -52,22 +51,8 @@ def list_samples(spec: DatasetSpec, *, labelled: bool) -> list[Sample]:
         raise UserError(
             f"Data set {spec.name}: no folder {spec.root}. Set its `root` to where the data is."
         )
-    fixed = {}
-    if "split" in pattern_fields(spec.images) and spec.split not in spec.splits:
-        folders = sorted({fields["split"] for fields, _ in _find(spec, {})})
-        if spec.split not in folders:
-            raise UserError(
-                f"Data set {spec.name}: no split {spec.split!r} in {spec.root}. "
-                f"Found: {', '.join([*folders, *spec.splits]) or 'none'}. Set `split`."
-            )
-        fixed = {"split": spec.split}
-    elif spec.split is not None and spec.split not in spec.splits:
-        raise UserError(
-            f"Data set {spec.name}: no split {spec.split!r}. "
-            f"Known: {', '.join(spec.splits) or 'none; leave `split` out'}."
-        )
     found: dict[str, Path] = {}
-    for fields, path in _find(spec, fixed):
+    for fields, path in _find(spec, _split_folder(spec)):
         name = "/".join(fields.values())
         if name in found:
             raise UserError(
@@ -80,13 +65,7 @@ def list_samples(spec: DatasetSpec, *, labelled: bool) -> list[Sample]:
         images = {name: found[name].relative_to(spec.root) for name in names}
         names = _members(spec, spec.splits[spec.split], images)
     if spec.quarantine is not None:
-        banned = read_quarantine(spec.quarantine)
-        if banned and not banned.keys() & found.keys():
-            raise UserError(
-                f"Data set {spec.name}: {spec.quarantine} lists {next(iter(banned))!r} and so on, "
-                f"and no frame has such a name; names are like {names[0]!r}. Write the list with "
-                "`sim2real check --quarantine`."
-            )
+        banned = _quarantined(spec, spec.quarantine, found)
         names = [name for name in names if name not in banned]
     if not names:
         raise UserError(
@@ -100,6 +79,44 @@ def list_samples(spec: DatasetSpec, *, labelled: bool) -> list[Sample]:
     if not labelled:
         return [Sample(name, found[name]) for name in names]
     return _with_labels(spec, {name: found[name] for name in names})
+
+
+def _split_folder(spec: DatasetSpec) -> dict[str, str]:
+    """The value of `{split}` where the spec's split is a folder.
+
+    Raises:
+        UserError: no such split.
+    """
+    if "split" in pattern_fields(spec.images) and spec.split not in spec.splits:
+        folders = sorted({fields["split"] for fields, _ in _find(spec, {})})
+        if spec.split not in folders:
+            raise UserError(
+                f"Data set {spec.name}: no split {spec.split!r} in {spec.root}. "
+                f"Found: {', '.join([*folders, *spec.splits]) or 'none'}. Set `split`."
+            )
+        return {"split": str(spec.split)}
+    if spec.split is not None and spec.split not in spec.splits:
+        raise UserError(
+            f"Data set {spec.name}: no split {spec.split!r}. "
+            f"Known: {', '.join(spec.splits) or 'none; leave `split` out'}."
+        )
+    return {}
+
+
+def _quarantined(spec: DatasetSpec, path: Path, found: Mapping[str, Path]) -> dict[str, str]:
+    """The frames to leave out.
+
+    Raises:
+        UserError: a list of none of the frames found.
+    """
+    banned = read_quarantine(path)
+    if banned and found and not banned.keys() & found.keys():
+        raise UserError(
+            f"Data set {spec.name}: {path} lists {next(iter(banned))!r} and so on, "
+            f"and no frame has such a name; names are like {min(found)!r}. Write the list with "
+            "`sim2real check --quarantine`."
+        )
+    return banned
 
 
 def evenly(items: Sequence[Item], count: int) -> list[Item]:

@@ -5,10 +5,10 @@ import inspect
 import os
 import re
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pipeline.data.images import (
     Header,
+    Raw,
     UInt8,
     image_size,
     open_image,
@@ -33,6 +34,8 @@ from pipeline.files import open_regular
 ALLOW_CODE = "SIM2REAL_ALLOW_CODE"
 """The environment variable that `--allow-code` sets to 1: a decoder's file may be run. Processes
 that are started inherit it."""
+Decoder = Callable[[Path], npt.ArrayLike]
+"""Label file -> raw values, (H, W)."""
 UNNAMED = 254
 """Class index of values without a name, where they are told from those that are ignored."""
 _PLAIN = re.compile(r"1|L;?[24]?|P;?[124]?|LA|RGB[AX]?|BGR[AX]?|(I|LA|RGBA?);16[BLNS]*|I;32[BLNS]*")
@@ -98,7 +101,7 @@ class LabelReader:
         for raw, name in spec.values.items():
             self._table[raw_value(raw, spec.encoding)] = space.index_of(name)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # To another process without the table, which is large, and the decoder's code.
         return LabelReader, (self.spec, self.space)
 
@@ -162,7 +165,7 @@ class LabelReader:
             raise UserError(f"{path} is no label of data set {self.spec.name}: {problem}.")
         return np.ascontiguousarray(raw, np.uint16 if raw.dtype.itemsize > 1 else np.uint8)
 
-    def _decoded(self, path: Path, decode: Any) -> npt.NDArray[np.integer]:
+    def _decoded(self, path: Path, decode: Decoder) -> npt.NDArray[np.integer]:
         try:
             raw = np.asarray(decode(path))
         except Exception as error:  # code of a plug-in: it may raise anything
@@ -197,7 +200,7 @@ def decoder_code(name: str) -> str:
     return hashlib.sha256(_content(source)).hexdigest()[:16]
 
 
-def not_ids(raw: npt.NDArray[Any]) -> str | None:
+def not_ids(raw: Raw) -> str | None:
     """What is wrong with values (H, W) of more than 16 bits as ids, if anything."""
     if raw.dtype.itemsize <= 2 or not raw.size or 0 <= raw.min() <= raw.max() <= 65535:
         return None
@@ -217,7 +220,7 @@ def _look_up_colors(table: UInt8, rgb: npt.NDArray[np.integer]) -> UInt8:
     return classes
 
 
-def _decoder(name: str) -> Any:
+def _decoder(name: str) -> Decoder:
     """The function that a spec names, of a file or an installed package that may be run.
 
     Raises:
@@ -238,7 +241,7 @@ def _decoder(name: str) -> Any:
     return decode
 
 
-def _from_package(name: str) -> Any:
+def _from_package(name: str) -> object:
     declared = {point.value: point for point in entry_points(group=DECODERS)}
     if name not in declared:
         raise UserError(
@@ -247,10 +250,11 @@ def _from_package(name: str) -> Any:
             f"Install a package that declares it as an entry point of {DECODERS!r}, or write "
             "FILE.py:FUNCTION, a file beside the YAML, and give --allow-code."
         )
-    return declared[name].load()
+    loaded: object = declared[name].load()
+    return loaded
 
 
-def _from_file(name: str) -> Any:
+def _from_file(name: str) -> object:
     file, _, function = name.rpartition(":")
     if os.environ.get(ALLOW_CODE) != "1":
         raise UserError(
@@ -262,7 +266,8 @@ def _from_file(name: str) -> Any:
     module.__file__ = file
     # Not by `import`, which may take an older compiled file: what is hashed is what is run.
     exec(compile(_content(file), file, "exec"), module.__dict__)
-    return getattr(module, function)
+    loaded: object = getattr(module, function)
+    return loaded
 
 
 def _content(file: str) -> bytes:

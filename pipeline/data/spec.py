@@ -23,17 +23,17 @@ from pipeline.errors import UserError, short
 from pipeline.schema import Located, Schema, Side, located, near
 from pipeline.yaml_files import read_settings, write_yaml
 
+Fields = dict[str, Any]
+"""The fields of a data set as YAML gives them."""
 _BUILT_IN = Path(__file__).parent / "specs"
-
 PLUG_INS = "sim2real.datasets"
 """The entry-point group in which packages offer data sets: name -> function without arguments that
 returns a `DatasetSpec`."""
-
 DECODERS = "sim2real.decoders"
 """The entry-point group in which packages declare functions that a spec may name as `decoder`."""
 
 
-def _table(values: Any) -> Any:
+def _table(values: object) -> object:
     """Look up a named table; write keys as text, as they come back from JSON."""
     if isinstance(values, str) and values in TABLES:
         values = TABLES[values]
@@ -227,7 +227,7 @@ def plug_ins() -> dict[str, str]:
     return offered
 
 
-def _from_plug_in(name: str) -> dict[str, Any]:
+def _from_plug_in(name: str) -> Fields:
     (point, *_) = entry_points(group=PLUG_INS, name=name)
     try:
         spec = point.load()()
@@ -244,22 +244,22 @@ def _from_plug_in(name: str) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude_defaults=True)
 
 
-def spec_fields(name_or_path: str, base: Path, said: Collection[str] = ()) -> dict[str, Any]:
+def spec_fields(name_or_path: str, base: Path, given: Collection[str] = ()) -> Fields:
     """The fields of a data set: built in or of a plug-in by name, else of a `.yaml` file.
 
     Args:
         base: the folder that a relative `.yaml` file is looked for in.
-        said: fields that are given elsewhere, and not wanted.
+        given: fields that are given elsewhere, and left out.
 
     Raises:
         UserError: no such data set, or as `layered`.
     """
-    return layered({"dataset": name_or_path}, base, said)
+    return layered({"dataset": name_or_path}, base, given)
 
 
 def layered(
-    fields: dict[str, Any], base: Path, said: Collection[str] = (), chain: tuple[str, ...] = ()
-) -> dict[str, Any]:
+    fields: Fields, base: Path, given: Collection[str] = (), chain: tuple[str, ...] = ()
+) -> Fields:
     """The fields of a data set on top of those of the one that its `dataset` names.
 
     A relative path starts at the file that says it.
@@ -267,7 +267,7 @@ def layered(
     Args:
         fields: with environment variables in place.
         base: the folder of the file that says them.
-        said: fields that are said on top of these, and not wanted.
+        given: fields that are given on top of these, and left out.
         chain: the files that led here, each starting from the next.
 
     Raises:
@@ -296,9 +296,9 @@ def layered(
             f"Data sets start from one another in a circle: {' -> '.join([*chain, str(path)])}. "
             "Take `dataset` out of one."
         )
-    said = {*said, *own}
-    under = read_settings(path, "the fields of a data set", said)
-    return layered(under, path.parent, said, (*chain, str(path))) | own
+    given = {*given, *own}
+    under = read_settings(path, "the fields of a data set", given)
+    return layered(under, path.parent, given, (*chain, str(path))) | own
 
 
 def code_file(decoder: str) -> str:

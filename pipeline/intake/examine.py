@@ -6,13 +6,13 @@ the names and the counts by raw value of each frame, whatever its number of pixe
 
 import math
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -34,13 +34,13 @@ from pipeline.intake.facts import Examiner, FrameFacts
 from pipeline.intake.faults import add_faults_of_the_set
 from pipeline.intake.findings import (
     EXAMPLES,
-    KINDS,
     DatasetReport,
     Example,
     Finding,
     ValueUse,
     finding,
     frames_finding,
+    kinds,
     ordered,
 )
 from pipeline.intake.text import some
@@ -87,10 +87,10 @@ def list_files(spec: DatasetSpec) -> Listed:
 
 def _whole(spec: DatasetSpec) -> DatasetSpec:
     """The spec with all frames of its split's folder, or of all folders where it means none."""
-    everything: dict[str, Any] = {"limit": None, "quarantine": None}
+    whole = spec.model_copy(update={"limit": None, "quarantine": None})
     if spec.split is None or spec.split in spec.splits:
-        everything |= {"splits": {"*": "*"}, "split": "*"}
-    return spec.model_copy(update=everything)
+        return whole.model_copy(update={"splits": {"*": "*"}, "split": "*"})
+    return whole
 
 
 def _labels_without_image(
@@ -166,8 +166,9 @@ def examine(
         spec = spec.model_copy(update={"labels": None})
     listed = list_files(spec)
     examiner = Examiner(spec, space, crop)
-    found = _facts(examiner, listed.samples, workers or os.cpu_count() or 1)
-    frames = list(each(found, f"check: {spec.name}", len(listed.samples)))
+    with _threads(workers) as pool:
+        found = pool.map(examiner.look, listed.samples)
+        frames = list(each(found, f"check: {spec.name}", len(listed.samples)))
     for facts in frames:
         if other := listed.second.get(facts.name):
             assert facts.sample.label is not None
@@ -183,24 +184,16 @@ def examine(
     return _report(examiner, frames, listed.orphans)
 
 
-def _facts(examiner: Examiner, samples: list[Sample], workers: int) -> Iterator[FrameFacts]:
-    """The facts of all frames, in order, with few of them waiting."""
+@contextmanager
+def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that end with what they are at when the block is interrupted."""
     before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    waiting: deque[Future[FrameFacts]] = deque()
-    rest = iter(samples)
+    cv2.setNumThreads(1)  # a call: calls run beside each other
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:
-        if workers == 1:
-            yield from map(examiner.look, rest)
-            return
-        with ThreadPoolExecutor(workers) as pool:
-            waiting = deque(pool.submit(examiner.look, item) for item in islice(rest, 4 * workers))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(examiner.look, item) for item in islice(rest, 1))
+        yield pool
     finally:
-        for future in waiting:
-            future.cancel()
+        pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(before)
 
 
@@ -296,7 +289,7 @@ def _of_frames(
     label_pixels: int,
 ) -> Iterator[Finding]:
     """A finding for each kind of fault that frames have."""
-    for kind in KINDS:
+    for kind in kinds():
         having = [facts for facts in frames if kind in facts.faults]
         if not having:
             continue

@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
-from pipeline.data.images import Header, UInt8, frame_fault, read_header, read_raw, read_rgb
+from pipeline.data.images import Header, Raw, UInt8, frame_fault, read_header, read_raw, read_rgb
 from pipeline.data.labels import IGNORE, LabelSpace
 from pipeline.data.listing import Sample
 from pipeline.data.reading import UNNAMED, LabelReader, label_fault, not_ids, sizes_differ
@@ -181,7 +181,7 @@ class Examiner:
         raw = _decoded(partial(read_raw, colors=self.spec.encoding == "rgb"), path, faults)
         return None if raw is None else self._values(raw, faults)
 
-    def _values(self, raw: npt.NDArray[Any], faults: Faults) -> Values | None:
+    def _values(self, raw: Raw, faults: Faults) -> Values | None:
         """What the spec's encoding makes of the pixels of a label file, as they are stored."""
         encoding, channel = self.spec.encoding, self.spec.channel
         if encoding == "ids":
@@ -203,7 +203,7 @@ class Examiner:
             )
         return self._ids(np.ascontiguousarray(raw[:, :, channel]), faults)
 
-    def _ids(self, raw: npt.NDArray[Any], faults: Faults) -> Values | None:
+    def _ids(self, raw: Raw, faults: Faults) -> Values | None:
         """Ids as they are read in training: 8 or 16 bits; None, and a fault, if beyond."""
         if raw.dtype in (np.uint8, np.bool_):
             return raw.astype(np.uint8, copy=False)
@@ -222,7 +222,7 @@ class Examiner:
             faults["label-depth"] = f"16-bit values up to {top}: {seen}"
         return raw.astype(np.uint16)
 
-    def _explain_colours(self, raw: npt.NDArray[Any]) -> str:
+    def _explain_colours(self, raw: Raw) -> str:
         """What a colour label is likely to be, where ids are said."""
         few = raw[::4, ::4, :3]
         few = few.reshape(-1, few.shape[2])
@@ -322,7 +322,7 @@ def _decoded(read: Callable[[Path], Read], path: Path, faults: Faults) -> Read |
         return None
 
 
-def count_values(values: npt.NDArray[Any]) -> dict[int, int]:
+def count_values(values: Values) -> dict[int, int]:
     """Value -> pixels of (H, W) whole numbers, counted by runs: labels have few."""
     flat = values.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
@@ -349,7 +349,7 @@ def _small(rgb: UInt8) -> UInt8:
     return np.asarray(cv2.resize(grey, SMALL, interpolation=area))
 
 
-def between_share(ids: npt.NDArray[Any]) -> tuple[float, int]:
+def between_share(ids: Values) -> tuple[float, int]:
     """How much of a label's borders lies between its neighbours, as after interpolation.
 
     Args:
@@ -368,7 +368,7 @@ def between_share(ids: npt.NDArray[Any]) -> tuple[float, int]:
     return int(np.count_nonzero(between)) / borders, borders
 
 
-def alignment(grey: UInt8, values: npt.NDArray[Any]) -> tuple[float, float, float] | None:
+def alignment(grey: UInt8, values: Values) -> tuple[float, float, float] | None:
     """How strong an image's edges are on its label's borders, as a multiple of their mean.
 
     In a pair that belongs together the first number is about 1.5 to 3.5; for another frame's

@@ -10,7 +10,7 @@ from pipeline.data.listing import Sample, evenly
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.intake.faults import Faults, Size, add_faults_of_the_set, header_faults, like_label
-from pipeline.intake.findings import KINDS, MOST_FRAMES
+from pipeline.intake.findings import MOST_FRAMES, kinds
 from pipeline.progress import each
 
 _DECODED = 20  # pictures of one channel that a run decodes before it starts
@@ -59,16 +59,16 @@ def check_headers(
         [one.palette for one in seen],
         [i for i in few if like_label(samples[i].image)],
     )
-    kinds = dict.fromkeys(kind for frame in faults for kind in frame)
-    if kinds:
-        raise UserError("\n".join(_message(spec, samples, faults, kind) for kind in kinds))
+    found_kinds = dict.fromkeys(kind for frame in faults for kind in frame)
+    if found_kinds:
+        raise UserError("\n".join(_message(spec, samples, faults, kind) for kind in found_kinds))
     return [one.image.size for one in seen if one.image is not None]
 
 
 def _message(
     spec: DatasetSpec, samples: Sequence[Sample], faults: Sequence[Faults], kind: str
 ) -> str:
-    known, where = KINDS[kind], [i for i, frame in enumerate(faults) if kind in frame]
+    known, where = kinds()[kind], [i for i, frame in enumerate(faults) if kind in frame]
     sample, detail = samples[where[0]], faults[where[0]][kind]
     of_label = kind.startswith("label") or kind == "palette-differs"
     if kind != "unreadable":  # which names its file

@@ -9,13 +9,14 @@ import itertools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from pipeline.data.images import SUFFIXES
 from pipeline.errors import UserError
+from pipeline.intake.encodings import Kind
 from pipeline.intake.text import printable
 from pipeline.schema import CONTROL
 
@@ -30,7 +31,7 @@ _SPLIT = re.compile(
     r"(?P<after>annot\w*|[_-][\w-]+)?",
     re.IGNORECASE,
 )
-_SPEAKING = re.compile(
+_CONTENT_WORDS = re.compile(
     r"label|lbl|seg|mask|annot|semantic|class|colou?r|rgb|image|img|photo|frame|picture|depth|"
     r"disp|normal|flow|instance|panoptic|(?<![a-z])(gt|ss|raw|ids?)(?![a-z])"
 )
@@ -40,6 +41,8 @@ _SEPARATED = r"[_\-. ]"
 
 Key = tuple[str, ...]
 """The values of a series' fields: one a varying folder, then the frame."""
+Rows = list[tuple[tuple[str, ...], str]]
+"""The folders still ahead of each path, and the path."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Series:
     ending: str
     """File name ending, or empty where several occur."""
     paths: tuple[str, ...]
+    kind: Kind = "many"
+    """What its files show."""
 
     @property
     def fields(self) -> list[str]:
@@ -122,9 +127,15 @@ class Pairs:
     labels: Series
     order: tuple[int, ...]
     """Which varying folder of the images each one of the labels is."""
-    count: int
+    files: tuple[tuple[str, str], ...]
+    """Image and label of each pair, sorted."""
     lone_images: tuple[Key, ...]
     lone_labels: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """How many pairs there are."""
+        return len(self.files)
 
     def label_pattern(self) -> str:
         """The label pattern, in the names of the images' fields."""
@@ -185,10 +196,6 @@ def find_series(paths: Iterable[str]) -> list[Series]:
     return found[:MOST_SERIES]
 
 
-Rows = list[tuple[tuple[str, ...], str]]
-"""The folders still ahead of each path, and the path."""
-
-
 def _descend(rows: Rows, above: tuple[Part, ...]) -> Iterator[Series]:
     files = [path for folders, path in rows if not folders]
     if files:
@@ -208,9 +215,9 @@ def _parts(names: list[str]) -> Iterator[tuple[Part, list[str]]]:
     rest: list[str] = []
     for name in names:
         match = _SPLIT.fullmatch(name)
-        if match and (match["split"] == name or _speaks(name)):
+        if match and (match["split"] == name or _names_content(name)):
             splits[Part(match["before"] or "", "split", match["after"] or "")].append(name)
-        elif _speaks(name):
+        elif _names_content(name):
             yield Part(name), [name]
         else:
             shapes[re.sub(r"\d+", "#", name)].append(name)
@@ -284,24 +291,24 @@ def _accepted(
     return [""] * len(affixes)
 
 
-def join_alike(series: list[Series], kind: Callable[[Series], str]) -> list[Series]:
+def join_alike(series: list[Series]) -> list[Series]:
     """Join series that differ in folders or ends of names and show the same kind of pixels.
 
-    A part that speaks of what is shown (`rgb`, `depth`, ...) is never made a field.
+    A part that names what is shown (`rgb`, `depth`, ...) is never made a field.
     """
     current = list(series)
-    while (joined := _join_once(current, kind)) is not None:
+    while (joined := _join_once(current)) is not None:
         current = joined
     return sorted(current, key=lambda one: -len(one.paths))
 
 
-def _join_once(series: list[Series], kind: Callable[[Series], str]) -> list[Series] | None:
+def _join_once(series: list[Series]) -> list[Series] | None:
     def without(one: Series, place: str) -> tuple[object, ...]:
         """What stays of a name without the parts that may become fields."""
         folders = [None if place == "folders" and _may_vary(p) else p for p in one.folders]
         # Ends of names often repeat a folder (aachen/aachen_000019): they go with it.
-        ends = [end if _speaks(end) else "" for end in (one.head, one.tail)]
-        return (tuple(folders), *ends, "" if place == "ending" else one.ending, kind(one))
+        ends = [end if _names_content(end) else "" for end in (one.head, one.tail)]
+        return (tuple(folders), *ends, "" if place == "ending" else one.ending, one.kind)
 
     for place in ("ending", "names", "folders"):
         groups: dict[tuple[object, ...], list[Series]] = defaultdict(list)
@@ -321,6 +328,7 @@ def _join_once(series: list[Series], kind: Callable[[Series], str]) -> list[Seri
                 _common(one.tail for one in members),
                 _common(one.ending for one in members),
                 tuple(sorted(path for one in members for path in one.paths)),
+                members[0].kind,
             )
             return [*(one for one in series if one not in members), union]
     return None
@@ -328,12 +336,12 @@ def _join_once(series: list[Series], kind: Callable[[Series], str]) -> list[Seri
 
 def _may_vary(part: Part) -> bool:
     """Whether a folder that stands for itself may be a value of a field."""
-    return part.field != "split" and not _speaks(part.before + part.after)
+    return part.field != "split" and not _names_content(part.before + part.after)
 
 
-def _speaks(text: str) -> bool:
+def _names_content(text: str) -> bool:
     """Whether part of a name says what is shown."""
-    return bool(_SPEAKING.search(plain(text)))
+    return bool(_CONTENT_WORDS.search(plain(text)))
 
 
 def _common(texts: Iterable[str]) -> str:
@@ -388,24 +396,26 @@ def _pair(images: Series, labels: Series) -> Pairs | None:
         return None
     ours, theirs = images.keys, labels.keys
     values = [({key[i] for key in ours}, {key[i] for key in theirs}) for i in range(width)]
-    best: tuple[int, tuple[int, ...], set[Key]] | None = None
+    best: tuple[set[Key], tuple[int, ...], dict[Key, str]] = set(), (), {}
     for order in itertools.permutations(range(width)):
         if any(not values[i][0] & values[j][1] for j, i in enumerate(order)):
             continue
-        turned = {(*(key[order.index(i)] for i in range(width)), key[-1]) for key in theirs}
-        common = turned & set(ours)
-        if common and (best is None or len(common) > best[0]):
-            best = len(common), order, turned
-    if best is None:
+        back = [order.index(i) for i in range(width)]
+        turned = {(*(key[i] for i in back), key[-1]): path for key, path in theirs.items()}
+        common = turned.keys() & ours.keys()
+        if len(common) > len(best[0]):
+            best = common, order, turned
+    common, order, turned = best
+    if not common:
         return None
-    count, order, turned = best
-    lone_labels = [
-        path
-        for key, path in theirs.items()
-        if (*(key[order.index(i)] for i in range(width)), key[-1]) not in ours
-    ]
-    lone_images = sorted(key for key in ours if key not in turned)
-    return Pairs(images, labels, order, count, tuple(lone_images), tuple(sorted(lone_labels)))
+    return Pairs(
+        images,
+        labels,
+        order,
+        files=tuple(sorted((ours[key], turned[key]) for key in common)),
+        lone_images=tuple(sorted(ours.keys() - common)),
+        lone_labels=tuple(sorted(turned[key] for key in turned.keys() - common)),
+    )
 
 
 def padding_differs(images: Series, labels: Series) -> tuple[str, str] | None:

@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.data.images import UInt8, read_raw, read_rgb, resize_rgb
+from pipeline.data.images import UInt8, grid, read_raw, read_rgb, resize_rgb
 from pipeline.data.labels import load_label_space
 from pipeline.data.listing import spaced
 from pipeline.errors import UserError
 from pipeline.files import replacing
-from pipeline.intake.encodings import PLACES, Codes, Observation, Value, codes
+from pipeline.intake.encodings import Codes, Observation, Value, codes
+from pipeline.intake.tables import places
 
 FRAMES, TILE = 4, 400
 """Rows of the overview, and the width of its pictures in pixels."""
@@ -69,7 +70,7 @@ def value_colors(observation: Observation, names: Mapping[str, str]) -> dict[int
         if observation.encoding == "rgb":
             red, green, blue = (int(part) & 255 for part in value.raw.split(","))
             colors[value.code] = red, green, blue
-        elif name is not None and name not in PLACES:
+        elif name is not None and name not in places():
             colors[value.code] = (0, 0, 0)
         else:
             # Steps of the golden ratio around the wheel keep neighbours far apart.
@@ -96,22 +97,10 @@ def _overview(
     names: Mapping[str, str],
     colors: Mapping[int, Color],
 ) -> UInt8:
-    rows = []
-    for i in spaced(len(samples), FRAMES):
-        read = _read(*samples[i], observation)
-        if read is not None:
-            rgb, values = read
-            rows.append(np.hstack([_tile(rgb), _tile(paint(values, colors))]))
+    read = [_read(*samples[i], observation) for i in spaced(len(samples), FRAMES)]
+    rows = [[_tile(rgb), _tile(paint(values, colors))] for rgb, values in filter(None, read)]
     legend = _legend(observation, names, colors)
-    width = rows[0].shape[1] if rows else 0
-    height = max(sum(row.shape[0] for row in rows), legend.shape[0])
-    sheet = np.full((height, width + legend.shape[1], 3), 255, np.uint8)
-    top = 0
-    for row in rows:
-        sheet[top : top + row.shape[0], : row.shape[1]] = row
-        top += row.shape[0]
-    sheet[: legend.shape[0], width:] = legend
-    return sheet
+    return grid([[grid(rows, 255), legend]], 255) if rows else legend
 
 
 def paint(values: Codes, colors: Mapping[int, Color]) -> UInt8:

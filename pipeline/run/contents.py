@@ -35,7 +35,7 @@ class _Store(RootModel[Known]):
 _STORES: dict[Path, Known] = {}
 """What the stores hold that this process has used."""
 _SEEN: Known = {}
-"""What this process has hashed, for whatever run: the rows of a ladder read the same data."""
+"""What this process has hashed, for whatever run."""
 
 
 def hashes(paths: Sequence[Path], run: Path, title: str) -> list[str]:

@@ -83,8 +83,8 @@ class Pass:
 
     seconds: float
     memory: int
-    """Bytes beside the weights: on a GPU all at the height of the pass, on a CPU what the way back
-    needs."""
+    """Bytes beside the parameters: on a GPU all at the height of the pass, on a CPU the activations
+    kept for the backward pass."""
 
 
 def measure_pass(
@@ -106,12 +106,12 @@ def measure_pass(
     pixels = shape[-1] == 3
     batch = torch.randint(0, 256, shape, dtype=torch.uint8) if pixels else torch.randn(shape)
     network, batch = network.to(fabric.device).train(training), batch.to(fabric.device)
-    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()
 
@@ -129,7 +129,7 @@ def measure_pass(
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
             out: torch.Tensor | list[torch.Tensor] = network(batch)
-            # Like most losses it needs as many numbers again for its way back.
+            # Like most losses it keeps as many values for its backward pass.
             loss = (out[0] if isinstance(out, list) else out).float().exp().mean()
         if training:
             torch.autograd.backward(loss)

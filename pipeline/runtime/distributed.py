@@ -109,10 +109,10 @@ class Ranks:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
         flat /= self.world_size
-        for tensor, mean in zip(
-            tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
-        ):
-            tensor.copy_(mean.view_as(tensor))
+        start = 0
+        for tensor in tensors:
+            tensor.copy_(flat[start : start + tensor.numel()].view(tensor.shape))
+            start += tensor.numel()
 
     @contextmanager
     def rank_zero_first(self) -> Iterator[None]:
@@ -158,7 +158,8 @@ def connected() -> Iterator[Ranks]:
         # Gloo would take the address of the machine's name, which may have none.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        dist.init_process_group(timeout=_TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=_TIMEOUT)
         yield ranks
         _barrier()
     except RuntimeError:  # among others what gloo and nccl raise when another rank has failed

@@ -108,9 +108,10 @@ def run_ranks(module: str, arguments: Sequence[str | Path], processes: int) -> N
         os.close(writing)
         try:
             text = results.read()  # until the launcher ends
-        except BaseException:  # Ctrl-C or SIGTERM
-            launcher.terminate()
-            raise
+        finally:
+            assert launcher.stdin is not None
+            launcher.stdin.close()  # which asks it to end, after Ctrl-C or SIGTERM here
+            launcher.wait()
     if not text:
         raise UserError(_died("torchrun", launcher.returncode))
     if failure := json.loads(text):
@@ -157,7 +158,7 @@ def _launch(processes: str, command: list[str], folder: str) -> _Failure | None:
     launch = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", processes]
     files = ["--max-restarts", "0", "--log-dir", folder]
     try:
-        run(parse_args([*launch, *files, "-m", *command]))
+        run(parse_args([*launch, *files, "-m", *command]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         if isinstance(first.message, str):  # torch's own words: there is no error file

@@ -1,6 +1,6 @@
-"""Training data: reproducible draws, and the processes that read them ahead.
+"""Training data: datasets of reproducible random items, and the processes that read them ahead.
 
-Every random choice is a function of (seed, number of the draw). There is no generator whose state
+Every random choice is a function of (seed, index). There is no generator whose state
 could be lost: a run that continues at step n makes the choices that an undisturbed run would make,
 with any number of reading processes.
 """
@@ -20,14 +20,14 @@ from pipeline.runtime.launch import end_with_parent
 Item = dict[str, Any]
 
 
-class Draws(Dataset[Any]):
-    """Draw number -> item. Frames are visited in a new random order each epoch.
+class IndexedDataset(Dataset[Any]):
+    """Index, without end, -> item. Frames are visited in a new random order each epoch.
 
     Args:
-        read: (frame index, generator of this draw) -> item; a pure function of the two.
+        read: (frame, generator of this index) -> item; a pure function of the two.
         frames: number of frames.
-        stream: tells apart the draws of several data sets under one seed.
-        pick: chooses what is drawn, instead of epochs; what it returns goes to `read`.
+        stream: tells apart the choices of several data sets under one seed.
+        pick: chooses the frame, instead of epochs; what it returns goes to `read`.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Draws(Dataset[Any]):
         self.read, self.frames, self.key, self.pick = read, frames, (seed, stream), pick
         self._order: tuple[int, Any] = (-1, None)
 
-    def __getitem__(self, draw: int) -> Item | UserError:
-        rng = np.random.default_rng([*self.key, 1, draw])
+    def __getitem__(self, index: int) -> Item | UserError:
+        rng = np.random.default_rng([*self.key, 1, index])
         try:
-            return self.read(self.pick(rng) if self.pick else self._in_turn(draw), rng)
+            return self.read(self.pick(rng) if self.pick else self._in_turn(index), rng)
         except UserError as error:
             # An exception that leaves a reading process comes out wrapped in its traceback.
             return error
 
-    def _in_turn(self, draw: int) -> int:
-        epoch, position = divmod(draw, self.frames)
+    def _in_turn(self, index: int) -> int:
+        epoch, position = divmod(index, self.frames)
         if self._order[0] != epoch:
             order = np.random.default_rng([*self.key, 0, epoch]).permutation(self.frames)
             self._order = (epoch, order)
@@ -64,11 +64,11 @@ class Draws(Dataset[Any]):
         return str(read.__module__)
 
     def __len__(self) -> int:
-        raise TypeError("draws have no end")
+        raise TypeError("an IndexedDataset has no end")
 
 
 def batches(
-    draws: Draws,
+    dataset: IndexedDataset,
     *,
     first: int,
     last: int,
@@ -77,7 +77,7 @@ def batches(
     pin: bool,
     shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Any]:
-    """The batches of steps `first` to `last` - 1, each of `batch_size` consecutive draws.
+    """The batches of steps `first` to `last` - 1, each of `batch_size` consecutive indices.
 
     Args:
         pin: keep batches in pinned memory, for a GPU.
@@ -95,12 +95,12 @@ def batches(
     part = batch_size // world_size
     starts = range(first * batch_size + rank * part, last * batch_size, batch_size)
     loader: DataLoader[Any] = DataLoader(
-        draws,
+        dataset,
         batch_sampler=(list(range(start, start + part)) for start in starts),
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin,
-        multiprocessing_context=_clean_processes(draws.module) if workers else None,
+        multiprocessing_context=_clean_processes(dataset.module) if workers else None,
         worker_init_fn=end_with_parent,
     )
     batches = iter(loader)

@@ -2,8 +2,8 @@
 
 import json
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +11,8 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.files import naming, replacing
+from pipeline.progress import progress
+from pipeline.runtime.distributed import Ranks
 
 
 def check_finite(networks: Iterable[torch.nn.Module], step: int, names: list[str]) -> None:
@@ -29,12 +31,40 @@ def _not_finite(what: str, step: int, names: list[str]) -> str:
     )
 
 
+@contextmanager
+def training_log(
+    folder: Path,
+    title: str,
+    steps: int,
+    ranks: Ranks,
+    *,
+    done: int,
+    images_per_step: int | None = None,
+) -> Iterator["TrainingLog | None"]:
+    """The log and the progress of a training, on rank zero; None on the others.
+
+    Args:
+        done: steps that an earlier run has taken.
+        images_per_step: where given, the rate is shown in images.
+    """
+    if not ranks.is_rank_zero:
+        yield None
+        return
+    shown = progress(folder, title, steps, done=done, images_per_unit=images_per_step)
+    with TrainingLog(folder, step=done) as log, shown as advance:
+        log.advance = advance
+        yield log
+
+
 class TrainingLog:
     """`log.jsonl` and TensorBoard events, cut back to the checkpoint when training continues.
 
     Losses stay on the device until `flush`, so that a step never waits for them. `flush` is also
     where a loss that is not finite is found: it names the step and its files.
     """
+
+    advance: Callable[[int], None]
+    """Called with the number of steps taken since the last call."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

@@ -1,33 +1,64 @@
-"""What a step of every training loop does besides its losses: seeds, gradients, averages."""
+"""What every training loop shares: seeds, the backward pass, EMA updates, state of modules."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
+from torch import Tensor
 
 
-def seed_step(seed: int, step: int, share: int = 0) -> None:
+class Stateful(Protocol):
+    """A network or an optimiser."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object: ...
+
+
+def state_of(modules: Mapping[str, Stateful]) -> dict[str, dict[str, Any]]:
+    """Name -> state of networks or optimisers, for a checkpoint."""
+    return {name: module.state_dict() for name, module in modules.items()}
+
+
+def load_state(modules: Mapping[str, Stateful], state: Mapping[str, dict[str, Any]]) -> None:
+    """Give networks or optimisers the state that `state_of` took."""
+    for name, module in modules.items():
+        module.load_state_dict(state[name])
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Seed torch's global generators (dropout, weights) as a function of (seed, step).
 
     Args:
-        share: which part of a batch is worked on here; each needs choices of its own.
+        rank: each rank makes choices of its own for its shard of a batch.
     """
-    key = [seed, step, share] if share else [seed, step]
+    key = [seed, step, rank] if rank else [seed, step]
     torch.manual_seed(int(np.random.default_rng(key).integers(2**63)))
 
 
-def gradients(networks: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
-    """The gradients at all weights of `networks`."""
+def backward(fabric: Fabric, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backward pass of the sum of all `losses`; returns their values, without gradients."""
+    fabric.backward(torch.stack(list(losses.values())).sum())
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def gradients(networks: Iterable[torch.nn.Module]) -> list[Tensor]:
+    """The gradients of all parameters of `networks`."""
     return [p.grad for n in networks for p in n.parameters() if p.grad is not None]
 
 
 @torch.no_grad()
-def follow(average: torch.nn.Module, network: torch.nn.Module, keep: float, step: int) -> None:
-    """Move the weights of `average` towards those of `network`, in place.
+def ema_update(average: torch.nn.Module, network: torch.nn.Module, decay: float, step: int) -> None:
+    """Update an exponential moving average of a network's parameters; its buffers are copied.
 
-    average = k average + (1 - k) network (Yazici et al., ICLR 2019, eq. 1), where k rises to `keep`
-    over the first steps as (1 + step) / (10 + step): the initial weights are soon forgotten.
+    average = decay * average + (1 - decay) * network (Yazici et al., ICLR 2019, eq. 1), where decay
+    rises over the first steps as (1 + step) / (10 + step), so that the initial weights are soon
+    forgotten.
     """
-    keep = min(keep, (1 + step) / (10 + step))
-    # One launch for all weights.
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)
+    decay = min(decay, (1 + step) / (10 + step))
+    # One launch for all parameters.
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+    for averaged, newest in zip(average.buffers(), network.buffers(), strict=True):
+        averaged.copy_(newest)

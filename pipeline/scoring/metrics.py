@@ -279,7 +279,8 @@ def mean_defined(values: Float) -> Float:
 
 
 def _hits(counts: Counts | Float) -> Counts | Float:
-    return np.asarray(np.diagonal(counts, axis1=-2, axis2=-1), counts.dtype)
+    index = np.arange(counts.shape[-2])
+    return counts[..., index, index]
 
 
 def _averaged(space: LabelSpace) -> npt.NDArray[np.bool_]:

@@ -24,43 +24,24 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 
 Colour = tuple[float, float, float]
-
 Span = tuple[float, float]
-
 StyleName = Literal["sim", "real"]
-
 Array = NDArray[Any]
-
 Pixels = NDArray[np.int32]
-
 Things = Iterator[tuple[float, Callable[[], None]]]  # distance, and what paints it
-
 SIZE = (128, 64)  # width, height
-
 MIN_SIZE = (64, 32)
-
 MAX_SIZE = (2048, 1024)
-
 VERSION = 1  # raise it whenever the pictures change: old worlds are then refused, not mixed
-
 RECORD = "toyworld.json"
-
 TRAIN_CITIES = ("arnsmark", "brunnfeld")
-
 VAL_CITY = "tolmstadt"
-
 UNLABELED, EGO, ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE = 0, 1, 7, 8, 11, 12, 13, 17
-
 LIGHT, SIGN, VEGETATION, TERRAIN, SKY, PERSON, RIDER, CAR = 19, 20, 21, 22, 23, 24, 25, 26
-
 TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = 27, 28, 31, 32, 33
-
 _SCALE = 4  # the picture is drawn this many times larger and averaged down
-
 _FAR = 120.0  # metres to the end of the street
-
 _NEAR = 2.0
-
 _CIRCLE = np.array([(math.cos(t), math.sin(t)) for t in np.linspace(0, 2 * np.pi, 13)[:-1]])
 
 
@@ -461,14 +442,14 @@ def _standing(p: _Painter, side: int, edge: float, walk: Span) -> Things:
         yield (z := distance(8)), partial(_bin, p, edge + side * 1.0, z)
 
 
-def _speckle(rng: np.random.Generator, size: tuple[int, int], cell: int) -> Array:
+def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], cell: int) -> Array:
     """Two octaves of smooth noise, (height, width), of about unit deviation."""
     octaves = [rng.standard_normal((size[1] // s + 2, size[0] // s + 2)) for s in (cell, 2 * cell)]
     grown: Array = sum(cv2.resize(octave, size) for octave in octaves)
     return grown
 
 
-def _photograph(p: _Painter, picture: NDArray[np.uint8], ids: NDArray[np.uint8]) -> Array:
+def _camera_effects(p: _Painter, picture: NDArray[np.uint8], ids: NDArray[np.uint8]) -> Array:
     """The averaged (H, W, 4) drawing with the style's texture, air, lens and sensor, as RGB."""
     style, rng = p.style, p.rng
     height, width = ids.shape
@@ -476,7 +457,7 @@ def _photograph(p: _Painter, picture: NDArray[np.uint8], ids: NDArray[np.uint8])
     for column, cell in ((0, 1), (1, 4)) if style.texture else ():
         strength = np.zeros(256)
         strength[list(style.texture)] = [spans[column] for spans in style.texture.values()]
-        image += (_speckle(rng, (width, height), cell) * strength[ids])[..., None]
+        image += (_smooth_noise(rng, (width, height), cell) * strength[ids])[..., None]
     lost = (1 - picture[..., 3:] / 255) * style.haze / (1 - math.exp(-1))
     image += (p.colour("sky") - image) * lost
     across, down = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
@@ -512,7 +493,7 @@ def render_scene(
         corners = np.concatenate([rim, [(p.width, p.height), (0, p.height)]])
         p.fill_pixels([corners.astype(np.int32)], EGO, p.colour("bonnet"), 0.0)
     ids = np.ascontiguousarray(p.ids[_SCALE // 2 :: _SCALE, _SCALE // 2 :: _SCALE])
-    return _photograph(p, cv2.resize(p.picture, size, interpolation=cv2.INTER_AREA), ids), ids
+    return _camera_effects(p, cv2.resize(p.picture, size, interpolation=cv2.INTER_AREA), ids), ids
 
 
 def check_size(size: tuple[int, int]) -> None:

@@ -41,7 +41,7 @@ def _frame_paths(stream: int, index: int) -> tuple[Path, Path]:
     )
 
 
-def _refuse_other_world(root: Path, record: Path, wanted: Mapping[str, Any]) -> None:
+def _refuse_other_world(root: Path, record: Path, wanted: Mapping[str, object]) -> None:
     found = read_json(record)
     if not isinstance(found, dict):
         raise UserError(f"{record} is no toy world's record: remove {root}")

@@ -1,0 +1,202 @@
+"""What several tests share: comparing, killing, waiting, small stand-ins."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import torch
+from torch import Tensor
+
+from cyclegan.semantics import (
+    SemanticEvaluator,
+)
+from cyclegan.train import train
+from pipeline.config.settings import (
+    Config,
+    CycleGANConfig,
+)
+from pipeline.data.labels import (
+    LabelClass,
+    LabelSpace,
+)
+from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
+from tests.ranks import in_ranks
+
+
+def equal(one: object, other: object) -> bool:
+    """Bit-for-bit equality of nested checkpoints."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+class Killed(BaseException):
+    """Stands in for a signal."""
+
+
+class HalfWritten:
+    """`torch.save` that dies when half of its `count`-th file is written."""
+
+    def __init__(self, count: int) -> None:
+        self.left, self.save = count, torch.save
+
+    def __call__(self, state: Any, file: BinaryIO) -> None:
+        self.save(state, file)
+        self.left -= 1
+        if self.left == 0:
+            file.flush()
+            os.truncate(file.fileno(), os.fstat(file.fileno()).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stopping_after(count: int, stop: Callable[[], None]) -> Callable[..., None]:
+    """`save_checkpoint` for so many calls, then `stop`."""
+    calls = 0
+
+    def save(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > count:
+            stop()
+        save_checkpoint(*arguments)
+
+    return save
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Wait until `condition` holds, for as long as `process` lives."""
+    for _ in range(60_000):
+        if condition():
+            return
+        if process.poll() is not None:
+            pytest.fail(f"the run ended by itself with status {process.returncode}")
+        time.sleep(0.002)
+    pytest.fail("nothing happened within two minutes")
+
+
+@contextmanager
+def killed_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The training in the block does not survive its step `number`."""
+    original, steps = torch.optim.AdamW.step, 0
+
+    def step(self: torch.optim.AdamW) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == number:
+            raise Killed
+        original(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(torch.optim.AdamW, "step", step)
+        yield
+
+
+# id, trainId, colour of the official table.
+CITYSCAPES = {
+    "road": (7, 0, (128, 64, 128)),
+    "sidewalk": (8, 1, (244, 35, 232)),
+    "building": (11, 2, (70, 70, 70)),
+    "wall": (12, 3, (102, 102, 156)),
+    "fence": (13, 4, (190, 153, 153)),
+    "pole": (17, 5, (153, 153, 153)),
+    "traffic light": (19, 6, (250, 170, 30)),
+    "traffic sign": (20, 7, (220, 220, 0)),
+    "vegetation": (21, 8, (107, 142, 35)),
+    "terrain": (22, 9, (152, 251, 152)),
+    "sky": (23, 10, (70, 130, 180)),
+    "person": (24, 11, (220, 20, 60)),
+    "rider": (25, 12, (255, 0, 0)),
+    "car": (26, 13, (0, 0, 142)),
+    "truck": (27, 14, (0, 0, 70)),
+    "bus": (28, 15, (0, 60, 100)),
+    "train": (31, 16, (0, 80, 100)),
+    "motorcycle": (32, 17, (0, 0, 230)),
+    "bicycle": (33, 18, (119, 11, 32)),
+}
+
+
+SPACE = LabelSpace(
+    name="dark or bright",
+    classes=(
+        LabelClass(name="dark", names=("road",), color=(0, 0, 0)),
+        LabelClass(name="bright", names=("sky",), color=(255, 255, 255)),
+    ),
+)
+
+
+def by_brightness(x: Tensor) -> Tensor:
+    """A segmenter that needs no training: bright where the mean is above 0."""
+    bright = 20 * x.mean(dim=1, keepdim=True)
+    return torch.cat([-bright, bright], dim=1)
+
+
+def mean_color(x: Tensor) -> Tensor:
+    """Features: the mean of each channel."""
+    return x.mean(dim=(2, 3))
+
+
+def evaluator_on(device: torch.device) -> SemanticEvaluator:
+    return SemanticEvaluator(by_brightness, mean_color, "mean colour", SPACE)
+
+
+def fit(
+    config: Config, settings: CycleGANConfig, folder: Path, devices: int, **compute: Any
+) -> dict[str, Any]:
+    """The last checkpoint of a training."""
+    how = config.compute.model_copy(update=compute)
+    evaluator = evaluator_on if settings.semantics else None
+    in_ranks(devices, train, settings, config.source, config.target, folder, how, evaluator)
+    return load_checkpoint(folder / "checkpoints/last.pt")
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def assert_close(one: Any, other: Any, relative: float) -> None:
+    """Equality of nested checkpoints but for rounding, each tensor against its largest value.
+
+    Biases before a norm have gradients of 0 but for rounding, and stay as near to 0.
+    """
+    if isinstance(one, torch.Tensor):
+        assert (one - other).abs().max() <= relative * other.abs().max() + 1e-9
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_close(one[key], other[key], relative)
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_close(a, b, relative)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, rel=relative)
+    else:
+        assert one == other
+
+
+def assert_gone(pids: Iterable[int]) -> None:
+    """Fail unless processes end within 15 seconds."""
+    for pid in pids:
+        for _ in range(300):
+            if not Path(f"/proc/{pid}").exists():
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail(f"process {pid} is still there")
+
+
+needs_real_data = pytest.mark.skipif(
+    not os.environ.get("SIM2REAL_DATA"),
+    reason="SIM2REAL_DATA does not name a folder with toonsim, streetsim and camvid",
+)
