@@ -132,9 +132,8 @@ def choose(
         pool: of every target frame.
         shown: (frames, K) which classes have pixels enough.
     """
-    frame = pool[int(rng.integers(len(pool)))]
-    index = next(i for i, found in enumerate(pool) if found is frame)
-    count = shown.shape[1]
+    index, count = int(rng.integers(len(pool))), shown.shape[1]
+    frame = pool[index]
     means, covariances = frame.means.copy(), frame.covariances.copy()
     for number in range(count):
         # Drawn for every class, so that one class's pool moves no other's choice.
@@ -176,8 +175,8 @@ def translate_by_classes(
     shown = np.stack([found.pixels[:classes] >= LEAST_SHOWN for found in pool])
     if not shown.any():
         raise UserError(
-            f"Data set {given.target.name}: no frame shows {LEAST_SHOWN} pixels of a class of which "
-            f"arm {config.pseudo_labels} is sure. Raise `keep`, or train that arm for longer."
+            f"Data set {given.target.name}: no frame shows {LEAST_SHOWN} pixels of a class that "
+            f"arm {config.pseudo_labels} is confident of. Raise keep, or train that arm for longer."
         )
     samples = list_samples(given.source, labelled=True)
     labels = LabelReader(given.source, given.space)

@@ -40,7 +40,9 @@ def ablation(config: Config) -> Config:
     """
     weights = config.translation.weights
     translations: Arms = {
-        name: {"method": name} for name, entry in TRANSLATORS.items() if not entry.trains
+        name: {"method": name, **({"pseudo_labels": BEFORE} if entry.reads_labels else {})}
+        for name, entry in TRANSLATORS.items()
+        if not entry.trains
     }
     arms: Arms = {
         "no_augmentation": {

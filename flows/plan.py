@@ -31,17 +31,24 @@ def plan(config: Config, run: Path) -> list[Stage]:
     """The stages of a run, each after those that it reads."""
     space = load_label_space(config.label_space)
     stages: dict[str, Stage] = {}
+
+    def train(arm: str, seed: int) -> None:
+        if (start := config.arms[arm].start) in config.arms:
+            train(str(start), seed)
+        _add(stages, _training(config, run, space, arm, seed))
+
     for name, translation in config.used_translations.items():
+        if translation.pseudo_labels:
+            train(translation.pseudo_labels, config.seeds[0])
         if translation.trains:
             if semantics := config.cyclegan_recipe(name).semantics:
-                arm = config.semantics_arm(semantics)
-                _add(stages, _training(config, run, space, arm, config.seeds[0]))
+                train(config.semantics_arm(semantics), config.seeds[0])
             _add(stages, _cyclegan(config, run, space, name))
-        _add(stages, _translation(config, run, name))
+        _add(stages, _translation(config, run, space, name))
     evaluated = []
     for seed in config.seeds:
         for arm in config.arms:
-            _add(stages, _training(config, run, space, arm, seed))
+            train(arm, seed)
             _add(stages, evaluation := _evaluation(config, run, space, arm, seed))
             evaluated.append(evaluation.name)
     _add(stages, _report(config, run, tuple(evaluated)))
@@ -143,9 +150,10 @@ def semantic_evaluator(
     )
 
 
-def _translation(config: Config, run: Path, name: str) -> Stage:
+def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Stage:
     settings = config.all_translations[name]
-    translator = settings.translator
+    translator, arm = settings.translator, settings.pseudo_labels
+    labeller = (_path("segmentation", arm, config.seeds[0]),) if arm else ()
 
     def inputs() -> Inputs:
         # What frames it starts from and how networks are trained is in the stages that it reads.
@@ -154,21 +162,30 @@ def _translation(config: Config, run: Path, name: str) -> Stage:
         return {
             "version": translator.version,
             "config": Settings(settings, frozenset(unused | {"cyclegan", "source"}), content),
-            "source": _frames(config.source, run),
+            "source": _frames(config.source, run, labelled=translator.reads_labels),
             **({"target": _frames(config.target, run)} if translator.reads_target else {}),
+            **({"label_space": _classes(space)} if translator.reads_labels else {}),
         }
 
     def work(folder: Path) -> None:
+        predict = None
+        if labeller:
+            from segmentation.pseudo_labels import pseudo_labeller
+            from segmentation.train import CHECKPOINT
+
+            predict = pseudo_labeller(run / labeller[0] / CHECKPOINT, config.compute)
         given = TranslationInputs(
             _spec(config, run, settings.source),
             config.target,
-            generator_file(config, run, name) if settings.translator.trains else None,
+            generator_file(config, run, name) if translator.trains else None,
+            space,
+            predict,
         )
         translator.load()(settings, given, folder, config.compute)
 
     trained = (cyclegan_folder(name),) if settings.trains else ()
     results = ("images/**/*", "manifest.csv", "dataset.yaml")
-    reads = (*trained, *_made_from(config, name))
+    reads = (*trained, *labeller, *_made_from(config, name))
     return Stage(translated_folder(name), "translate", reads, inputs, work, results)
 
 
@@ -209,9 +226,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
             "config": _recipe(config.recipe(name), run),
             "seed": seed,
             # A network of 16 classes can be scored on 13 of them.
-            "label_space": space.model_dump(
-                mode="json", include={"classes": {"__all__": {"name", "names", "color"}}}
-            ),
+            "label_space": _classes(space),
             "train": {
                 kind: {
                     "share": share,
@@ -314,6 +329,13 @@ def _recipe(config: SegmentationConfig, run: Path) -> Settings:
     path = Path(config.encoder_weights)
     content = {"encoder_weights": _content(path, run)} if path.is_file() else {}
     return Settings(config, instead=content)
+
+
+def _classes(space: LabelSpace) -> Inputs:
+    """What labels mean; which classes are averaged is the evaluation's affair."""
+    return space.model_dump(
+        mode="json", include={"classes": {"__all__": {"name", "names", "color"}}}
+    )
 
 
 def _content(path: Path, run: Path) -> str:

@@ -19,7 +19,7 @@ from pipeline.run.stage import check, run_stage
 from tests.conftest import Cli
 
 ARMS = [
-    *["no_augmentation", "source_only", "histogram_matching", "fda", "adapted"],
+    *["no_augmentation", "source_only", "histogram_matching", "class_alignment", "fda", "adapted"],
     *["semantic_consistency", "self_training", "rare_class_sampling", "masked_consistency"],
     "oracle",
 ]
@@ -38,7 +38,7 @@ def test_each_arm_adds_one_step(tiny: Path) -> None:
     assert {name: arm.base for name, arm in config.arms.items()} == {
         "no_augmentation": None,
         "source_only": "no_augmentation",
-        **dict.fromkeys(["histogram_matching", "fda", "adapted"], "source_only"),
+        **dict.fromkeys(["histogram_matching", "class_alignment", "fda", "adapted"], "source_only"),
         "semantic_consistency": "adapted",
         "self_training": "semantic_consistency",
         "rare_class_sampling": "self_training",
@@ -49,13 +49,13 @@ def test_each_arm_adds_one_step(tiny: Path) -> None:
     assert methods == {
         "translated": "cyclegan",
         "semantic_consistency": "cyclegan",
-        **{name: name for name in ("histogram_matching", "fda")},
+        **{name: name for name in ("histogram_matching", "class_alignment", "fda")},
     }
     assert config.cyclegan_recipe("translated").semantics is None
     semantics = config.cyclegan_recipe("semantic_consistency").semantics
     assert semantics is not None
     assert (semantics.consistency, semantics.arm) == (1, "source_only")
-    for name, rare, masked in zip(ARMS[6:9], (False, True, True), (0, 0, 1), strict=True):
+    for name, rare, masked in zip(ARMS[7:10], (False, True, True), (0, 0, 1), strict=True):
         arm = config.arms[name]
         assert arm.train == {"semantic_consistency": 1}
         assert arm.self_training is not None

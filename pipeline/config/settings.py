@@ -170,7 +170,8 @@ class TranslationConfig(Schema):
     """`cyclegan` trains networks, or takes those of `weights`. `histogram_matching` gives each
     colour channel the histogram of a target frame; `fda` takes on a target frame's lowest
     frequencies (Fourier domain adaptation: Yang and Soatto, CVPR 2020). These two train nothing:
-    they take seconds for a hundred frames and know no shapes."""
+    they take seconds for a hundred frames and know no shapes. `class_alignment` gives each class
+    the colours that it has in the target, where pseudo-labels find it (Ma et al., CVPR 2021)."""
     source: str = "source"
     """The frames to translate: `source`, or the name of another translation."""
     cyclegan: dict[str, Any] = Field(default_factory=dict)
@@ -192,6 +193,14 @@ class TranslationConfig(Schema):
     mean. 4 remove most of it, 16 all of it, at as many times the work (`cyclegan`)."""
     seed: int = Field(0, ge=0)
     """Seed of the choice of a target frame for each source frame (`histogram_matching`, `fda`)."""
+    pseudo_labels: str | None = None
+    """The arm whose network, of the first seed, labels the target's frames (`class_alignment`)."""
+    keep: float = Field(0.5, gt=0, le=1)
+    """The part of each class's pseudo-labelled pixels that counts, the most confident first
+    (class-balanced thresholds: Zou et al., ECCV 2018) (`class_alignment`)."""
+    softness: float = Field(1.5, ge=0, le=64)
+    """Standard deviation in pixels of the blend between regions of two classes; 0 for hard borders
+    (`class_alignment`)."""
     fda_beta: float = Field(0.01, gt=0, lt=0.5)
     """Highest frequency that `fda` exchanges, as a part of the shorter side; the authors take .01,
     .05 and .09. More brings more of the target's look, and ghosts of its shapes."""
@@ -213,7 +222,7 @@ class TranslationConfig(Schema):
                 f"no method {self.method!r}.{near(self.method, TRANSLATORS)} "
                 f"Known: {', '.join(TRANSLATORS)}"
             )
-        for name in ("cyclegan", "checkpoint", "weights"):
+        for name in ("cyclegan", "checkpoint", "weights", "pseudo_labels"):
             default = type(self).model_fields[name].get_default(call_default_factory=True)
             if name not in self.translator.settings and getattr(self, name) != default:
                 users = [key for key, entry in TRANSLATORS.items() if name in entry.settings]
@@ -221,6 +230,11 @@ class TranslationConfig(Schema):
                     f"method {self.method!r} does not use {name}; leave {name} out, or set method "
                     f"to {' or '.join(map(repr, users))}"
                 )
+        if self.translator.reads_labels and self.pseudo_labels is None:
+            raise ValueError(
+                f"method {self.method!r} needs pseudo_labels: the arm whose network labels the "
+                "target's frames, e.g. source_only"
+            )
         if self.cyclegan and not self.trains:
             raise ValueError("with weights no CycleGAN is trained; leave cyclegan out, or weights")
         return self
@@ -508,6 +522,7 @@ class Config(Schema):
                 )
             if translation.trains and recipe.semantics:
                 self.semantics_arm(recipe.semantics)
+            self._check_pseudo_labels(name, translation.pseudo_labels)
             if translation.trains and recipe.paired and translation.source != "source":
                 raise ValueError(
                     f"{place(name)}: cyclegan.paired takes frames of equal name of `source` and "
@@ -515,11 +530,27 @@ class Config(Schema):
                 )
         return self
 
+    def _check_pseudo_labels(self, translation: str, arm: str | None) -> None:
+        if arm is None:
+            return
+        able = [name for name in self.arms if not self._sees_target_labels(name)]
+        if arm not in able:
+            raise ValueError(
+                f"{place(translation)}.pseudo_labels is {arm!r}; it must be an arm that learns "
+                f"from no label of the target ({', '.join(able) or 'there is none'})"
+            )
+
+    def _sees_target_labels(self, arm: str) -> bool:
+        own = self.arms[arm]
+        start = own.start if own.start in self.arms else None
+        return "target" in own.train or bool(start and self._sees_target_labels(start))
+
     @property
     def _graph(self) -> str:
         """The translations as a text."""
         return "Translations: " + "; ".join(
             f"{name} from {translation.source}"
+            + (f" by pseudo-labels of {arm}" if (arm := translation.pseudo_labels) else "")
             for name, translation in self.all_translations.items()
         )
 
@@ -611,9 +642,16 @@ class Config(Schema):
         graph: dict[str, list[str]] = {}
         todo = [frames for arm in self.arms.values() for frames in arm.train]
         while todo:
-            if (name := todo.pop(0)) in known and name not in graph:
-                graph[name] = [known[name].source]
-                todo.append(known[name].source)
+            name = todo.pop(0)
+            if name in graph:
+                continue
+            if name in known:
+                arm = known[name].pseudo_labels
+                graph[name] = [known[name].source, *([f"arms.{arm}"] if arm else [])]
+            elif name.startswith("arms.") and (own := self.arms.get(name[5:])):
+                start = [f"arms.{own.start}"] if own.start in self.arms else []
+                graph[name] = [*own.train, *start]
+            todo.extend(graph.get(name, []))
         order = TopologicalSorter(graph).static_order()
         return {name: known[name] for name in order if name in known}
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from pipeline.data.images import UInt8
+from pipeline.data.labels import LabelSpace
 from pipeline.data.spec import DatasetSpec
 
 
@@ -18,6 +20,11 @@ class TranslationInputs:
     """Frames of the target; only those with `reads_target` look at them."""
     generator: Path | None = None
     """The weights to translate with, where it `trains` or is given some."""
+    space: LabelSpace | None = None
+    """The classes of labels, where it `reads_labels`."""
+    predict: Callable[[UInt8], tuple[UInt8, UInt8]] | None = None
+    """Frame (H, W, 3) -> its pseudo-label and their confidences in 1/255, each (H, W) uint8, where
+    it `reads_labels`."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,9 @@ class Translator:
     """Whether networks of `cyclegan` are trained for it, unless `weights` are given."""
     reads_target: bool = True
     """Whether it looks at target frames while it translates."""
+    reads_labels: bool = False
+    """Whether it works class by class: by the source's labels, and the target's pseudo-labels of
+    the arm `pseudo_labels`."""
 
     def load(self) -> Callable[..., None]:
         """The function that translates."""
@@ -56,6 +66,12 @@ TRANSLATORS = {
     ),
     "histogram_matching": Translator(
         "histogram matching", frozenset({"seed"}), "cyclegan.statistics:translate_by_histograms"
+    ),
+    "class_alignment": Translator(
+        "class-wise alignment",
+        frozenset({"seed", "pseudo_labels", "keep", "softness"}),
+        "cyclegan.alignment:translate_by_classes",
+        reads_labels=True,
     ),
     "fda": Translator(
         "Fourier domain adaptation",
