@@ -1,6 +1,8 @@
 """What several tests share: comparing, killing, waiting, small stand-ins."""
 
+import functools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -158,6 +160,21 @@ def fit(
     evaluator = evaluator_on if settings.semantics else None
     in_ranks(devices, train, settings, config.source, config.target, folder, how, evaluator)
     return load_checkpoint(folder / "checkpoints/last.pt")
+
+
+def in_a_child(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that is done in a child process: torch.compile leaves threads and processes behind,
+    with which later tests could not fork."""
+
+    @functools.wraps(test)
+    def run(*arguments: object, **fixtures: object) -> None:
+        context = multiprocessing.get_context("fork")
+        child = context.Process(target=test, args=arguments, kwargs=fixtures)
+        child.start()
+        child.join()
+        assert child.exitcode == 0, "see what the child wrote to standard error"
+
+    return run
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

@@ -45,7 +45,7 @@ from pipeline.files import sweep
 from pipeline.run.folder import locked
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.step import ema_update, seed_step
-from tests.helpers import HalfWritten, Killed, equal, stopping_after
+from tests.helpers import HalfWritten, Killed, equal, in_a_child, stopping_after
 from tests.layouts import load_spec
 
 
@@ -416,6 +416,7 @@ def test_memory_stays_flat(config: Config, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own, while it traces
 @pytest.mark.parametrize("paired", [False, True])
+@in_a_child
 def test_compiled_networks_learn_alike(config: Config, tmp_path: Path, paired: bool) -> None:
     recipe = config.cyclegan.model_copy(
         update={"steps_per_epoch": 2, "decay_epochs": 0, "log_every": 1, "paired": paired}

@@ -21,7 +21,7 @@ from pipeline.runtime.distributed import Ranks
 from segmentation.losses import balanced_weights
 from segmentation.models import build_model, sync_batch_norms
 from segmentation.train import CHECKPOINT, load_segmenter, train
-from tests.helpers import assert_close, equal, read_log
+from tests.helpers import assert_close, equal, in_a_child, read_log
 from tests.ranks import in_ranks
 
 SPACE = load_label_space("cityscapes19")
@@ -155,6 +155,7 @@ def test_batch_norms_see_the_whole_batch(config: Config, tmp_path: Path, exact: 
 
 
 @pytest.mark.slow
+@in_a_child
 def test_a_compiled_network_learns_alike(config: Config, tmp_path: Path) -> None:
     plain = fit(config, tmp_path / "plain", 1)
     compute = config.compute.model_copy(update={"compile": True})
@@ -184,6 +185,7 @@ def traced(folder: Path, ranks: Ranks) -> None:
 
 
 @pytest.mark.slow
+@in_a_child
 def test_shared_batch_norms_can_be_compiled(config: Config, tmp_path: Path) -> None:
     in_ranks(2, traced, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1"}
