@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ from pipeline.toyworld.writing import write_toy_world
 
 ROOT = Path(__file__).parent.parent
 assert Path(pipeline.__file__).parent.parent == ROOT, f"foreign package {pipeline.__file__}"
+
+
+def _forget_fork_server() -> None:
+    """Let a forked test process start a fork server of its own: it cannot wait for its parent's."""
+    vars(forkserver._forkserver).update(  # type: ignore[attr-defined]
+        _forkserver_pid=None, _forkserver_address=None, _forkserver_alive_fd=None
+    )
+
+
+os.register_at_fork(after_in_child=_forget_fork_server)
 
 TINY: dict[str, Any] = {
     "name": "tiny",
