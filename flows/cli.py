@@ -105,7 +105,6 @@ def _run_flow(
     Args:
         lender: another run, to take stages over from that it made from equal inputs.
     """
-    from flows.ablate import take_over
     from flows.prepare import prepare
     from flows.show import say_missing_classes, show_result
     from pipeline.errors import UserError
@@ -120,8 +119,11 @@ def _run_flow(
     say_missing_classes(config)
     with locked(folder):
         stages = prepare(config, folder, forced)
-        if lender and (taken := take_over(config, folder, lender)):
-            print(f"Taken over from {lender}: {', '.join(taken)}", file=sys.stderr, flush=True)
+        if lender:
+            from flows.ablate import take_over
+
+            if taken := take_over(config, folder, lender):
+                print(f"Taken over from {lender}: {', '.join(taken)}", file=sys.stderr, flush=True)
     if not all(is_done(folder, stage.name) for stage in stages):
         with _prefect(folder):
             _flow(folder)
