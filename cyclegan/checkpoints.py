@@ -1,8 +1,9 @@
 """Networks as files: the reference implementation's, our checkpoints, ONNX."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -72,13 +73,12 @@ def load_generator(
             be told from its weights.
     """
     content = read_weights(path)
-    if isinstance(content.get("networks"), dict):
-        networks = _networks(content)
-        if direction not in networks:
-            found = some(map(str, networks))
-            raise UserError(f"{path} holds no {direction} network, only: {found}. {EXPECTED}.")
-        content = networks[direction]
-    return _generator(content, path, batch_norm, say=say)
+    if (networks := _networks(content)) is None:
+        return _generator(content, path, batch_norm, say=say)
+    if direction not in networks:
+        found = some(map(str, networks))
+        raise UserError(f"{path} holds no {direction} network, only: {found}. {EXPECTED}.")
+    return _generator(networks[direction], path, batch_norm, say=say)
 
 
 def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]:
@@ -100,13 +100,12 @@ def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]
     assert config.start is not None
     weights: dict[str, State] = {}
     taken: list[str] = []
-    others: dict[tuple[str, Any], list[str]] = {}
+    others: dict[tuple[str, object], list[str]] = {}
     for name, (path, content) in _start_contents(config.start, paired=config.paired).items():
         where = f"{path} ({name})"
         state = plain_state(content, where)
         translates = name in GENERATORS
-        settings = (generator_settings if translates else discriminator_settings)(state, where)
-        theirs = CycleGANConfig.model_construct(**settings)
+        theirs = (generator_settings if translates else discriminator_settings)(state, where)
         with torch.device("meta"):
             network = build_generator(theirs) if translates else build_discriminator(theirs)
         if (kind := norms(network, state, where)) != "instance":
@@ -118,7 +117,7 @@ def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]
         fill(network, state, where)
         weights[name] = network.state_dict()
         taken.append(f"{path.name} ({name})")
-        for field, value in settings.items():
+        for field, value in theirs.model_dump(exclude_unset=True).items():
             if getattr(config, field) != value:
                 others.setdefault((field, value), []).append(name)
     if others:
@@ -142,7 +141,7 @@ def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]
     return weights
 
 
-def _start_contents(start: Path, *, paired: bool) -> dict[str, tuple[Path, Any]]:
+def _start_contents(start: Path, *, paired: bool) -> dict[str, tuple[Path, object]]:
     """Network -> the file it is in, and what is to be its weights."""
     if start.is_dir():
         files = reference_files(start, paired=paired)
@@ -152,13 +151,12 @@ def _start_contents(start: Path, *, paired: bool) -> dict[str, tuple[Path, Any]]
             f"cyclegan.start: no file or folder {start}. Correct the path, or leave it out."
         )
     content = read_weights(start)
-    if not isinstance(content.get("networks"), dict):
+    if (networks := _networks(content)) is None:
         raise UserError(
             f"cyclegan.start: {start} is no training checkpoint of ours: a dictionary with "
             f"'networks' was expected, found {some(map(str, content))}. Of the reference "
             "implementation, give the folder that its files are in."
         )
-    networks = _networks(content)
     if networks.keys().isdisjoint(GENERATORS):
         raise UserError(
             f"cyclegan.start: {start} holds no generator, only: {some(map(str, networks))}."
@@ -205,12 +203,11 @@ def export_reference(checkpoint: Path, folder: Path) -> list[Path]:
         UserError: `checkpoint` is not ours, or the reference has no such generator.
     """
     content = read_weights(checkpoint)
-    if not isinstance(content.get("networks"), dict):
+    if (networks := _networks(content)) is None:
         raise UserError(
             f"{checkpoint} is not a training checkpoint of ours: a dictionary with 'networks' was "
             f"expected, found {some(map(str, content))}. Give the `checkpoints/last.pt` of a run."
         )
-    networks = _networks(content)
     paths = []
     names = REFERENCE_NAMES if "target_to_source" in networks else PAIRED_NAMES
     for name, short in names.items():
@@ -258,24 +255,22 @@ def export(
     return ", ".join(str(path) for path in export_reference(source, out))
 
 
-def _networks(content: dict[str, Any]) -> dict[str, Any]:
-    """The networks of a training checkpoint, averaged where that was on."""
-    averages = content.get("averages")
-    return {
-        **current_names(content["networks"]),
-        **(averages if isinstance(averages, dict) else {}),
-    }
+def _networks(content: Mapping[str, object]) -> dict[str, object] | None:
+    """The networks of a training checkpoint, averaged where that was on; None: it is none."""
+    networks, averages = content.get("networks"), content.get("averages")
+    if not isinstance(networks, dict):
+        return None
+    return {**current_names(networks), **(averages if isinstance(averages, dict) else {})}
 
 
 def _generator(
-    content: Any, path: Path, batch_norm: BatchNorm = "running", *, say: bool = False
+    content: object, path: Path, batch_norm: BatchNorm = "running", *, say: bool = False
 ) -> Generator:
     """The generator of a dictionary of weights; `path` is for messages."""
     state = plain_state(content, path)
-    settings = CycleGANConfig.model_construct(**generator_settings(state, path))
     # On the meta device nothing is allocated and no random number is drawn.
     with torch.device("meta"):
-        network = build_generator(settings)
+        network = build_generator(generator_settings(state, path))
         kind = fit_norms(network, state, path, batch_norm)
     fill(network, state, path)
     if say and kind == "batch":
@@ -283,6 +278,6 @@ def _generator(
     return network.eval()
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: object) -> str:
     """A setting as it is written in a configuration."""
     return str(value).lower()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
@@ -47,7 +47,7 @@ class _ExactInstanceNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         if x.shape[2] * x.shape[3] == 1:
             raise ValueError(f"instance norm of a single pixel, input {tuple(x.shape)}")
         exact = x if x.dtype == torch.float64 else x.float()

@@ -9,7 +9,6 @@ frames, says which checkpoint is best.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -129,7 +128,7 @@ class TranslationScore:
             "score": self.score,
         }
 
-    def drift(self, space: LabelSpace) -> dict[str, Any]:
+    def drift(self, space: LabelSpace) -> dict[str, object]:
         """As plain data: classes, and both count tables (rows labels, columns predictions)."""
         return {
             "classes": space.class_names,
@@ -144,7 +143,7 @@ class Leaderboard:
 
     rows: list[dict[str, float]] = field(default_factory=list)
     """`step` and the numbers of each score."""
-    drifts: dict[str, Any] = field(default_factory=dict)
+    drifts: dict[str, object] = field(default_factory=dict)
     """`last` and `best`: the step and its drift; `features`: what distances are measured in."""
 
     def add(self, step: int, score: TranslationScore, evaluator: SemanticEvaluator) -> bool:

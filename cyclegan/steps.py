@@ -126,7 +126,7 @@ class Training:
         """The generators that translate: averaged where that is on."""
         return {name: self.networks[name] for name in generators(self.networks)} | self.averages
 
-    def state(self, step: int, config: CycleGANConfig) -> dict[str, Any]:
+    def state(self, step: int, config: CycleGANConfig) -> dict[str, object]:
         """For a checkpoint after `step` steps."""
         return {
             "step": step,
@@ -219,12 +219,12 @@ def update(
     return True
 
 
-def save_last(folder: Path, state: dict[str, Any]) -> None:
+def save_last(folder: Path, state: Mapping[str, object]) -> None:
     """Write `state` as the newest checkpoint."""
     save_checkpoint(folder / CHECKPOINT, state)
 
 
-def save_best(folder: Path, state: dict[str, Any]) -> None:
+def save_best(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the generators that were scored best so far, as the newest checkpoint `state` has them.
 
     After that checkpoint, so that a kill between the two leaves the truth in one file.

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +92,7 @@ def train(
     training = prepare(networks, config, fabric.device, resuming=resuming, say=ranks.is_rank_zero)
     pools = {"source": ImagePool(config.pool_size), "target": ImagePool(config.pool_size)}
     leaderboard = Leaderboard()
-    best: dict[str, Any] = {}
+    best: dict[str, object] = {}
 
     # Continue where an earlier run stopped.
     start = 0

@@ -9,13 +9,14 @@ Where a function takes `where`, messages begin with it: a file, or a network in 
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from cyclegan.networks import InstanceNorm
 from cyclegan.reference import some
+from pipeline.config.settings import CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.files import open_regular
 from pipeline.runtime.checkpoint import read_tensors
@@ -48,7 +49,7 @@ class AffineInstanceNorm(nn.Module):
         return out
 
 
-def read_weights(path: Path) -> dict[str, Any]:
+def read_weights(path: Path) -> dict[str, object]:
     """The dictionary in a file of weights, on the CPU. Runs no code of the file.
 
     Raises:
@@ -89,7 +90,7 @@ def _look(path: Path, error: Exception) -> str:
     return f"a damaged or truncated file of {path.stat().st_size:,} bytes: fetch it again"
 
 
-def plain_state(content: Any, where: Where) -> State:
+def plain_state(content: object, where: Where) -> State:
     """Name -> weight without wrappers' prefixes, renamed to the reference's names.
 
     Raises:
@@ -122,8 +123,8 @@ def plain_state(content: Any, where: Where) -> State:
     return state
 
 
-def generator_settings(state: State, where: Where) -> dict[str, Any]:
-    """The fields of `CycleGANConfig` that the weights of a generator tell.
+def generator_settings(state: State, where: Where) -> CycleGANConfig:
+    """The settings that the weights of a generator tell; the other fields are not set.
 
     A U-Net's do not tell whether it has dropout.
 
@@ -144,7 +145,7 @@ def generator_settings(state: State, where: Where) -> dict[str, Any]:
     )
 
 
-def _resnet(state: State) -> dict[str, Any]:
+def _resnet(state: State) -> CycleGANConfig:
     blocks = len({key.split(".")[1] for key in state if ".conv_block." in key})
     # With dropout the second convolution stands where the second norm is without.
     dropout = any(
@@ -152,16 +153,16 @@ def _resnet(state: State) -> dict[str, Any]:
         for key, value in state.items()
     )
     resize = f"model.{10 + blocks}.2.weight" in state
-    return {
-        "generator": "resnet",
-        "blocks": blocks,
-        "generator_width": _size(state, "model.1.weight", 0),
-        "dropout": dropout,
-        "upsampling": "resize" if resize else "transposed",
-    }
+    return CycleGANConfig.model_construct(
+        generator="resnet",
+        blocks=blocks,
+        generator_width=_size(state, "model.1.weight", 0),
+        dropout=dropout,
+        upsampling="resize" if resize else "transposed",
+    )
 
 
-def _unet(state: State) -> dict[str, Any]:
+def _unet(state: State) -> CycleGANConfig:
     # A level is `model.3` of the one around it; the second level is `model.1` of the first.
     downs = 2 + max(len(re.findall(r"\.model\.3(?=\.model)", key)) for key in state)
     width = _size(state, "model.model.0.weight", 0)
@@ -171,16 +172,16 @@ def _unet(state: State) -> dict[str, Any]:
         if resize
         else _size(state, "model.model.3.weight", 0)
     )
-    return {
-        "generator": "encoder_decoder" if entering == width else "unet",
-        "downs": downs,
-        "generator_width": width,
-        "upsampling": "resize" if resize else "transposed",
-    }
+    return CycleGANConfig.model_construct(
+        generator="encoder_decoder" if entering == width else "unet",
+        downs=downs,
+        generator_width=width,
+        upsampling="resize" if resize else "transposed",
+    )
 
 
-def discriminator_settings(state: State, where: Where) -> dict[str, Any]:
-    """The fields of `CycleGANConfig` that the weights of a discriminator tell.
+def discriminator_settings(state: State, where: Where) -> CycleGANConfig:
+    """The settings that the weights of a discriminator tell; the other fields are not set.
 
     Raises:
         UserError: they are those of something else, or it takes no RGB pictures.
@@ -192,14 +193,15 @@ def discriminator_settings(state: State, where: Where) -> dict[str, Any]:
         for key, value in state.items()
         if key.startswith(prefix) and value.ndim == 4
     }
-    settings: dict[str, Any]
     if {"net.0.weight", "net.2.weight", "net.5.weight"} <= convolutions.keys():
         first = convolutions["net.0.weight"]
-        settings = {"discriminator": "pixel"}
+        settings = CycleGANConfig.model_construct(discriminator="pixel")
     elif {"model.0.weight", "model.2.weight", "model.5.weight"} <= convolutions.keys():
         first = convolutions["model.0.weight"]
         layers = len(convolutions) - 2  # beside the first and the one that gives logits
-        settings = {"discriminator": "patch", "discriminator_layers": layers}
+        settings = CycleGANConfig.model_construct(
+            discriminator="patch", discriminator_layers=layers
+        )
     else:
         raise UserError(
             f"{where} is no discriminator (PatchGAN or PixelGAN). {EXPECTED}; found {len(state)} "
@@ -211,12 +213,12 @@ def discriminator_settings(state: State, where: Where) -> dict[str, Any]:
             "translation, are expected. Choose or train one for RGB, or leave this file out: the "
             "discriminator then starts anew."
         )
-    return {
-        **settings,
+    told = {
         "discriminator_width": first[0],
         "discriminator_scales": scales or 1,
         "paired": first[1] == 6,
     }
+    return settings.model_copy(update=told)
 
 
 def norms(network: nn.Module, state: State, where: Where) -> Norms:

@@ -26,7 +26,8 @@ PLAIN = {"scale": [1, 1], "flip": False, "color": 0, "hue": 0, "blur": 0, "noise
 SEMANTIC = "semantic_consistency"
 """The name of the arm with semantic consistency, and of its translation."""
 
-Arms = dict[str, dict[str, Any]]
+Fields = dict[str, Any]
+Arms = dict[str, Fields]
 
 
 def ablation(config: Config) -> Config:
@@ -114,14 +115,14 @@ def _self_training(config: Config, last: str) -> Arms:
     return arms
 
 
-def _recipe(config: Config, translation: str) -> tuple[dict[str, Any], Arms]:
+def _recipe(config: Config, translation: str) -> tuple[Fields, Arms]:
     """The configuration's own self-training, or the defaults; and the arms that it starts from.
 
     Args:
         translation: what it is to train on in place of `translated`.
     """
 
-    def fields(name: str) -> dict[str, Any]:
+    def fields(name: str) -> Fields:
         arm = config.arms[name].model_dump(mode="json", exclude={"title", "base"})
         arm["train"] = {
             translation if kind == TRANSLATED else kind: weight

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from flows.signals import named_server
 from pipeline.errors import UserError
@@ -108,7 +107,7 @@ def _temporary(folder: Path, password: str) -> Iterator[str]:
             process.kill()
 
 
-def temporary_app() -> Any:
+def temporary_app() -> object:
     """Prefect's server as uvicorn serves it, until whoever started this process is gone."""
     from prefect.server.api.server import create_app
 

@@ -9,14 +9,13 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.files import explain_damage, open_regular, replacing
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Write rows of texts and numbers, whole or not at all; None and NaN are empty cells."""
     cells = [columns, *([row[column] for column in columns] for row in rows)]
     table = [[_quoted(cell) for cell in row] for row in cells]
@@ -52,7 +51,7 @@ def unquoted(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-def _quoted(cell: Any) -> Any:
+def _quoted(cell: object) -> object:
     if isinstance(cell, str):
         return f"'{cell}" if _FORMULA.match(cell) else cell
     # NaN is the one number that is not equal to itself.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -153,7 +153,7 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, whole or not at all. NaN is refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
@@ -179,7 +179,7 @@ def explain_damage(path: Path, way_out: str) -> Iterator[None]:
         ) from error
 
 
-def read_json(path: Path, way_out: str = "Remove it and run again.") -> Any:
+def read_json(path: Path, way_out: str = "Remove it and run again.") -> object:
     """Read a JSON file this program wrote; `UserError` when it is damaged."""
     with explain_damage(path, way_out), open_regular(path) as file:
         return json.loads(file.read())

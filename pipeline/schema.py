@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from pipeline.errors import UserError, short
 
@@ -31,12 +32,12 @@ class Schema(BaseModel):
 
     @field_validator("*", mode="after")
     @classmethod
-    def _can_be_used(cls, value: Any) -> Any:
+    def _can_be_used(cls, value: object) -> object:
         _check(value)
         return value
 
 
-def _check(value: Any) -> None:
+def _check(value: object) -> None:
     """Raise `ValueError` unless files and libraries can hold every text and number in `value`."""
     if isinstance(value, dict):
         for key, item in value.items():
@@ -75,7 +76,7 @@ class Located:
         return not self.suffixes or re.sub(r":\w+$", "", text).endswith(self.suffixes)
 
 
-def located(model: type[BaseModel], fields: dict[str, Any], base: Path) -> dict[str, Any]:
+def located(model: type[BaseModel], fields: dict[str, object], base: Path) -> dict[str, object]:
     """Raw fields of `model`, as YAML gives them, with every path that is `Located` absolute.
 
     Models, mappings and lists inside are walked, too. What is no field, or not what its field
@@ -93,7 +94,7 @@ def located(model: type[BaseModel], fields: dict[str, Any], base: Path) -> dict[
     }
 
 
-def _located(annotation: Any, value: Any, base: Path) -> Any:
+def _located(annotation: object, value: object, base: Path) -> object:
     """A raw value of the type `annotation`, its paths absolute."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -120,7 +121,7 @@ _FORM = re.compile(r"(dict|literal)\[")
 """What pydantic adds to the place of an error to say which of several legal forms it means."""
 
 
-def parse(model: type[S], data: Any, origin: str) -> S:
+def parse(model: type[S], data: object, origin: str) -> S:
     """Validate `data` as `model`.
 
     Args:
@@ -142,7 +143,7 @@ def parse(model: type[S], data: Any, origin: str) -> S:
         raise UserError("\n".join([f"{origin}: {count}", *lines])) from error
 
 
-def parse_record(model: type[S], data: Any, origin: str) -> S:
+def parse_record(model: type[S], data: object, origin: str) -> S:
     """Validate what an earlier version recorded; settings that are no more are named and ignored.
 
     Args:
@@ -163,8 +164,8 @@ def parse_record(model: type[S], data: Any, origin: str) -> S:
 
 
 def _known(
-    model: type[BaseModel], fields: dict[str, Any], place: str, dropped: list[str]
-) -> dict[str, Any]:
+    model: type[BaseModel], fields: dict[str, object], place: str, dropped: list[str]
+) -> dict[str, object]:
     """The fields that a model has, also in the models inside it; `dropped` gets the others."""
     known = {}
     for key, value in fields.items():
@@ -185,7 +186,7 @@ def near(name: str, legal: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(repr(m) for m in matches)}?" if matches else ""
 
 
-def _explain(model: type[BaseModel], detail: Any) -> str:
+def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
     place = ".".join(str(part) for part in detail["loc"] if not _FORM.match(str(part)))
     if detail["type"] == "extra_forbidden":
         legal = _fields_at(model, detail["loc"][:-1])
@@ -205,16 +206,14 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """The legal keys of the nested model that `path` leads to."""
-    current: Any = model
     for part in path:
-        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
-        if field is None:  # a key of a dict or an index of a list: its values' model
-            continue
-        current = _inner_model(field.annotation) or current
-    return list(current.model_fields)
+        field = model.model_fields.get(str(part))
+        if field is not None:  # else a key of a dict or an index of a list: its values' model
+            model = _inner_model(field.annotation) or model
+    return list(model.model_fields)
 
 
-def _inner_model(annotation: Any) -> type[BaseModel] | None:
+def _inner_model(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):

@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
@@ -16,7 +16,7 @@ MAX_YAML_BYTES = 256 * 1024
 MAX_YAML_DEPTH = 32
 
 
-def write_yaml(path: Path, value: Any) -> None:
+def write_yaml(path: Path, value: object) -> None:
     """Write `value` as `yaml_text`, whole or not at all.
 
     Raises:
@@ -31,12 +31,12 @@ def write_yaml(path: Path, value: Any) -> None:
     write_text(path, text)
 
 
-def yaml_text(value: Any) -> str:
+def yaml_text(value: object) -> str:
     """`value` as YAML in the order given, its texts such that `expand` gives them back."""
     return yaml.dump(escape(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def escape(value: Any) -> Any:
+def escape(value: object) -> object:
     """What `expand` makes `value` of."""
     if isinstance(value, dict):
         return {key: escape(item) for key, item in value.items()}
@@ -45,7 +45,7 @@ def escape(value: Any) -> Any:
     return value.replace("$", "$$") if isinstance(value, str) else value
 
 
-def expand(value: Any, place: str, problems: list[str]) -> Any:
+def expand(value: object, place: str, problems: list[str]) -> object:
     """Replace `${NAME}` and `$NAME` in every text below `value` by the environment variable.
 
     `$$` is a plain `$`. Keys stay as they are.
@@ -122,7 +122,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _RESOLVERS
     depth = 0
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             raise _error(f"alias *{event.anchor} is not supported", event)
@@ -133,7 +133,9 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Hashable, object]:
         if not isinstance(node, yaml.MappingNode):  # a tag of the file says that it is one
             raise _error("a mapping was expected", node)
         seen = set()
@@ -146,7 +148,7 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
-    def construct_word(self, node: yaml.ScalarNode) -> Any:
+    def construct_word(self, node: yaml.ScalarNode) -> int | float | bool | None:
         """A word that a tag of the file may call something that it is not."""
         text, kind = self.construct_scalar(node), node.tag.removeprefix(_TAG)
         if len(text) > 100 or not re.fullmatch(_WORDS[kind], text):
@@ -157,9 +159,9 @@ class _Loader(yaml.SafeLoader):
             return float(re.sub(r"\.(?=[in])", "", text.lower()))  # Python writes inf and nan
         return None if kind == "null" else text.lower() == "true"
 
-    def construct_misread(self, node: yaml.Node) -> Any:
+    def construct_misread(self, node: yaml.Node) -> NoReturn:
         if not isinstance(node, yaml.ScalarNode):  # a tag of the file says that it is one
-            return self.construct_foreign(node)
+            self.construct_foreign(node)
         text = node.value
         number = re.sub(r"^([-+]?)0+(?=[0-9])", r"\1", text.replace("_", ""))
         number = number if re.fullmatch(f"{_WORDS['int']}|{_WORDS['float']}", number) else ""
@@ -170,13 +172,13 @@ class _Loader(yaml.SafeLoader):
             node,
         )
 
-    def construct_foreign(self, node: yaml.Node) -> Any:
+    def construct_foreign(self, node: yaml.Node) -> NoReturn:
         raise _error(
             f"tag {short(node.tag)} is not supported; write texts, numbers, lists and mappings",
             node,
         )
 
-    yaml_constructors: ClassVar[dict[str | None, Any]] = {
+    yaml_constructors: ClassVar[dict[str | None, object]] = {
         **dict.fromkeys((_TAG + kind for kind in _WORDS), construct_word),
         _TAG + "str": yaml.SafeLoader.construct_scalar,
         _TAG + "seq": yaml.SafeLoader.construct_yaml_seq,
@@ -191,7 +193,7 @@ def _error(problem: str, place: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> object:
     """Read a YAML file of at most 256 KiB: plain values as they look, unique keys, no aliases.
 
     Raises:
@@ -219,7 +221,7 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} is not readable as YAML: {error}") from error
 
 
-def read_settings(path: Path, what: str, given: Collection[str] = ()) -> dict[str, Any]:
+def read_settings(path: Path, what: str, given: Collection[str] = ()) -> dict[str, object]:
     """The mapping in a YAML file, with environment variables in place.
 
     Args:
@@ -233,14 +235,13 @@ def read_settings(path: Path, what: str, given: Collection[str] = ()) -> dict[st
     if not isinstance(fields, dict):
         raise UserError(f"{path}: expected {what}, found {short(fields)}")
     problems: list[str] = []
-    wanted = {key: value for key, value in fields.items() if key not in given}
-    expanded: dict[str, Any] = expand(wanted, "", problems)
+    expanded = {k: expand(v, str(k), problems) for k, v in fields.items() if k not in given}
     if problems:
         raise UserError("\n".join([f"{path}:", *problems]))
     return expanded
 
 
-def parse_yaml(text: str, origin: str = "the text") -> Any:
+def parse_yaml(text: str, origin: str = "the text") -> object:
     """Parse YAML `text` as `read_yaml` does; raises `yaml.YAMLError` and nothing else.
 
     Args:

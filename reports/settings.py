@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.settings import BEFORE, IDEAL, Config
 from reports.summary import Recipe
@@ -73,7 +72,7 @@ def _file_name(value: str) -> str:
     return Path(value).name if Path(value).is_absolute() else value
 
 
-def _flat(value: Any, place: str = "") -> dict[str, str]:
+def _flat(value: object, place: str = "") -> dict[str, str]:
     if isinstance(value, dict) and value:
         return {
             k: v for key, item in value.items() for k, v in _flat(item, f"{place}.{key}").items()

@@ -78,7 +78,8 @@ def _seconds(run: Path, stages: list[str]) -> float | None:
             return None
         record = read_stage(run, name)
         total += record.seconds
-        stages.extend(record.inputs.get("reads", {}))
+        reads = record.inputs.get("reads")
+        stages.extend(reads if isinstance(reads, dict) else ())
     return total
 
 

@@ -1,7 +1,6 @@
 """What a report says, as typed values: the content of `report.json`. No metric is computed here."""
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -111,7 +110,7 @@ class Summary(Flat):
         assert means is not None, metric
         return means[arm]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The content of the file."""
         return self.model_dump(mode="json")
 

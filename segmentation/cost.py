@@ -2,8 +2,8 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config.settings import ComputeConfig, SegmentationConfig, SelfTrainingConfig
@@ -53,7 +53,7 @@ def step_cost(
     )
 
 
-def _take_single_values(norm: _BatchNorm, inputs: tuple[Any, ...]) -> None:
+def _take_single_values(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
     """Use the running statistics for one value a channel, which has none of its own.
 
     A training on several devices meets it where each has one frame, and takes those of all.

@@ -3,7 +3,6 @@
 import inspect
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
@@ -241,7 +240,7 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
     nn.Module.load_state_dict(encoder, weights)
 
 
-def _is_weight(value: Any) -> bool:
+def _is_weight(value: object) -> bool:
     return (
         isinstance(value, Tensor)
         and value.is_floating_point()
@@ -251,7 +250,7 @@ def _is_weight(value: Any) -> bool:
     )
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     what = f"{value.dtype} ({value.layout}, on {value.device})"

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.config.settings import EvaluationConfig
 from pipeline.data.images import UInt8, resize_rgb
+from pipeline.scoring.evaluation import Setting
 
 DEFAULT = EvaluationConfig()
 
@@ -39,7 +39,7 @@ def predict_on_device(
     return upsampled_argmax(scores(network, rgb, config), size)
 
 
-def views(config: EvaluationConfig) -> dict[str, Any]:
+def views(config: EvaluationConfig) -> dict[str, Setting]:
     """How frames are looked at, for the protocol of a result."""
     if config.window is None:
         window = "the whole frame"

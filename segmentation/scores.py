@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -167,7 +166,7 @@ def _write_official(
 
 def _write_table(path: Path, space: LabelSpace, names: Sequence[str], counts: Counts) -> None:
     """Write pixels and metrics of each frame, of counts (N, K, K + 1)."""
-    columns: dict[str, Sequence[Any]] = {
+    columns: dict[str, Sequence[object]] = {
         "name": names,
         "pixels": counts.sum(axis=(1, 2)).tolist(),
         "void_predictions": counts[:, :, -1].sum(axis=1).tolist(),

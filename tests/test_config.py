@@ -221,7 +221,7 @@ def _inside(annotation: Any, at: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, .
         yield at, "number" if annotation is int else "fraction"
     elif annotation in (str, Path):
         yield at, "text"
-    elif annotation is Any:
+    elif annotation is object:
         yield at, "text"
         yield at, "number"
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):

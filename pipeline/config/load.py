@@ -15,7 +15,7 @@ from pipeline.yaml_files import escape, expand, parse_yaml, read_settings, read_
 
 _RECIPES = Path(__file__).parent / "recipes"
 _DATASETS = ("source", "target", "test")
-Fields = dict[str, Any]
+Fields = dict[str, object]
 
 
 def load_config(path: Path, settings: list[str] | None = None) -> Config:
@@ -37,13 +37,13 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
     for setting in settings or []:
         _apply(data, setting)
     problems: list[str] = []
-    data = expand(data, "", problems)
-    for place, fields, key, resolve in _layers(data):
+    data = {key: expand(value, str(key), problems) for key, value in data.items()}
+    for place, holder, key, fields, resolve in _layers(data):
         try:
-            fields[key] = resolve(fields[key], path.parent)
+            holder[key] = resolve(fields, path.parent)
         except UserError as error:
             problems.append(f"  {place}: {error}")
-            fields[key].pop("recipe", None)
+            fields.pop("recipe", None)
     data = located(Config, data, path.parent)
     try:
         config = parse(Config, data, str(path))
@@ -59,14 +59,14 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
 Resolve = Callable[[Fields, Path], Fields]
 
 
-def _layers(data: Fields) -> Iterator[tuple[str, Fields, str, Resolve]]:
+def _layers(data: Fields) -> Iterator[tuple[str, Fields, str, Fields, Resolve]]:
     """The mappings in a configuration that have a way of their own to be read.
 
     Yields:
-        What it is called in messages, the mapping that holds it, its key there, and a function of
-        it and the folder of the file that gives its fields.
+        What it is called in messages, the mapping that holds it, its key there, the mapping itself,
+        and a function of it and the folder of the file that gives its fields.
     """
-    found: list[tuple[str, Any, str, Resolve]] = [
+    found: list[tuple[str, object, str, Resolve]] = [
         *((key, data, key, layered) for key in _DATASETS),
         ("segmentation.recipe", data, "segmentation", _resolve_recipe),
         *(
@@ -84,12 +84,12 @@ def _layers(data: Fields) -> Iterator[tuple[str, Fields, str, Resolve]]:
             partial(located, CycleGANConfig),
         ),
     ]
-    for place, fields, key, resolve in found:
-        if isinstance(fields, dict) and isinstance(fields.get(key), dict):
-            yield place, fields, key, resolve
+    for place, holder, key, resolve in found:
+        if isinstance(holder, dict) and isinstance(fields := holder.get(key), dict):
+            yield place, holder, key, fields, resolve
 
 
-def _mapping(value: Any) -> list[tuple[str, Any]]:
+def _mapping(value: object) -> list[tuple[str, object]]:
     return list(value.items()) if isinstance(value, dict) else []
 
 
@@ -108,15 +108,17 @@ def _apply(data: Fields, setting: str) -> None:
         raise UserError("\n".join(problems).strip())
     keys = name.split(".")
     # On the command line a relative path starts where the user stands.
-    nested = located(Config, reduce(lambda below, key: {key: below}, reversed(keys), value), Path())
+    nested: Any = reduce(lambda below, key: {key: below}, reversed(keys), value)
+    nested = located(Config, nested, Path())
     value = reduce(lambda above, key: above[key], keys, nested)
     if isinstance(value, str) and value.endswith(FILES):  # of `dataset` and `recipe`
         value = str(Path(value).absolute())
     *parents, last = keys
     for parent in parents:
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
+        below = data.setdefault(parent, {})
+        if not isinstance(below, dict):
             raise UserError(f"--set {setting!r}: {parent!r} is a value and has no keys below it")
+        data = below
     data[last] = escape(value)  # the rest of the file is still to be expanded
 
 

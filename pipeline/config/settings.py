@@ -1,8 +1,9 @@
 """The settings of a run, as frozen values."""
 
+from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -174,7 +175,7 @@ class TranslationConfig(Schema):
     the colours that it has in the target, where pseudo-labels find it (Ma et al., CVPR 2021)."""
     source: str = "source"
     """The frames to translate: `source`, or the name of another translation."""
-    cyclegan: dict[str, Any] = Field(default_factory=dict)
+    cyclegan: dict[str, object] = Field(default_factory=dict)
     """Settings that win over those of `cyclegan` for this translation alone (`cyclegan`)."""
     checkpoint: Literal["last", "best"] = "last"
     """`best` is the one that the network of `cyclegan.semantics` scores best (`cyclegan`)."""
@@ -330,7 +331,7 @@ class SegmentationConfig(Schema):
     """Any encoder of segmentation-models-pytorch, by name."""
     encoder_weights: NameOrFile = "imagenet"
     """`imagenet` (from the local cache or the hub), `none`, or the path of a state_dict."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, object] = Field(default_factory=dict)
     """Further arguments of the architecture, e.g. `decoder_channels`."""
     crop: Size = (512, 512)
     """Width and height of the random training crops."""
@@ -382,7 +383,7 @@ class ArmConfig(Schema):
     checkpoint, the path of a `.pt` file. None: from `encoder_weights`."""
     self_training: SelfTrainingConfig | None = None
     """Learn from the target's frames, too, without their labels."""
-    segmentation: dict[str, Any] = Field(default_factory=dict)
+    segmentation: dict[str, object] = Field(default_factory=dict)
     """Settings that win over those of `segmentation` for this arm alone."""
     title: str | None = None
     """What tables call it; none: its name."""
@@ -391,7 +392,7 @@ class ArmConfig(Schema):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, value: Any) -> Any:
+    def _short_forms(cls, value: object) -> object:
         """`translated` is `{train: translated}` is `{train: {translated: 1}}`."""
         if isinstance(value, str):
             value = {"train": value}
@@ -700,7 +701,7 @@ def place(translation: str) -> str:
     return "translation" if translation == TRANSLATED else f"translations.{translation}"
 
 
-def overlay(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def overlay(fields: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
     """Settings of segmentation with those of `own` in their place; `options` are replaced whole."""
     merged = dict(fields)
     for key, value in own.items():
@@ -715,5 +716,5 @@ def _is_file(start: str) -> bool:
     return start.endswith(FILES)
 
 
-def _network(recipe: SegmentationConfig) -> tuple[str, str, dict[str, Any]]:
+def _network(recipe: SegmentationConfig) -> tuple[str, str, dict[str, object]]:
     return recipe.architecture, recipe.encoder, recipe.options

@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -23,7 +23,7 @@ from pipeline.errors import UserError, short
 from pipeline.schema import Located, Schema, Side, located, near
 from pipeline.yaml_files import read_settings, write_yaml
 
-Fields = dict[str, Any]
+Fields = dict[str, object]
 """The fields of a data set as YAML gives them."""
 _BUILT_IN = Path(__file__).parent / "specs"
 PLUG_INS = "sim2real.datasets"

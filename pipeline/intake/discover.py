@@ -427,6 +427,6 @@ def _same_as(images: Series, pairs: Pairs | None, ranked: Sequence[Fit]) -> tupl
     for name in (ranked[0].table.name, *ranked[0].table.users):
         if name in known:
             fields = spec_fields(name, Path())
-            if ours == (bare(fields["images"]), bare(fields["labels"])):
+            if ours == (bare(str(fields["images"])), bare(str(fields["labels"]))):
                 found.append(name)
     return tuple(found)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.csv_files import write_table
 from pipeline.data.labels import LabelSpace
@@ -16,7 +16,7 @@ from pipeline.files import sweep
 from pipeline.intake.facts import FrameFacts
 from pipeline.intake.text import printable
 from pipeline.schema import Schema, parse
-from pipeline.yaml_files import read_yaml
+from pipeline.yaml_files import read_settings
 
 Severity = Literal["must fix", "look", "note"]
 """`must fix` stops or spoils a training; `look` may be intended; `note` is worth knowing."""
@@ -42,9 +42,8 @@ class Kind(Schema):
 def kinds() -> dict[str, Kind]:
     """Every kind of finding by its name, the most severe first."""
     path = Path(__file__).with_name("findings.yaml")
-    return {
-        name: parse(Kind, fields, f"{path}: {name}") for name, fields in read_yaml(path).items()
-    }
+    table = read_settings(path, "kinds of findings")
+    return {name: parse(Kind, fields, f"{path}: {name}") for name, fields in table.items()}
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class DatasetReport:
                     reasons[frame].append(finding.kind)
         return {frame: "; ".join(reasons[frame]) for frame in sorted(reasons)}
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """What `check.json` holds of the data set."""
         same = ("frames", "labelled", "sizes", "image_bytes", "label_bytes", "decoded_bytes")
         return {

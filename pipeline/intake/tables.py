@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from pipeline.data.labels import TABLES, load_label_space
 from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.intake.encodings import Encoding, Observation, Value
@@ -107,8 +109,8 @@ def known_tables() -> list[Table]:
 @cache
 def places() -> dict[str, tuple[float, float]]:
     """Name -> usual mean height in a street scene (0 top, 1 bottom), usual fraction of pixels."""
-    known = read_yaml(Path(__file__).with_name("places.yaml"))
-    return {name: (height, share) for name, (height, share) in known.items()}
+    path = Path(__file__).with_name("places.yaml")
+    return TypeAdapter(dict[str, tuple[float, float]]).validate_python(read_yaml(path))
 
 
 def fits(observation: Observation) -> list[Fit]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from pydantic import BaseModel, Field, RootModel
 
@@ -34,7 +34,7 @@ STAGE_FILE = "stage.json"
 LADDER_FILE = "ladder.json"
 """The table of a folder of runs, as earlier versions made one for an ablation."""
 
-Inputs = dict[str, Any]
+Inputs = dict[str, object]
 
 _SMALL = 1 << 26
 """Bytes of results up to which they are read anew whenever they are checked."""
@@ -77,7 +77,7 @@ def fingerprint(inputs: Inputs) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differences(old: Any, new: Any, place: str = "") -> list[str]:
+def differences(old: object, new: object, place: str = "") -> list[str]:
     """The fields in which two nested values differ, as `a.b: old -> new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -61,7 +60,7 @@ class Settings:
     model: BaseModel
     without: frozenset[str] = frozenset()
     """Fields that the result does not depend on."""
-    instead: Mapping[str, Any] = field(default_factory=dict)
+    instead: Mapping[str, object] = field(default_factory=dict)
     """Fields that are recorded with other values, such as a file's content for its path."""
 
     def recorded(self) -> Inputs:
@@ -71,7 +70,7 @@ class Settings:
         )
         return {**fields, **self.instead}
 
-    def changes(self, before: Any, place: str) -> list[str]:
+    def changes(self, before: object, place: str) -> list[str]:
         """How these settings differ from recorded ones, as lines `a.b: old -> new`.
 
         A record that lacks a field has its default. Fields that no longer exist are ignored.
@@ -99,7 +98,7 @@ _CONTENT = {"content", "instances_content"}
 """Inputs that early versions did not record; where they are not recorded, they are not compared."""
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """Inputs as they are recorded: plain data."""
     if isinstance(value, Settings):
         return value.recorded()
@@ -108,7 +107,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def changes(before: Any, now: Any, place: str = "") -> list[str]:
+def changes(before: object, now: object, place: str = "") -> list[str]:
     """In what inputs differ from recorded ones, as lines `a.b: old -> new`."""
     if isinstance(now, Settings):
         return now.changes(before, place)
@@ -123,7 +122,7 @@ def changes(before: Any, now: Any, place: str = "") -> list[str]:
     return differences(_json(before), _json(plain(now)), place)
 
 
-def _json(value: Any) -> Any:
+def _json(value: object) -> object:
     return json.loads(json.dumps(value, default=str))
 
 
@@ -153,7 +152,7 @@ def _compared(
         reads = {name: fingerprint(inputs[name]) for name in stage.reads}
         made = {**stage.inputs(), "reads": reads}
         before = begun.get(stage.name)
-        inputs[stage.name] = plain(made)
+        inputs[stage.name] = {key: plain(value) for key, value in made.items()}
         if before is not None:
             if lines := changes(before, made):
                 changed[stage.name] = lines

@@ -1,7 +1,7 @@
 """Checkpoints: written whole, read without running code, checked before they are used."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from pipeline.runtime.device import explain_memory
 ANEW = "Make its stage anew with `sim2real run --force STAGE`, or give another file."
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: Mapping[str, object]) -> None:
     """Write a checkpoint of tensors and plain data, whole or not at all."""
     # Given a path, torch would write its name into the file, and no two would be equal.
     with replacing(path) as part, part.open("wb") as file:
         torch.save(state, file)
 
 
-def read_tensors(path: Path) -> Any:
+def read_tensors(path: Path) -> object:
     """What `torch.save` wrote, on the CPU; runs no code from the file.
 
     torch does not look at the checksums that it writes; this does. Files of torch before 1.6 have

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.autograd.function import FunctionCtx
 
 from pipeline.config.settings import ComputeConfig
 from pipeline.errors import UserError
@@ -38,13 +39,13 @@ class _AllReduceSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:
         value = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(value)
         return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return _AllReduceSum.forward(ctx, gradient)
 
 

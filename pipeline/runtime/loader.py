@@ -20,7 +20,7 @@ from pipeline.runtime.launch import end_with_parent
 Item = dict[str, Any]
 
 
-class IndexedDataset(Dataset[Any]):
+class IndexedDataset(Dataset[Item | UserError]):
     """Index, without end, -> item. Frames are visited in a new random order each epoch.
 
     Args:
@@ -40,7 +40,7 @@ class IndexedDataset(Dataset[Any]):
         pick: Callable[[np.random.Generator], Any] | None = None,
     ) -> None:
         self.read, self.frames, self.key, self.pick = read, frames, (seed, stream), pick
-        self._order: tuple[int, Any] = (-1, None)
+        self._order = (-1, np.arange(0))
 
     def __getitem__(self, index: int) -> Item | UserError:
         rng = np.random.default_rng([*self.key, 1, index])
@@ -76,7 +76,7 @@ def batches(
     workers: int,
     pin: bool,
     shard: tuple[int, int] = (0, 1),
-) -> Iterator[Any]:
+) -> Iterator[Item]:
     """The batches of steps `first` to `last` - 1, each of `batch_size` consecutive indices.
 
     Args:
@@ -94,7 +94,7 @@ def batches(
         )
     part = batch_size // world_size
     starts = range(first * batch_size + rank * part, last * batch_size, batch_size)
-    loader: DataLoader[Any] = DataLoader(
+    loader: DataLoader[Item | UserError] = DataLoader(
         dataset,
         batch_sampler=(list(range(start, start + part)) for start in starts),
         num_workers=workers,
@@ -141,11 +141,12 @@ def _clean_processes(module: str) -> BaseContext:
     return context
 
 
-def _collate(items: list[Any]) -> Any:
+def _collate(items: list[Item | UserError]) -> Item | UserError:
     if mistake := next((item for item in items if isinstance(item, UserError)), None):
         return mistake
     try:
-        return default_collate(items)
+        batch: Item = default_collate(items)
+        return batch
     except RuntimeError as error:
         if "shared memory" not in str(error):
             raise

@@ -5,8 +5,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.errors import UserError
@@ -111,7 +113,7 @@ class TrainingLog:
                     self._events.add_scalar(key, value, step)
         self._waiting.clear()
 
-    def picture(self, step: int, name: str, rgb: Any) -> None:
+    def picture(self, step: int, name: str, rgb: npt.NDArray[np.uint8]) -> None:
         """Add (H, W, 3) uint8 RGB to the TensorBoard events."""
         self._events.add_image(name, rgb, step, dataformats="HWC")
 

@@ -1,7 +1,7 @@
 """What every training loop shares: seeds, the backward pass, EMA updates, state of modules."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,17 +12,17 @@ from torch import Tensor
 class Stateful(Protocol):
     """A network or an optimiser."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, object]: ...
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> object: ...
+    def load_state_dict(self, state_dict: dict[str, object]) -> object: ...
 
 
-def state_of(modules: Mapping[str, Stateful]) -> dict[str, dict[str, Any]]:
+def state_of(modules: Mapping[str, Stateful]) -> dict[str, dict[str, object]]:
     """Name -> state of networks or optimisers, for a checkpoint."""
     return {name: module.state_dict() for name, module in modules.items()}
 
 
-def load_state(modules: Mapping[str, Stateful], state: Mapping[str, dict[str, Any]]) -> None:
+def load_state(modules: Mapping[str, Stateful], state: Mapping[str, dict[str, object]]) -> None:
     """Give networks or optimisers the state that `state_of` took."""
     for name, module in modules.items():
         module.load_state_dict(state[name])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from pydantic import (
@@ -41,7 +41,7 @@ class Flat(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _gather(cls, data: Any) -> Any:
+    def _gather(cls, data: object) -> object:
         if not isinstance(data, dict) or "scores" in data:
             return data
         return data | {
@@ -50,8 +50,8 @@ class Flat(BaseModel):
         }
 
     @model_serializer(mode="wrap")
-    def _spread_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
+    def _spread_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        fields = handler(self)
         scores, breakdowns = fields.pop("scores"), fields.pop("breakdowns")
         return {**fields, **scores, **breakdowns}
 
@@ -132,7 +132,7 @@ class Evaluation(Flat):
         """
         way_out = "Score the network anew with `sim2real run --force evaluation`."
         found = read_record(folder / FILE, cls, way_out)
-        update: dict[str, Any] = {}
+        update: dict[str, object] = {}
         if found.classes == space.class_names:
             known = flat_scores(found.table, space)
             update["scores"] = {k: v for k, v in known.items() if k in METRICS} | found.scores

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -84,7 +83,7 @@ def write_toy_world(
             raise UserError(f"{name} is {count}; legal are 1 to {most}")
     if seed < 0:
         raise UserError(f"seed is {seed}; legal are 0 and above")
-    wanted: dict[str, Any] = {name: count for name, (count, _) in counts.items()}
+    wanted: dict[str, object] = {name: count for name, (count, _) in counts.items()}
     wanted |= {"size": list(size), "seed": seed, "version": VERSION}
 
     record = root / RECORD
@@ -102,8 +101,8 @@ def write_toy_world(
 
     space = load_label_space("cityscapes19")
     palette = space.palette[[space.index_of(CITYSCAPES_IDS.get(i, "")) for i in range(256)]]
-    for stream, name in enumerate(counts):
-        for index in range(wanted[name]):
+    for stream, (count, _) in enumerate(counts.values()):
+        for index in range(count):
             picture_path, label_path = (root / path for path in _frame_paths(stream, index))
             if picture_path.exists() and label_path.exists():
                 continue
