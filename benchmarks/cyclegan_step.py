@@ -34,7 +34,8 @@ from cyclegan.networks import (
     initialise,
     to_network,
 )
-from pipeline.config.settings import ComputeConfig, CycleGANConfig
+from pipeline.config.settings import ComputeConfig
+from pipeline.config.translation import CycleGANConfig
 from pipeline.data.spec import DatasetSpec, spec_fields
 from pipeline.toyworld.writing import write_toy_world
 

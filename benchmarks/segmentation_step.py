@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 import segmentation.train
 from pipeline.config.load import recipes
-from pipeline.config.settings import ComputeConfig, SegmentationConfig
+from pipeline.config.segmentation import SegmentationConfig
+from pipeline.config.settings import ComputeConfig
 from pipeline.data.labels import IGNORE, load_label_space
 from pipeline.data.spec import DatasetSpec, spec_fields
 from pipeline.toyworld.writing import write_toy_world

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cyclegan.translate import translate_frames
-from pipeline.config.settings import ComputeConfig, TranslationConfig
+from pipeline.config.settings import ComputeConfig
+from pipeline.config.translation import TranslationConfig
 from pipeline.config.translators import TranslationInputs
 from pipeline.data.images import UInt8, read_raw, write_indices
 from pipeline.data.labels import IGNORE

@@ -31,7 +31,7 @@ from cyclegan.weights import (
     plain_state,
     read_weights,
 )
-from pipeline.config.settings import CycleGANConfig
+from pipeline.config.translation import CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.files import sweep
 from pipeline.runtime.checkpoint import save_checkpoint

@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
-from pipeline.config.settings import CycleGANConfig
+from pipeline.config.translation import CycleGANConfig
 
 EPSILON = 1e-5
 """Added to the variance by the norms."""

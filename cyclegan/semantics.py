@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from cyclegan.networks import to_network
 from cyclegan.translate import translate_frame
-from pipeline.config.settings import SemanticsConfig
+from pipeline.config.translation import SemanticsConfig
 from pipeline.csv_files import write_table
 from pipeline.data.images import UInt8
 from pipeline.data.labels import IGNORE, LabelSpace

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cyclegan.translate import translate_frames
-from pipeline.config.settings import ComputeConfig, TranslationConfig
+from pipeline.config.settings import ComputeConfig
+from pipeline.config.translation import TranslationConfig
 from pipeline.config.translators import TranslationInputs
 from pipeline.data.images import UInt8, resize_rgb
 from pipeline.data.listing import list_samples

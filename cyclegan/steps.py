@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cyclegan.checkpoints import load_start
 from cyclegan.networks import initialise, minimum_side
 from cyclegan.reference import GENERATORS, current_names
-from pipeline.config.settings import CycleGANConfig
+from pipeline.config.translation import CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import save_checkpoint
 from pipeline.runtime.distributed import Ranks

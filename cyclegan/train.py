@@ -33,7 +33,8 @@ from cyclegan.steps import (
     trainable,
     update,
 )
-from pipeline.config.settings import ComputeConfig, CycleGANConfig
+from pipeline.config.settings import ComputeConfig
+from pipeline.config.translation import CycleGANConfig
 from pipeline.data.images import write_image
 from pipeline.data.listing import list_samples
 from pipeline.data.spec import DatasetSpec

@@ -20,7 +20,8 @@ from cyclegan.steps import (
     trainable,
     update,
 )
-from pipeline.config.settings import ComputeConfig, CycleGANConfig
+from pipeline.config.settings import ComputeConfig
+from pipeline.config.translation import CycleGANConfig
 from pipeline.data.images import write_image
 from pipeline.data.spec import DatasetSpec
 from pipeline.runtime.checkpoint import continuing

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from cyclegan.checkpoints import load_generator
 from cyclegan.networks import to_network, to_rgb
-from pipeline.config.settings import ComputeConfig, TranslationConfig
+from pipeline.config.settings import ComputeConfig
+from pipeline.config.translation import TranslationConfig
 from pipeline.config.translators import TranslationInputs
 from pipeline.csv_files import write_table
 from pipeline.data.images import UInt8, write_image

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cyclegan.networks import InstanceNorm
 from cyclegan.reference import some
-from pipeline.config.settings import CycleGANConfig
+from pipeline.config.translation import CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.files import open_regular
 from pipeline.runtime.checkpoint import read_tensors

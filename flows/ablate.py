@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.plan import plan
-from pipeline.config.settings import (
-    AFTER,
-    BEFORE,
-    IDEAL,
-    TRANSLATED,
-    Config,
-    overlay,
-)
+from pipeline.config.fields import overlay
+from pipeline.config.settings import AFTER, BEFORE, IDEAL, Config
+from pipeline.config.translation import TRANSLATED
 from pipeline.config.translators import TRANSLATORS
 from pipeline.files import TAKEN
 from pipeline.run.folder import check_results, fingerprint, read_stage, stage_state

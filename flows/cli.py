@@ -321,7 +321,7 @@ def export(
     """
     from cyclegan.checkpoints import export as write
     from flows.plan import generator_file
-    from pipeline.config.settings import TranslationConfig
+    from pipeline.config.translation import TranslationConfig
     from pipeline.errors import UserError
     from pipeline.run.folder import read_run
 

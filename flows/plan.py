@@ -9,7 +9,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.settings import TRANSLATED, Config, SegmentationConfig, place
+from pipeline.config.segmentation import SegmentationConfig
+from pipeline.config.settings import Config
+from pipeline.config.translation import TRANSLATED, place
 from pipeline.config.translators import TranslationInputs
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import Sample, digest, instance_finder, list_samples

@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from flows.plan import plan
-from pipeline.config.settings import Config, CycleGANConfig, SegmentationConfig, place
+from pipeline.config.segmentation import SegmentationConfig
+from pipeline.config.settings import Config
+from pipeline.config.translation import CycleGANConfig, place
 from pipeline.data.labels import load_label_space
 from pipeline.data.listing import label_finder, list_samples, not_here
 from pipeline.data.reading import LabelReader, read_frame, working_size

@@ -9,7 +9,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from pydantic import BaseModel
 
-from pipeline.config.settings import AFTER, BEFORE, IDEAL, TRANSLATED, Config, CycleGANConfig
+from pipeline.config.settings import AFTER, BEFORE, IDEAL, Config
+from pipeline.config.translation import TRANSLATED, CycleGANConfig
 from pipeline.csv_files import read_table
 from pipeline.data.labels import load_label_space
 from pipeline.data.spec import missing_classes

@@ -1,6 +1,7 @@
 """What a run found and how its arms were trained, in words and without flattery."""
 
-from pipeline.config.settings import AFTER, BEFORE, IDEAL, TRANSLATED
+from pipeline.config.settings import AFTER, BEFORE, IDEAL
+from pipeline.config.translation import TRANSLATED
 from pipeline.scoring.metrics import Metric, class_columns, headline, in_steps, ranking
 from pipeline.text import count, difference, number, percent
 from reports.summary import Recipe, Summary

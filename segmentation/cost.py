@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.config.settings import ComputeConfig, SegmentationConfig, SelfTrainingConfig
+from pipeline.config.segmentation import SegmentationConfig, SelfTrainingConfig
+from pipeline.config.settings import ComputeConfig
 from pipeline.runtime.device import measure_pass
 from segmentation.models import Segmenter
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.config.settings import (
+from pipeline.config.segmentation import (
     AugmentationConfig,
     RareClassConfig,
     SegmentationConfig,

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.settings import ComputeConfig, EvaluationConfig
+from pipeline.config.segmentation import EvaluationConfig
+from pipeline.config.settings import ComputeConfig
 from pipeline.data.images import UInt8, resize_indices, size_within, write_image, write_indices
 from pipeline.data.labels import LabelSpace
 from pipeline.data.listing import Sample, list_samples

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.config.settings import SegmentationConfig
+from pipeline.config.segmentation import SegmentationConfig
 from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.distributed import Ranks

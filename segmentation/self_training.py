@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from pipeline.config.settings import SelfTrainingConfig
+from pipeline.config.segmentation import SelfTrainingConfig
 from pipeline.data.labels import IGNORE
 from pipeline.runtime.distributed import ONE_RANK, Ranks
 

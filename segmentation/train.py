@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.settings import ComputeConfig, SegmentationConfig, SelfTrainingConfig
+from pipeline.config.segmentation import SegmentationConfig, SelfTrainingConfig
+from pipeline.config.settings import ComputeConfig
 from pipeline.data.images import UInt8, grid, write_image
 from pipeline.data.labels import IGNORE, LabelSpace
 from pipeline.data.spec import DatasetSpec

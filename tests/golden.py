@@ -14,7 +14,8 @@ import yaml
 from cyclegan.train import train
 from cyclegan.train_paired import train_paired
 from pipeline.config.load import load_config
-from pipeline.config.settings import CycleGANConfig, SelfTrainingConfig
+from pipeline.config.segmentation import SelfTrainingConfig
+from pipeline.config.translation import CycleGANConfig
 from pipeline.data.labels import load_label_space
 from pipeline.toyworld.writing import write_toy_world
 from segmentation.train import train as train_segmentation

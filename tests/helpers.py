@@ -20,10 +20,8 @@ from cyclegan.semantics import (
     SemanticEvaluator,
 )
 from cyclegan.train import train
-from pipeline.config.settings import (
-    Config,
-    CycleGANConfig,
-)
+from pipeline.config.settings import Config
+from pipeline.config.translation import CycleGANConfig
 from pipeline.data.labels import (
     LabelClass,
     LabelSpace,

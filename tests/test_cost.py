@@ -8,7 +8,8 @@ import torch
 
 from flows.estimate import estimate
 from pipeline.config.load import load_config
-from pipeline.config.settings import ComputeConfig, SegmentationConfig, SelfTrainingConfig
+from pipeline.config.segmentation import SegmentationConfig, SelfTrainingConfig
+from pipeline.config.settings import ComputeConfig
 from pipeline.data.labels import load_label_space
 from pipeline.runtime.device import Pass, measure_pass
 from segmentation.cost import Cost, step_cost

@@ -36,7 +36,8 @@ from cyclegan.translate import (
     translate_group,
 )
 from pipeline.config.load import load_config
-from pipeline.config.settings import Config, CycleGANConfig
+from pipeline.config.settings import Config
+from pipeline.config.translation import CycleGANConfig
 from pipeline.config.translators import TranslationInputs
 from pipeline.data.images import read_rgb
 from pipeline.data.listing import list_samples

@@ -20,7 +20,8 @@ from cyclegan.steps import CHECKPOINT, save_last
 from cyclegan.train_paired import train_paired
 from flows.prepare import preflight
 from pipeline.config.load import load_config
-from pipeline.config.settings import ComputeConfig, Config, CycleGANConfig
+from pipeline.config.settings import ComputeConfig, Config
+from pipeline.config.translation import CycleGANConfig
 from pipeline.data.labels import IGNORE
 from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint

@@ -20,7 +20,8 @@ from cyclegan.semantics import SemanticEvaluator
 from cyclegan.train import train
 from cyclegan.train_paired import train_paired
 from pipeline.config.load import load_config
-from pipeline.config.settings import Config, CycleGANConfig
+from pipeline.config.settings import Config
+from pipeline.config.translation import CycleGANConfig
 from pipeline.data.labels import load_label_space
 from pipeline.data.listing import list_samples
 from pipeline.runtime.checkpoint import load_checkpoint

@@ -21,7 +21,7 @@ from cyclegan.networks import (
     minimum_side,
     upsample,
 )
-from pipeline.config.settings import CycleGANConfig
+from pipeline.config.translation import CycleGANConfig
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config.settings import EvaluationConfig
+from pipeline.config.segmentation import EvaluationConfig
 from pipeline.data.images import UInt8, resize_rgb
 from segmentation.predict import predict, scores, upsampled_argmax, views, window_starts
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from pipeline.config.load import load_config, recipes
-from pipeline.config.settings import SegmentationConfig
+from pipeline.config.segmentation import SegmentationConfig
 from pipeline.errors import UserError
 from pipeline.yaml_files import read_yaml
 from segmentation.models import build_model, check_names

@@ -10,12 +10,8 @@ import pytest
 import torch
 
 from pipeline.config.load import load_config
-from pipeline.config.settings import (
-    AugmentationConfig,
-    Config,
-    EvaluationConfig,
-    SegmentationConfig,
-)
+from pipeline.config.segmentation import AugmentationConfig, EvaluationConfig, SegmentationConfig
+from pipeline.config.settings import Config
 from pipeline.data.images import read_raw, read_rgb
 from pipeline.data.labels import IGNORE, LabelClass, load_label_space
 from pipeline.data.listing import list_samples

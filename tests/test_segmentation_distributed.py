@@ -14,7 +14,8 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from pipeline.config.load import load_config
-from pipeline.config.settings import Config, SelfTrainingConfig
+from pipeline.config.segmentation import SelfTrainingConfig
+from pipeline.config.settings import Config
 from pipeline.data.labels import load_label_space
 from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.runtime.distributed import Ranks

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.config.load import load_config
-from pipeline.config.settings import SelfTrainingConfig
+from pipeline.config.segmentation import SelfTrainingConfig
 from pipeline.data.images import read_raw
 from pipeline.data.labels import load_label_space
 from pipeline.data.listing import Sample, list_samples

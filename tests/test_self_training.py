@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from flows.plan import plan
 from flows.prepare import preflight
 from pipeline.config.load import load_config
-from pipeline.config.settings import Config, RareClassConfig, SelfTrainingConfig
+from pipeline.config.segmentation import RareClassConfig, SelfTrainingConfig
+from pipeline.config.settings import Config
 from pipeline.data.images import read_rgb
 from pipeline.data.labels import IGNORE, load_label_space
 from pipeline.data.listing import list_samples

@@ -19,7 +19,8 @@ from cyclegan.weights import discriminator_settings, plain_state
 from flows.plan import plan
 from flows.prepare import preflight
 from pipeline.config.load import load_config
-from pipeline.config.settings import Config, CycleGANConfig
+from pipeline.config.settings import Config
+from pipeline.config.translation import CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.run.stage import all_inputs
 from pipeline.runtime.checkpoint import load_checkpoint

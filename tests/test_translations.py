@@ -7,7 +7,8 @@ import yaml
 
 from flows.plan import plan
 from pipeline.config.load import load_config
-from pipeline.config.settings import ComputeConfig, TranslationConfig
+from pipeline.config.settings import ComputeConfig
+from pipeline.config.translation import TranslationConfig
 from pipeline.config.translators import TRANSLATORS, TranslationInputs, Translator
 from pipeline.data.images import UInt8
 from pipeline.errors import UserError

@@ -7,7 +7,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.settings import FILES, Config, CycleGANConfig, SegmentationConfig, overlay
+from pipeline.config.fields import FILES, overlay
+from pipeline.config.segmentation import SegmentationConfig
+from pipeline.config.settings import Config
+from pipeline.config.translation import CycleGANConfig
 from pipeline.data.spec import layered
 from pipeline.errors import UserError, short
 from pipeline.schema import located, near, parse

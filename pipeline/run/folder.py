@@ -21,7 +21,8 @@ from typing import Literal, NoReturn
 from pydantic import BaseModel, Field, RootModel
 
 from pipeline.config.load import load_config
-from pipeline.config.settings import TRANSLATED, Config
+from pipeline.config.settings import Config
+from pipeline.config.translation import TRANSLATED
 from pipeline.errors import UserError
 from pipeline.files import LOCK, read_record, sweep, write_json
 from pipeline.run.contents import hashes, sha256
