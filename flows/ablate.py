@@ -35,11 +35,15 @@ def ablation(config: Config) -> Config:
     where no arm may see the target's labels.
     """
     weights = config.translation.weights
-    translations: Arms = {
+    recipe = config.cyclegan_recipe(TRANSLATED)
+    own_cyclegan = {k: v for k, v in config.translation.cyclegan.items() if k != "semantics"}
+    untrained: Arms = {
         name: {"method": name, **({"pseudo_labels": BEFORE} if entry.reads_labels else {})}
         for name, entry in TRANSLATORS.items()
         if not entry.trains
     }
+    fields = config.model_dump(mode="json")
+    translations: Arms = {**fields["translations"], **untrained}
     arms: Arms = {
         "no_augmentation": {
             "train": "source",
@@ -49,7 +53,7 @@ def ablation(config: Config) -> Config:
         BEFORE: {"train": "source", "title": "source only", "base": "no_augmentation"},
         **{
             name: {"train": name, "title": TRANSLATORS[name].title, "base": BEFORE}
-            for name in translations
+            for name in untrained
         },
         AFTER: {
             "train": TRANSLATED,
@@ -58,14 +62,14 @@ def ablation(config: Config) -> Config:
         },
     }
     last = AFTER
-    if weights is None and not config.cyclegan.paired:
-        semantics = config.cyclegan.semantics
+    if weights is None and not recipe.paired:
+        semantics = recipe.semantics
         own = semantics.model_dump(mode="json", exclude_defaults=True) if semantics else {}
         own = {**own, "arm": BEFORE, "consistency": own.get("consistency") or 1}
         translations[SEMANTIC] = {
             "checkpoint": config.translation.checkpoint,
             "shifts": config.translation.shifts,
-            "cyclegan": {"semantics": own},
+            "cyclegan": {**own_cyclegan, "semantics": own},
         }
         title = "+ semantic consistency"
         arms[SEMANTIC] = {"train": SEMANTIC, "title": title, "base": AFTER}
@@ -73,10 +77,11 @@ def ablation(config: Config) -> Config:
     arms |= _self_training(config, last)
     if "target" in config.labels_read:
         arms[IDEAL] = {"train": "target", "title": "oracle"}
-    fields = config.model_dump(mode="json")
     fields["cyclegan"]["semantics"] = None
     fields["segmentation"]["rare_class_sampling"] = None
-    fields["translation"] |= {"method": "cyclegan", "checkpoint": "last", "source": "source"}
+    used = TRANSLATORS["cyclegan"].settings
+    plain = {key: value for key, value in fields["translation"].items() if key in used}
+    fields["translation"] = plain | {"checkpoint": "last", "cyclegan": own_cyclegan}
     fields |= {"name": f"{config.name}-ablation", "arms": arms, "translations": translations}
     return parse(Config, fields, "the configuration of --ablate")
 
@@ -127,12 +132,13 @@ def _recipe(config: Config, translation: str) -> tuple[Fields, Arms]:
             arm["start"] = f"start_{arm['start']}"
         return arm
 
+    known = set(config.all_translations)
     for name, arm in config.arms.items():
         chain = [name]
         while (start := config.arms[chain[0]].start) in config.arms:
             chain.insert(0, str(start))
         frames = {kind for link in chain for kind in config.arms[link].train}
-        if arm.self_training and TRANSLATED in frames and "target" not in frames:
+        if arm.self_training and frames & known and "target" not in frames:
             return fields(name), {f"start_{link}": fields(link) for link in chain[:-1]}
     return {"train": translation, "self_training": {}, "segmentation": {}}, {}
 

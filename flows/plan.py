@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.segmentation import SegmentationConfig
 from pipeline.config.settings import Config
-from pipeline.config.translation import TRANSLATED, place
+from pipeline.config.translation import TRANSLATED, CycleGANConfig, place
 from pipeline.config.translators import TranslationInputs
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import Sample, digest, instance_finder, list_samples
@@ -87,7 +87,7 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
         start = recipe.start
         return {
             "version": 2,
-            "config": Settings(recipe, frozenset({"start"})),
+            "config": Settings(_identity(recipe), frozenset({"start"})),
             # Frames that another stage makes are known by the stage.
             "source": _frames(config.source, run, labelled=semantics is not None),
             "target": _frames(config.target, run),
@@ -116,6 +116,15 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
     results = ("checkpoints/*.pt", "leaderboard.csv", "drift.json")
     devices = config.compute.devices
     return Stage(name, "train-cyclegan", reads, inputs, work, results, devices)
+
+
+def _identity(recipe: CycleGANConfig) -> CycleGANConfig:
+    """A recipe without the name of the arm that watches: the stage that is read tells which."""
+    if recipe.semantics is None:
+        return recipe
+    return recipe.model_copy(
+        update={"semantics": recipe.semantics.model_copy(update={"arm": None})}
+    )
 
 
 def _start(start: Path, paired: bool, run: Path) -> Inputs | str:
@@ -310,7 +319,14 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
 
 def _report(config: Config, run: Path, evaluations: tuple[str, ...]) -> Stage:
     def inputs() -> Inputs:
-        return {"version": 3, "name": config.name, "pictures": config.evaluation.pictures}
+        steps = {arm: [own.title, own.base] for arm, own in config.arms.items()}
+        shown = any(part for pair in steps.values() for part in pair)
+        return {
+            "version": 3,
+            "name": config.name,
+            "pictures": config.evaluation.pictures,
+            **({"steps": steps} if shown else {}),
+        }
 
     def work(folder: Path) -> None:
         from reports.report import write_report

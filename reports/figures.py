@@ -43,7 +43,10 @@ INK, LINE = "#1f2933", "#dfe4ea"
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _ARM_COLORS = {BEFORE: "#d55e00", AFTER: "#0072b2", IDEAL: "#009e73"}
-_MORE_COLORS = ("#cc79a7", "#56b4e9", "#e69f00", "#5f6b7a")
+_MORE_COLORS = (
+    *("#cc79a7", "#56b4e9", "#e69f00", "#5f6b7a", "#332288", "#882255", "#44aa99", "#999933"),
+    *("#aa4499", "#661100"),
+)
 
 T = TypeVar("T")
 Figure = Any
@@ -239,19 +242,19 @@ class Pair:
     translated: str
 
 
-def translated_pairs(folder: Path) -> list[Pair]:
+def translated_pairs(run: Path, stage: str) -> list[Pair]:
     """A few source frames, evenly spaced, each with its translation.
 
     Args:
-        folder: of the translation.
+        stage: that made the translation.
 
     Raises:
         UserError: nothing has been translated, or a frame is no longer there.
     """
-    path = folder / "manifest.csv"
+    path = run / stage / "manifest.csv"
     if not path.is_file():
         raise UserError(f"No file {path}.")
-    way_out = f"Translate anew with `sim2real run --force {folder.name}`."
+    way_out = f"Translate anew with `sim2real run --force {stage}`."
     rows = read_table(path, ["name", "source", "translated"], way_out)
     return [
         Pair(

@@ -40,7 +40,6 @@ T = TypeVar("T")
 
 LEADERS = 5
 """Checkpoints shown of the translators' leaderboard."""
-ANEW = "Make the stage anew with `sim2real run --force cyclegan`."
 
 
 def write_report(config: Config, run: Path, folder: Path) -> None:
@@ -129,14 +128,14 @@ class Translation:
 
 def _translation(config: Config, run: Path, name: str) -> Translation:
     settings, recipe = config.all_translations[name], config.cyclegan_recipe(name)
-    title, pairs = settings.translator.title, run / translated_folder(name)
+    title, stage = settings.translator.title, translated_folder(name)
     shown = Translation(
         name,
         title,
         settings.source,
         f"{title}, seed {settings.seed}",
         recipe,
-        _or_reason(lambda: figures.translated_pairs(pairs)),
+        _or_reason(lambda: figures.translated_pairs(run, stage)),
     )
     if settings.weights is not None:
         return replace(shown, origin=f"generator {settings.weights.name}")
@@ -148,7 +147,7 @@ def _translation(config: Config, run: Path, name: str) -> Translation:
         shown,
         origin=f"{title} trained once, with seed {recipe.seed}{start}",
         grid=_or_reason(lambda: figures.last_sample_grid(folder)),
-        drift=_drift(folder, best=settings.checkpoint == "best"),
+        drift=_drift(run, cyclegan_folder(name), best=settings.checkpoint == "best"),
         curves=_cyclegan_curves(folder, name),
     )
 
@@ -308,17 +307,19 @@ class Drift:
     leaderboard: list[dict[str, float]]
 
 
-def _drift(folder: Path, *, best: bool) -> Drift | None:
+def _drift(run: Path, stage: str, *, best: bool) -> Drift | None:
     """What a segmentation network saw in the translations of a CycleGAN, where one watched it."""
-    path, board = folder / "drift.json", folder / "leaderboard.csv"
+    path, board = run / stage / "drift.json", run / stage / "leaderboard.csv"
+    anew = f"Make the stage anew with `sim2real run --force {stage}`."
+    plot = f"drift-{stage.replace('/', '-')}"
     if not path.is_file():
         return None
-    drifts = read_record(path, _Drifts, ANEW)
+    drifts = read_record(path, _Drifts, anew)
     columns = ["step", "agreement_after", "distance", "score"]
-    leaders = read_table(board, columns, ANEW)[:LEADERS]
-    with explain_damage(board, ANEW):
+    leaders = read_table(board, columns, anew)[:LEADERS]
+    with explain_damage(board, anew):
         leaderboard = [{key: float(value) for key, value in row.items()} for row in leaders]
-    with explain_damage(path, ANEW):
+    with explain_damage(path, anew):
         drift = drifts.best if best else drifts.last
         if drift is None:
             raise ValueError("it has no best step")
@@ -329,8 +330,8 @@ def _drift(folder: Path, *, best: bool) -> Drift | None:
             (before.pixel_accuracy, after.pixel_accuracy),
             tables.flips(before, after, drift.classes),
             {
-                "source frames": _confusion("drift-before", before.counts, drift.classes),
-                "their translations": _confusion("drift-after", after.counts, drift.classes),
+                "source frames": _confusion(f"{plot}-before", before.counts, drift.classes),
+                "their translations": _confusion(f"{plot}-after", after.counts, drift.classes),
             },
             leaderboard,
         )

@@ -38,14 +38,22 @@ def trained_on(recipe: Recipe) -> str:
 def ours(report: Summary) -> list[str]:
     """The arms that try to close the gap: neither its ends nor given labels of the target.
 
-    One that starts from a network that was given them has them, too.
+    One that starts from a network that was given them has them, too. One that learns from plain
+    source frames alone does not try.
     """
     recipes = report.recipes
+
+    def plain(recipe: Recipe) -> bool:
+        return set(recipe.train) == {"source"} and not recipe.self_training and not recipe.start
 
     def given(arm: str | None) -> bool:
         return arm in recipes and ("target" in recipes[arm].train or given(recipes[arm].start))
 
-    return [arm for arm in report.arms if arm not in (BEFORE, IDEAL) and not given(arm)]
+    return [
+        arm
+        for arm in report.arms
+        if arm not in (BEFORE, IDEAL) and not given(arm) and not plain(recipes[arm])
+    ]
 
 
 def result_sentences(report: Summary) -> list[str]:

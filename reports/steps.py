@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.settings import IDEAL, Config
+from pipeline.config.settings import BEFORE, IDEAL, Config
 from pipeline.csv_files import write_table
 from pipeline.run.folder import STAGE_FILE, read_stage
 from pipeline.scoring.metrics import in_steps, tabled
 from pipeline.text import percent, spread
+from reports.sentences import ours
 from reports.summary import Difference, Spread, Summary
 
 
@@ -107,14 +108,15 @@ def write_steps(path: Path, steps: Sequence[Step]) -> None:
     write_table(path, list(rows[0]), rows)
 
 
-def step_sentences(steps: Sequence[Step]) -> list[str]:
+def step_sentences(report: Summary, steps: Sequence[Step]) -> list[str]:
     """What the steps brought, in plain language."""
     sentences = []
+    unlabelled = {BEFORE, *ours(report)}
     for metric in in_steps():
         scored = [
             (metric.gain(mean, 0.0), step)
             for step in steps
-            if (mean := step.scores[metric.key].mean) is not None and step.arm != IDEAL
+            if (mean := step.scores[metric.key].mean) is not None and step.arm in unlabelled
         ]
         if len(scored) < 2:
             continue

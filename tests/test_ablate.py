@@ -95,6 +95,32 @@ def test_own_settings_are_those_of_the_arms_that_add_them(tiny: Path) -> None:
     assert before.masked_weight == 0
 
 
+def test_a_translation_s_own_settings_are_those_of_both_of_its_steps(tiny: Path) -> None:
+    own = "translation.cyclegan={epochs: 3, semantics: {consistency: 2}}"
+    config = arms_of(tiny, own)
+    plain, watched = (config.cyclegan_recipe(n) for n in ("translated", "semantic_consistency"))
+    assert (plain.epochs, plain.semantics) == (3, None)
+    assert watched.semantics is not None
+    assert (watched.epochs, watched.semantics.consistency) == (3, 2)
+    paired = arms_of(tiny, "translation.cyclegan={paired: true}")
+    assert "semantic_consistency" not in paired.arms
+
+
+def test_other_translators_and_translations_of_the_configuration(tiny: Path) -> None:
+    aligned = "translation={method: class_alignment, pseudo_labels: source_only}"
+    config = arms_of(
+        tiny,
+        aligned,
+        "translations={fog: {method: fda}}",
+        "arms={source_only: source, "
+        "mine: {train: {fog: 1, source: 2}, self_training: {weight: 0.3}}}",
+    )
+    assert config.translation.method == "cyclegan"
+    arm = config.arms["self_training"]
+    assert arm.self_training is not None
+    assert (arm.train, arm.self_training.weight) == ({"fog": 1, "source": 2}, 0.3)
+
+
 def test_only_an_arm_that_sees_no_target_labels_is_a_recipe(tiny: Path) -> None:
     config = arms_of(
         tiny,

@@ -834,4 +834,4 @@ def test_what_translations_keep(world: Path, tmp_path: Path) -> None:
     assert f"{escape(names[0])} for {escape(names[1])} (+30.0" in section
     assert "resnet18, x" in section
     assert section.index("<td>10</td>") < section.index("<td>20</td>")
-    assert 'id="drift-after"' in section
+    assert 'id="drift-cyclegan-after"' in section

@@ -85,6 +85,18 @@ def test_a_stack_runs_and_only_what_changed_is_made_anew(
             {"arms": {"a": "x"}, "translations": {"x": {"checkpoint": "best"}}},
             r"translations\.x\.checkpoint is 'best', and no segmentation network",
         ),
+        (
+            {
+                "arms": {
+                    "s": "source",
+                    "a": {"train": "source", "start": "b"},
+                    "b": {"train": "x", "start": "a"},
+                },
+                "translations": {"x": {"method": "class_alignment", "pseudo_labels": "a"}},
+            },
+            r"in a circle|start is 'b'",
+        ),
+        ({"arms": {"a": {"train": "source", "base": "a"}, "b": "source"}}, r"base is 'a'; .* b"),
         ({"translations": {"x": {"method": "cyclegn"}}}, "no method 'cyclegn'. Did you mean"),
         (
             {"arms": {"a": "x"}, "translations": {"x": {"cyclegan": {"semantics": {"arm": "a"}}}}},

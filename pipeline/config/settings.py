@@ -148,9 +148,10 @@ class Config(Schema):
             )
 
     def _sees_target_labels(self, arm: str) -> bool:
-        own = self.arms[arm]
-        start = own.start if own.start in self.arms else None
-        return "target" in own.train or bool(start and self._sees_target_labels(start))
+        chain = [arm]
+        while (start := self.arms[chain[-1]].start) in self.arms and start not in chain:
+            chain.append(str(start))
+        return any("target" in self.arms[link].train for link in chain)
 
     @property
     def _graph(self) -> str:
@@ -180,9 +181,10 @@ class Config(Schema):
                     f"arms.{name} starts from {arm.start}, whose network is another one; give both "
                     "the same architecture, encoder and options"
                 )
-            if arm.base is not None and arm.base not in self.arms:
+            others = [other for other in self.arms if other != name]
+            if arm.base is not None and arm.base not in others:
                 raise ValueError(
-                    f"arms.{name}.base is {arm.base!r}; it must be one of {', '.join(self.arms)}"
+                    f"arms.{name}.base is {arm.base!r}; it must be one of {', '.join(others)}"
                 )
             before.append(name)
         return self
