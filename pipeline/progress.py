@@ -1,4 +1,4 @@
-"""Progress of long work: a bar for eyes, lines for logs, a file for `status`."""
+"""Progress of long work: a bar on a terminal, lines in logs, a file for `status`."""
 
 import sys
 import time

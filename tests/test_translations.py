@@ -38,9 +38,9 @@ def test_the_plan_is_the_graph_of_the_names(
     monkeypatch.setenv("WORLD", str(world))
     config = load_config(configured(tmp_path, **STACK))
     reads = {stage.name: set(stage.reads) for stage in plan(config, tmp_path / "run")}
-    judge = "segmentation/source_only/seed-0"
+    watching = "segmentation/source_only/seed-0"
     assert reads["translations/colours"] == set()
-    assert reads["cyclegans/gan"] == {"translations/colours", judge}
+    assert reads["cyclegans/gan"] == {"translations/colours", watching}
     assert reads["translations/gan"] == {"translations/colours", "cyclegans/gan"}
     assert reads["segmentation/stacked/seed-0"] == {"translations/gan"}
     assert reads["segmentation/coloured/seed-0"] == {"translations/colours"}

@@ -90,7 +90,7 @@ class CycleGANConfig(Schema):
     """Translate with a moving average of the generators' weights over the steps; this is the part
     of the old average that each step keeps, e.g. 0.999. 0 uses the weights as they are."""
     semantics: SemanticsConfig | None = None
-    """Have a segmentation network watch over the translations; none: nobody does. It makes the
+    """Have a segmentation network watch over the translations; none: none does. It makes the
     training of that network come first."""
     epochs: int = Field(100, ge=1)
     """Epochs at the full learning rate."""
