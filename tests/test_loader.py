@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.runtime.loader import IndexedDataset, batches
 from tests.conftest import ROOT
+from tests.helpers import assert_gone
 
 
 def read(size: int, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -63,13 +63,7 @@ def test_a_killed_trainer_leaves_no_reader_and_no_lock(tmp_path: Path) -> None:
     trainer.wait()
     with lock.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # at once
-    for reader in readers:
-        for _ in range(100):
-            if not Path(f"/proc/{reader}").exists():
-                break
-            time.sleep(0.05)
-        else:
-            pytest.fail(f"reading process {reader} is still there")
+    assert_gone(readers)
     trainer.stdout.close()
 
 
