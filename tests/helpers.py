@@ -161,8 +161,8 @@ def fit(
 
 
 def in_a_child(test: Callable[..., None]) -> Callable[..., None]:
-    """A test that is done in a child process: torch.compile leaves threads and processes behind,
-    with which later tests could not fork."""
+    """A test that is done in a child process: torch.compile and long trainings leave threads and
+    processes behind, with which later tests could not fork."""
 
     @functools.wraps(test)
     def run(*arguments: object, **fixtures: object) -> None:

@@ -395,6 +395,7 @@ def test_losses_are_32_bits_under_autocast(
 
 
 @pytest.mark.slow
+@in_a_child
 def test_memory_stays_flat(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages: list[int] = []
 
