@@ -32,29 +32,81 @@ class MixedBatch(NamedTuple):
     confidence_weight: Tensor
     """float32, of the pseudo-labels."""
     confident_fraction: Tensor
-    """Scalar: the fraction of pixels of the batch above the confidence threshold."""
+    """Scalar: the fraction of pixels of the batch of which the teacher is confident."""
+
+
+def confidence_level(probability: Tensor) -> Tensor:
+    """The probability of a label as a level in 0..255, rounded: 255 (1 - (1 - p) ** (1/4)).
+
+    Most of a trained network's probabilities are near 1, and are still told apart.
+    """
+    return (255 * (1 - (1 - probability).clamp(min=0) ** 0.25)).round()
+
+
+class ClassThresholds(nn.Module):
+    """Finds the most confident part `keep` of the pixels of each pseudo-labelled class.
+
+    Class-balanced thresholds (CBST: Zou et al., ECCV 2018, section 3.3), of the pixels of past
+    steps instead of a whole pass over the frames: a step counts 0.99 as much as the one after it.
+    """
+
+    counts: Tensor
+    """(classes, 256) float64: pixels of each class and level of confidence."""
+
+    def __init__(self, classes: int, keep: float) -> None:
+        super().__init__()
+        self.keep = keep
+        self.register_buffer("counts", torch.zeros(classes, 256, dtype=torch.float64))
+
+    def forward(
+        self, probability: Tensor, classes: Tensor, valid: Tensor, ranks: Ranks = ONE_RANK
+    ) -> Tensor:
+        """Count the pixels of a batch, and tell which are confident.
+
+        Args:
+            probability: (N, H, W) of `classes`, (N, H, W) int64.
+            valid: (N, H, W) bool, False where a pixel does not count.
+            ranks: those that have the other shards of the batch.
+
+        Returns:
+            (N, H, W) bool.
+        """
+        level = confidence_level(probability).long()
+        found = torch.bincount((classes * 256 + level)[valid], minlength=self.counts.numel())
+        self.counts.mul_(0.99).add_(ranks.all_reduce_sum(found).view_as(self.counts))
+        above = self.counts.flip(1).cumsum(1).flip(1)
+        limits = (above >= self.keep * above[:, :1]).sum(1) - 1
+        return valid & (level >= limits[classes])
 
 
 @torch.no_grad()
 def pseudo_labels(
-    logits: Tensor, valid: Tensor, threshold: float, ranks: Ranks = ONE_RANK
+    logits: Tensor,
+    valid: Tensor,
+    confident: float | ClassThresholds,
+    ranks: Ranks = ONE_RANK,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A teacher's labels and their confidence weight (DACS, section 3.2).
+    """A teacher's labels and their weights.
 
     Args:
         logits: (N, classes, H, W) float32.
         valid: (N, H, W) bool, False where a pseudo-label is not used.
-        threshold: a pixel is confident when its class has a greater probability.
+        confident: by class, or: a pixel is confident when its class has a greater probability.
         ranks: those that have the other shards of the batch.
 
     Returns:
-        The classes (N, H, W) int64; their weights (N, H, W) float32, 0 where not valid and else
-        everywhere the same: the fraction of confident pixels in the batch; that fraction.
+        The classes (N, H, W) int64; their weights (N, H, W) float32, 0 where not valid: by class
+        1 for confident pixels and 0 for others, else everywhere the same, the fraction of confident
+        pixels in the batch (DACS, section 3.2); that fraction.
     """
     probability, classes = logits.softmax(dim=1).max(dim=1)
-    confident = (probability > threshold).float().mean()
-    fraction = ranks.all_reduce_sum(confident) / ranks.world_size
-    return classes, valid * fraction, fraction
+    if isinstance(confident, ClassThresholds):
+        chosen = confident(probability, classes, valid, ranks).float()
+    else:
+        chosen = (probability > confident).float()
+    fraction = ranks.all_reduce_sum(chosen.mean()) / ranks.world_size
+    weight = chosen if isinstance(confident, ClassThresholds) else valid * fraction
+    return classes, weight, fraction
 
 
 def class_masks(label: Tensor) -> Tensor:
@@ -128,6 +180,7 @@ def mix_batch(
     target: dict[str, Tensor],
     config: SelfTrainingConfig,
     ranks: Ranks = ONE_RANK,
+    thresholds: ClassThresholds | None = None,
 ) -> MixedBatch:
     """Pseudo-label target frames and paste classes of labelled frames over them.
 
@@ -135,8 +188,11 @@ def mix_batch(
         logits: (N, classes, H, W) float32, the teacher's of the target frames.
         labelled: `rgb` (N, H, W, 3) uint8 and `label` (N, H, W) int64.
         target: as many frames: `rgb` and `valid` (N, H, W) bool.
+        thresholds: those of each class, where `config.keep` asks for them.
     """
-    pseudo, confidence, fraction = pseudo_labels(logits, target["valid"], config.confidence, ranks)
+    pseudo, confidence, fraction = pseudo_labels(
+        logits, target["valid"], thresholds or config.confidence, ranks
+    )
     rgb, label, weight = target["rgb"], pseudo, confidence
     if config.class_mix:
         pasted = class_masks(labelled["label"])

@@ -32,6 +32,7 @@ from segmentation.data import Mixture, class_counts, labelled_frames, unlabelled
 from segmentation.losses import balanced_weights, class_weights, cross_entropy, dice
 from segmentation.models import Segmenter, build_model, sync_batch_norms
 from segmentation.self_training import (
+    ClassThresholds,
     MixedBatch,
     freeze_bn_statistics,
     mask_out,
@@ -91,6 +92,10 @@ def train(
     modules: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
     if teacher:
         modules["teacher"] = teacher
+    thresholds = None
+    if self_training and self_training.keep:
+        thresholds = ClassThresholds(len(space.classes), self_training.keep).to(fabric.device)
+        modules["thresholds"] = thresholds
 
     # Continue where an earlier run stopped.
     first = 0
@@ -171,7 +176,7 @@ def train(
             if self_training and teacher:
                 with torch.no_grad(), fabric.autocast():
                     logits = teacher(frames[0]["rgb"])
-                mixed = mix_batch(logits, batch, frames[0], self_training, ranks)
+                mixed = mix_batch(logits, batch, frames[0], self_training, ranks, thresholds)
                 loss = weighted_cross_entropy(network(mixed.rgb), mixed.label, mixed.weight, ranks)
                 trained |= backward(fabric, {"mixed_loss": self_training.weight * loss})
             if self_training and mixed and self_training.masked_weight:

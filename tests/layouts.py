@@ -334,6 +334,18 @@ def idd(root: Path) -> Layout:
     return layout
 
 
+def idd_lite(root: Path) -> Layout:
+    """JPEG frames and labels of the hierarchy's first level; test without labels."""
+    layout = Layout(root)
+    for turn, (split, frame) in enumerate([("train", "0_024541"), ("val", "119_638495")]):
+        label = blocks([*range(7), 255], turn)
+        layout.add(f"{split}/{frame}", f"images/{split}/{frame}_image.jpg", label, [split])
+        write(root / f"labels/{split}/{frame}_label.png", label)
+        write(root / f"labels/{split}/{frame}_inst_label.png", label)
+    layout.add_unlabelled("test/902_327850", "images/test/902_327850_image.jpg", (4, 6), ["test"])
+    return layout
+
+
 def acdc(root: Path) -> Layout:
     """Conditions above splits; reference frames, training ids and masks lie beside."""
     layout = Layout(root)
@@ -366,7 +378,8 @@ LAYOUTS: dict[str, Callable[[Path], Layout]] = {
     write_layout.__name__: write_layout
     for write_layout in (
         *[gta5, cityscapes, cityscapes_extra, synthia, synscapes, urbansyn, virtual_kitti_2],
-        *[carla_old, carla_new, camvid, camvid32, bdd100k, kitti, mapillary, idd, acdc],
+        *[carla_old, carla_new, camvid, camvid32, bdd100k, kitti, mapillary, idd],
+        *[idd_lite, acdc],
     )
 }
 """Name of a built-in spec -> what writes its layout into a folder."""

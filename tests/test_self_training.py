@@ -23,6 +23,7 @@ from pipeline.run.stage import all_inputs, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint
 from segmentation.data import class_counts, labelled_frames, rare_class_chooser, unlabelled_frames
 from segmentation.self_training import (
+    ClassThresholds,
     class_masks,
     freeze_bn_statistics,
     mask_out,
@@ -60,6 +61,38 @@ def test_a_teacher_s_labels_and_their_confidence_weight() -> None:
     assert fraction.item() == pytest.approx(above / 84)
     assert torch.equal(weight > 0, valid)
     assert torch.allclose(weight[valid], fraction)
+
+
+def test_class_thresholds_keep_a_part_of_each_class() -> None:
+    torch.manual_seed(0)
+    # Class 0 is frequent and easy, class 1 rare and never sure.
+    classes = (torch.rand(2, 40, 50) < 0.1).long()
+    probability = torch.where(classes == 0, 0.9 + 0.1 * torch.rand(2, 40, 50), 0.0)
+    probability = torch.where(classes == 1, 0.3 + 0.4 * torch.rand(2, 40, 50), probability)
+    valid = torch.rand(2, 40, 50) > 0.3
+    kept = ClassThresholds(3, 0.5)(probability, classes, valid)
+    assert not (kept & ~valid).any()
+    for number in (0, 1):
+        own = valid & (classes == number)
+        assert (kept & own).sum() / own.sum() == pytest.approx(0.5, abs=0.08)
+        assert probability[own & kept].min() >= probability[own & ~kept].max() - 0.02
+
+
+def test_class_thresholds_remember_the_steps_before() -> None:
+    thresholds = ClassThresholds(2, 0.4)
+    some, valid = torch.zeros(1, 10, 10, dtype=torch.long), torch.ones(1, 10, 10, dtype=torch.bool)
+    thresholds(torch.full((1, 10, 10), 0.99), some, valid)
+    assert not thresholds(torch.full((1, 10, 10), 0.6), some, valid).any()  # half was surer
+    assert thresholds.counts.sum() == pytest.approx(199)
+    assert thresholds(torch.full((1, 10, 10), 0.999), some, valid).all()
+
+
+def test_with_class_thresholds_a_pixel_weighs_nothing_or_all() -> None:
+    torch.manual_seed(0)
+    logits, valid = torch.randn(1, 3, 20, 20), torch.ones(1, 20, 20, dtype=torch.bool)
+    _, weight, fraction = pseudo_labels(logits, valid, ClassThresholds(3, 0.3))
+    assert set(weight.unique().tolist()) == {0.0, 1.0}
+    assert fraction == weight.mean()
 
 
 def test_half_of_the_classes_are_pasted_and_never_the_ignored() -> None:
@@ -245,10 +278,11 @@ def test_unlabelled_frames_are_not_recoloured_and_rims_not_valid(config: Config)
     assert any(np.array_equal(item["rgb"][top : top + 64], frame) for frame in frames)
 
 
+@pytest.mark.parametrize("trust", [{"confidence": 0}, {"keep": 0.5}], ids=str)
 def test_self_training_continues_bit_for_bit(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: dict[str, float]
 ) -> None:
-    teaching = SelfTrainingConfig(teacher_average=0.9, masked_weight=1, mask_block=16, confidence=0)
+    teaching = SelfTrainingConfig(teacher_average=0.9, masked_weight=1, mask_block=16, **trust)
     recipe = config.segmentation.model_copy(update={"rare_class_sampling": RareClassConfig()})
     unlabelled = config.target.model_copy(update={"labels": None})
 

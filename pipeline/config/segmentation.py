@@ -50,14 +50,19 @@ class SelfTrainingConfig(Schema):
 
     A mean teacher labels them (Tarvainen and Valpola, NeurIPS 2017); half of the classes of a
     labelled frame are pasted over each (ClassMix: Olsson et al., WACV 2021; DACS: Tranheden et al.,
-    WACV 2021); the pasted frames are trained on, weighted by the share of pixels of which the
-    teacher is sure.
+    WACV 2021); the pasted frames are trained on, weighted by how sure the teacher is.
     """
 
     weight: float = Field(1.0, ge=0)
     """Weight of the loss on mixed frames."""
     confidence: float = Field(0.968, ge=0, le=1)
-    """A pixel counts as sure when the teacher gives its class more than this."""
+    """A pixel counts as sure when the teacher gives its class more than this; a frame's pixels all
+    weigh as much as the share of those that are. Not used with `keep`."""
+    keep: float | None = Field(None, gt=0, le=1)
+    """Learn from this part of the pixels that the teacher gives to each class, the most confident
+    first, and from no others: rare classes are not drowned by those of which it is sure
+    (class-balanced thresholds: Zou et al., ECCV 2018, here of the last hundred steps or so).
+    None: from all pixels alike, weighted by `confidence`."""
     teacher_average: float = Field(0.999, ge=0, lt=1)
     """The part of the old average of weights that each step keeps."""
     class_mix: bool = True
