@@ -291,6 +291,15 @@ def evaluate(
 
 
 @app.command()
+def select(run: RunFolder) -> None:
+    """Look at the networks of a run without labels of the target, to choose among them.
+
+    Of a run whose configuration has `selection`; the report says what each criterion would choose.
+    """
+    _run_stages(run, "select")
+
+
+@app.command()
 def report(run: RunFolder) -> None:
     """Write the report of a run."""
     from flows.show import show_result

@@ -9,7 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.segmentation import SegmentationConfig
+from pipeline.config.segmentation import SegmentationConfig, SelectionConfig
 from pipeline.config.settings import Config
 from pipeline.config.translation import TRANSLATED, CycleGANConfig, place
 from pipeline.config.translators import TranslationInputs
@@ -47,13 +47,17 @@ def plan(config: Config, run: Path) -> list[Stage]:
                 train(config.semantics_arm(semantics), config.seeds[0])
             _add(stages, _cyclegan(config, run, space, name))
         _add(stages, _translation(config, run, space, name))
-    evaluated = []
+    shown = []
     for seed in config.seeds:
         for arm in config.arms:
             train(arm, seed)
-            _add(stages, evaluation := _evaluation(config, run, space, arm, seed))
-            evaluated.append(evaluation.name)
-    _add(stages, _report(config, run, tuple(evaluated)))
+            looks = [_evaluation(config, run, space, arm, seed)]
+            if config.selection and not config.sees_target_labels(arm):
+                looks.append(_selection(config, config.selection, run, space, arm, seed))
+            for look in looks:
+                _add(stages, look)
+                shown.append(look.name)
+    _add(stages, _report(config, run, tuple(shown)))
     return list(stages.values())
 
 
@@ -317,7 +321,41 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
     return Stage(place, "evaluate", (training,), inputs, work, results)
 
 
-def _report(config: Config, run: Path, evaluations: tuple[str, ...]) -> Stage:
+def _selection(
+    config: Config, selection: SelectionConfig, run: Path, space: LabelSpace, arm: str, seed: int
+) -> Stage:
+    training = _path("segmentation", arm, seed)
+
+    def inputs() -> Inputs:
+        return {
+            "version": 1,
+            "config": Settings(selection),
+            "label_space": _classes(space),
+            "target": _frames(config.target, run),
+            "source": _frames(config.source, run, labelled=True),
+        }
+
+    def work(folder: Path) -> None:
+        from segmentation.selection import measure
+        from segmentation.train import CHECKPOINT
+
+        measure(
+            selection,
+            space,
+            config.target.model_copy(update={"labels": None}),  # without labels to read
+            config.source,
+            run / training / CHECKPOINT,
+            folder,
+            config.compute,
+            title=f"selection {arm}",
+        )
+
+    place = _path("selection", arm, seed)
+    results = ("criteria.json", "predictions/**/*.png")
+    return Stage(place, "select", (training,), inputs, work, results)
+
+
+def _report(config: Config, run: Path, shown: tuple[str, ...]) -> Stage:
     def inputs() -> Inputs:
         steps = {arm: [own.title, own.base] for arm, own in config.arms.items()}
         shown = any(part for pair in steps.values() for part in pair)
@@ -333,9 +371,7 @@ def _report(config: Config, run: Path, evaluations: tuple[str, ...]) -> Stage:
 
         write_report(config, run, folder)
 
-    return Stage(
-        "report", "report", evaluations, inputs, work, ("*.html", "*.json", "*.csv", "*.md")
-    )
+    return Stage("report", "report", shown, inputs, work, ("*.html", "*.json", "*.csv", "*.md"))
 
 
 def _path(kind: str, arm: str, seed: int) -> str:

@@ -7,7 +7,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline import text
 from pipeline.config.settings import AFTER, BEFORE
 from pipeline.scoring import metrics
-from reports import figures, sentences, steps
+from pipeline.scoring.selection import CRITERIA
+from reports import figures, selection, sentences, steps
 from reports.summary import Difference, Spread
 
 
@@ -42,6 +43,7 @@ def environment(*, pages: bool = True) -> Environment:
         "closed": closed,
         "moved": moved,
         "compared": compared,
+        "correlation": correlation,
     }
     made.globals |= {
         "tabled": metrics.tabled,
@@ -55,6 +57,9 @@ def environment(*, pages: bool = True) -> Environment:
         "left_out": sentences.left_out,
         "result_sentences": sentences.result_sentences,
         "step_sentences": steps.step_sentences,
+        "choices": selection.choices,
+        "choice_sentences": selection.choice_sentences,
+        "CRITERIA": CRITERIA,
         "BEFORE": BEFORE,
         "AFTER": AFTER,
         "FEW": figures.FEW,
@@ -98,6 +103,11 @@ def compared(found: Difference | None, unit: str = "%") -> str:
     """A difference, its interval, and the share of the resamplings in which it is better."""
     better = found.better if found else None
     return f"{moved(found, unit)}{'' if better is None else f', {text.percent(better)}'}"
+
+
+def correlation(value: float | None) -> str:
+    """A correlation with its sign; a dash when there is none."""
+    return "–" if value is None else f"{value:+.2f}".replace("-", "−")
 
 
 def _with(shown: str, addition: str) -> str:

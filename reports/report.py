@@ -32,6 +32,7 @@ from pipeline.text import duration
 from pipeline.yaml_files import yaml_text
 from reports import figures, sentences, tables
 from reports.pages import environment
+from reports.selection import TABLE, read_networks, write_networks
 from reports.settings import ordered_arms, settings_that_differ
 from reports.steps import steps_of, write_steps
 from reports.summary import Summary
@@ -63,6 +64,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     report = tables.summary(config, evaluations)
     shares = tables.shares_of_truth(evaluations)
     steps = steps_of(config, run, report)
+    candidates = read_networks(config, run, report)
     page = (
         environment()
         .get_template("report.html.j2")
@@ -81,6 +83,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
             plotly=Markup(get_plotlyjs()),
             **_pictures(config, run, report, evaluations),
             steps=steps,
+            candidates=candidates,
             translations=[_translation(config, run, name) for name in config.used_translations],
             curves=_curves(run, config),
             **_provenance(config, run),
@@ -91,7 +94,10 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     tables.write_classes(folder / "per_class.csv", report, shares)
     if steps:
         write_steps(folder / "steps.csv", steps)
-    write_text(folder / "report.md", text.render(report=report, shares=shares, steps=steps))
+    if candidates:
+        write_networks(folder / TABLE, candidates)
+    shown = {"report": report, "shares": shares, "steps": steps, "candidates": candidates}
+    write_text(folder / "report.md", text.render(shown))
     write_text(folder / "index.html", page)
 
 
@@ -374,7 +380,7 @@ def _durations(run: Path, config: Config) -> dict[str, str]:
         stages[f"translation{which}"] = [translated_folder(name)]
     stages |= {
         f"{stage} {arm}": [f"{stage}/{arm}/seed-{seed}" for seed in config.seeds]
-        for stage in ("segmentation", "evaluation")
+        for stage in ("segmentation", "evaluation", "selection")
         for arm in ordered_arms(config)
     }
     durations = {}

@@ -56,15 +56,24 @@ class Segmenter(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) RGB in [0, 1] -> (N, D): the encoder's last stage, averaged over H and W."""
+        return self.feature_map(x).mean(dim=(2, 3)).float()
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB in [0, 1] -> (N, D, h, w): the encoder's last stage, which covers the
+        frame as `pad` makes it."""
         stages: list[Tensor] = self.network.encoder(self._input(x))  # type: ignore[operator]
-        return stages[-1].mean(dim=(2, 3)).float()
+        return stages[-1]
 
     def _input(self, x: Tensor) -> Tensor:
         """Normalised, sides padded to what every architecture accepts."""
-        height, width = x.shape[2:]
-        x = (x - self.mean) / self.std
-        x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        x = pad((x - self.mean) / self.std, "replicate")
         return x.contiguous(memory_format=torch.channels_last)
+
+
+def pad(x: Tensor, mode: str = "constant") -> Tensor:
+    """(N, C, H, W), continued below and to the right until its sides are multiples of `STRIDE`."""
+    height, width = x.shape[2:]
+    return F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode=mode)
 
 
 def check_names(config: SegmentationConfig) -> list[str]:

@@ -53,12 +53,13 @@ SETTINGS: dict[str, Any] = {
     | {"steps_per_epoch": 1, "checkpoint_every": 1, "log_every": 1, "sample_every": 1},
     "segmentation": TINY["segmentation"] | {"steps": 2, "checkpoint_every": 1, "log_every": 1},
     "evaluation": {"pictures": 1, "save": "label_ids", "overlays": True},
+    "selection": {"frames": 2},
     "compute": {"accelerator": "cpu", "cache": "cache"},
 }
 IMPORTED = (
     *["albumentations", "torch.utils.tensorboard", "cyclegan.train", "cyclegan.translate"],
     *["segmentation.train", "segmentation.evaluate", "segmentation.score_files", "reports.check"],
-    *["pipeline.intake.discover", "flows.doctor", "flows.show"],
+    *["segmentation.selection", "pipeline.intake.discover", "flows.doctor", "flows.show"],
 )
 CHANGES = ("replace", "rename", "link", "unlink", "rmdir")
 """The functions of `os` that change which files there are."""
@@ -96,10 +97,11 @@ def lend() -> None:
 
 
 TRAINED = ("cyclegan", "translated", "segmentation")
+LOOKED_AT = ("evaluation", "selection")
 PREDICTIONS = "r/evaluation/adapted/seed-0/predictions_ids"
 CHEAP = {
-    "report": Command(["report", "r"], (*TRAINED, "evaluation", "report")),
-    "compare": Command(["compare", "r", "--out", "c"], (*TRAINED, "evaluation", "report")),
+    "report": Command(["report", "r"], (*TRAINED, *LOOKED_AT, "report")),
+    "compare": Command(["compare", "r", "--out", "c"], (*TRAINED, *LOOKED_AT, "report")),
     "export": Command(["export", "r", "--to", "x.pth"], TRAINED),
     "export all": Command(["export", "r", "--to", "reference"], TRAINED),
     "check": Command(
@@ -115,8 +117,9 @@ DEAR = {
     "translate": Command(["translate", "r"], ("cyclegan",)),
     "train-segmentation": Command(["train-segmentation", "r"], ("cyclegan", "translated")),
     "evaluate": Command(["evaluate", "r"], TRAINED),
+    "select": Command(["select", "r"], TRAINED),
     "lend": Command(lend, (*TRAINED, "evaluation")),
-    "force": Command(force, (*TRAINED, "evaluation", "report")),
+    "force": Command(force, (*TRAINED, *LOOKED_AT, "report")),
 }
 
 
@@ -235,7 +238,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
     (folder / "folder/images/lone.png").write_bytes(
         (folder / "folder/images/00001.png").read_bytes()
     )
-    for name in ("train-cyclegan", "translate", "train-segmentation", "evaluate", "report"):
+    done = ["train-cyclegan", "translate", "train-segmentation", "evaluate", "select", "report"]
+    for name in done:
         command = (DEAR | CHEAP)[name]
         assert call(command, folder) == 0, (folder / "said").read_text()
     return folder

@@ -30,6 +30,7 @@ from pipeline.scoring.bootstrap import interval, resample, share_better
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.evaluation import Evaluation
 from pipeline.scoring.metrics import METRICS, Counts, Float, Metric, tabled
+from pipeline.scoring.selection import CRITERIA, Unlabelled, picture
 from pipeline.text import number
 from pipeline.toyworld.writing import write_toy_world
 from pipeline.yaml_files import write_yaml
@@ -567,6 +568,46 @@ def test_worst_frames_are_those_of_the_last_of_ours(world: Path, tmp_path: Path)
         write_json(path, evaluation)
     write_report(config, run, run / "report")
     assert "does worst" not in (run / "report/index.html").read_text()
+
+
+def test_choice_without_labels(world: Path, tmp_path: Path) -> None:
+    config = make_config(world, tmp_path, selection={"frames": 2})
+    run = make_run(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"No file .*criteria\.json\. Run `sim2real select"):
+        write_report(config, run, run / "report")
+    # Two pixels of four differ between the seeds of source_only, none between those of adapted.
+    looks = {("source_only", 0): 0.2, ("source_only", 1): 0.3}
+    looks |= {("adapted", 0): 0.4, ("adapted", 1): 0.5}
+    for (arm, seed), value in looks.items():
+        folder = run / "selection" / arm / f"seed-{seed}"
+        found = {key: value for key in CRITERIA if not key.endswith("_agreement")}
+        Unlabelled(frames=["a/1"], criteria=found | {"mirror_agreement": value}).write(folder)
+        classes = [[0, 1], [2, 2]] if arm == "adapted" or seed else [[0, 1], [0, 0]]
+        write_indices(picture(folder, "a/1"), np.array(classes, np.uint8), None)
+
+    write_report(config, run, run / "report")
+
+    table = pd.read_csv(run / "report/selection.csv", index_col=["arm", "seed"])
+    assert list(table.index) == list(looks)  # the oracle reads labels of the target
+    assert table["entropy"].tolist() == [0.2, 0.3, 0.4, 0.5]
+    assert table["seed_agreement"].tolist() == [0.5, 0.5, 1, 1]
+    assert table["pixel_accuracy"].tolist() == [0.55, 0.65, 0.7, 0.8]
+    # All that is higher where the scores are higher chooses right, all that should be lower wrong.
+    said = {
+        "By entropy one would choose source_only; the best in mean IoU is adapted, 17.3 points "
+        "better.",
+        "By mutual information one would choose adapted, the best in mean IoU.",
+        "By agreement of seeds one would choose adapted, the best in mean IoU.",
+    }
+    markdown = (run / "report/report.md").read_text()
+    page = (run / "report/index.html").read_text()
+    assert_self_contained(page)
+    for sentence in said:
+        assert sentence in markdown
+        assert sentence in page
+    row = r"\| entropy \| lower \| source_only \| \+15\.0 \| \+17\.3 \| −1\.00 \| −1\.00 \| 4 \|"
+    assert re.search(row, markdown)
+    assert "| agreement with the arm built on | higher | – | – | – | – | – | 0 |" in markdown
 
 
 def test_without_translation(world: Path, tmp_path: Path) -> None:

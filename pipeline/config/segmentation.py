@@ -200,3 +200,11 @@ class EvaluationConfig(Schema):
     server and scripts take them, or of class indices (for `cityscapes19` its trainIds)."""
     overlays: bool = False
     """Keep every frame with its prediction drawn over it, below `overlays/`."""
+
+
+class SelectionConfig(Schema):
+    """Looking at networks without labels of the target, to choose among arms and seeds."""
+
+    frames: int = Field(64, ge=1)
+    """Frames of the target that each network is shown, and labelled frames of the source, both
+    evenly spaced."""

@@ -6,7 +6,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.fields import FILES, FilePath, Name, NameOrFile, overlay
-from pipeline.config.segmentation import ArmConfig, EvaluationConfig, SegmentationConfig
+from pipeline.config.segmentation import (
+    ArmConfig,
+    EvaluationConfig,
+    SegmentationConfig,
+    SelectionConfig,
+)
 from pipeline.config.translation import (
     TRANSLATED,
     CycleGANConfig,
@@ -72,6 +77,9 @@ class Config(Schema):
     trains on, and those that they start from."""
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    selection: SelectionConfig | None = None
+    """Criteria that read no label of the target, beside the scores of the arms that learn from
+    none: which arm or seed each would choose. None: they are not computed."""
     arms: dict[Name, ArmConfig] = Field(
         default_factory=lambda: {
             arm: ArmConfig(train={frames: 1})
@@ -140,14 +148,16 @@ class Config(Schema):
     def _check_pseudo_labels(self, translation: str, arm: str | None) -> None:
         if arm is None:
             return
-        able = [name for name in self.arms if not self._sees_target_labels(name)]
+        able = [name for name in self.arms if not self.sees_target_labels(name)]
         if arm not in able:
             raise ValueError(
                 f"{place(translation)}.pseudo_labels is {arm!r}; it must be an arm that learns "
                 f"from no label of the target ({', '.join(able) or 'there is none'})"
             )
 
-    def _sees_target_labels(self, arm: str) -> bool:
+    def sees_target_labels(self, arm: str) -> bool:
+        """Whether the network of an arm learns from labels of the target, or starts from one that
+        did."""
         chain = [arm]
         while (start := self.arms[chain[-1]].start) in self.arms and start not in chain:
             chain.append(str(start))
@@ -263,6 +273,13 @@ class Config(Schema):
             todo.extend(graph.get(name, []))
         order = TopologicalSorter(graph).static_order()
         return {name: known[name] for name in order if name in known}
+
+    def builds_on(self, arm: str) -> str | None:
+        """The arm whose network labels the target for a translation that `arm` trains on, or that
+        it starts from, or that it adds a step to; None where there is none of these."""
+        own, known = self.arms[arm], self.all_translations
+        labellers = [known[frames].pseudo_labels for frames in own.train if frames in known]
+        return next((name for name in (*labellers, own.start, own.base) if name in self.arms), None)
 
     @property
     def labels_read(self) -> frozenset[str]:
