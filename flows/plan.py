@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.segmentation import SegmentationConfig
 from pipeline.config.settings import Config
 from pipeline.config.translation import TRANSLATED, CycleGANConfig, place
-from pipeline.config.translators import TranslationInputs
+from pipeline.config.translators import TRANSLATORS, TranslationInputs
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import Sample, digest, instance_finder, list_samples
 from pipeline.data.reading import decoder_code
@@ -204,15 +204,19 @@ def generator_file(config: Config, run: Path, translation: str = TRANSLATED) -> 
     """The file of weights that a run translates with.
 
     Raises:
-        UserError: it translates without one.
+        UserError: it has no such translation, or translates without one.
     """
     from cyclegan.steps import BEST, CHECKPOINT
 
+    if translation not in config.used_translations:
+        known = ", ".join(config.used_translations) or "none"
+        raise UserError(f"{run} has no translation {translation!r}. It has: {known}.")
     settings = config.all_translations[translation]
     if not settings.translator.trains:
+        methods = [repr(name) for name, entry in TRANSLATORS.items() if entry.trains]
         raise UserError(
             f"{run} translates with {place(translation)}.method {settings.method!r}, which has no "
-            "generator. Name a run that uses 'cyclegan', or a file of weights."
+            f"generator. Name a translation by {' or '.join(methods)}, or a file of weights."
         )
     best = settings.checkpoint == "best"
     trained = run / cyclegan_folder(translation) / (BEST if best else CHECKPOINT)
