@@ -49,3 +49,4 @@ bench: install
 	$(BIN)/python benchmarks/doctor.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/threads.py
+	$(BIN)/python benchmarks/translators.py

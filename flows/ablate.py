@@ -9,7 +9,7 @@ from typing import Any
 from flows.plan import plan
 from pipeline.config.fields import overlay
 from pipeline.config.settings import AFTER, BEFORE, IDEAL, Config
-from pipeline.config.translation import TRANSLATED
+from pipeline.config.translation import TRANSLATED, TranslationConfig
 from pipeline.config.translators import TRANSLATORS
 from pipeline.files import TAKEN
 from pipeline.run.folder import check_results, fingerprint, read_stage, stage_state
@@ -34,6 +34,8 @@ def ablation(config: Config) -> Config:
     take the defaults. Left out are semantic consistency for pairs and given weights, and the oracle
     where no arm may see the target's labels.
     """
+    if config.translation.teacher:  # the networks of a student are no CycleGAN
+        config = config.model_copy(update={"translation": TranslationConfig()})
     weights = config.translation.weights
     recipe = config.cyclegan_recipe(TRANSLATED)
     own_cyclegan = {k: v for k, v in config.translation.cyclegan.items() if k != "semantics"}

@@ -36,6 +36,9 @@ Forced = Annotated[
     list[str] | None,
     typer.Option("--force", metavar="STAGE", help="Make a stage and what reads it anew."),
 ]
+Translation = Annotated[
+    str, typer.Option("--translation", metavar="NAME", help="Which of a run's translations.")
+]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Configure the run first, as `run` would.")
 ]
@@ -216,9 +219,37 @@ def train_cyclegan(run: RunFolder, config: ConfigOption = None, settings: Settin
 
 
 @app.command()
-def translate(run: RunFolder) -> None:
-    """Translate the source frames of a run."""
-    _run_stages(run, "translate")
+def translate(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run; with --input also a file of weights."),
+    ],
+    frames: Annotated[
+        Path | None,
+        typer.Option(
+            "--input", metavar="FRAMES", help="Translate this folder, or data set's YAML, instead."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the translated frames.")
+    ] = None,
+    translation: Translation = "translated",
+) -> None:
+    """Translate the source frames of a run, or any frames with its generator; labels or not."""
+    from pipeline.errors import UserError
+
+    if (frames is None) != (out is None) or (frames is None and translation != "translated"):
+        raise UserError(
+            "--input FRAMES and --out DIR go together, and --translation goes with them. Without, "
+            "the source frames of a run are translated, by all of its translations."
+        )
+    if frames is None or out is None:
+        _run_stages(source, "translate")
+        return
+    from flows.frames import translate_frames
+
+    translate_frames(source, translation, frames, out)
+    print(f"Translated: {out / 'images'}, data set: {out / 'dataset.yaml'}")
 
 
 @app.command("train-segmentation")
@@ -319,9 +350,7 @@ def export(
     backwards: Annotated[
         bool, typer.Option("--backwards", help="The generator from target to source.")
     ] = False,
-    translation: Annotated[
-        str, typer.Option("--translation", metavar="NAME", help="Which of a run's translations.")
-    ] = "translated",
+    translation: Translation = "translated",
 ) -> None:
     """Write a generator as the reference implementation stores it, or as ONNX.
 
@@ -339,9 +368,6 @@ def export(
     path, batch_norm = source, TranslationConfig().batch_norm
     if source.is_dir():
         config = read_run(source)
-        if translation not in config.used_translations:
-            known = ", ".join(config.used_translations) or "none"
-            raise UserError(f"{source} has no translation {translation!r}. It has: {known}.")
         path = generator_file(config, source, translation)
         batch_norm = config.all_translations[translation].batch_norm
     print(write(path, to, "target_to_source" if backwards else "source_to_target", batch_norm))

@@ -64,13 +64,15 @@ def _cyclegan(config: Config, translation: str) -> Estimate:
     from pipeline.runtime.device import measure_pass
 
     recipe = config.cyclegan_recipe(translation)
+    # The frames of a teacher are called as those of the source.
+    target = config.source if config.all_translations[translation].teacher else config.target
     generator, discriminator = build_generator(recipe), build_discriminator(recipe)
     width, height = recipe.crop
     crops = recipe.batch_size // config.compute.devices, 3, height, width
     generating = measure_pass(generator, crops, config.compute, training=True).seconds
     shown = (crops[0], 6, *crops[2:]) if recipe.paired else crops
     discriminating = measure_pass(discriminator, shown, config.compute, training=True).seconds
-    sets = [list_samples(spec, labelled=False) for spec in (config.source, config.target)]
+    sets = [list_samples(spec, labelled=False) for spec in (config.source, target)]
     names = [{sample.name for sample in samples} for samples in sets]
     frames = len(names[0] & names[1]) if recipe.paired else max(map(len, names))
     epoch = recipe.steps_per_epoch or -(-frames // recipe.batch_size)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.segmentation import SegmentationConfig, SelectionConfig
 from pipeline.config.settings import Config
 from pipeline.config.translation import TRANSLATED, CycleGANConfig, place
-from pipeline.config.translators import TranslationInputs
+from pipeline.config.translators import TRANSLATORS, TranslationInputs
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import Sample, digest, instance_finder, list_samples
 from pipeline.data.reading import decoder_code
@@ -74,14 +74,13 @@ def _spec(config: Config, run: Path, frames: str) -> DatasetSpec:
     return translated_spec(config.source, run / translated_folder(frames))
 
 
-def _made_from(config: Config, translation: str) -> tuple[str, ...]:
-    """The stage that makes the frames that a translation starts from, where one does."""
-    frames = config.all_translations[translation].source
-    return () if frames == "source" else (translated_folder(frames),)
+def _making(config: Config, *frames: str | None) -> tuple[str, ...]:
+    """The stages that make frames, where some do."""
+    return tuple(translated_folder(name) for name in frames if name in config.all_translations)
 
 
 def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) -> Stage:
-    recipe = config.cyclegan_recipe(translation)
+    settings, recipe = config.all_translations[translation], config.cyclegan_recipe(translation)
     semantics = recipe.semantics
     arm = config.semantics_arm(semantics) if semantics else None
     evaluator = _path("segmentation", arm, config.seeds[0]) if arm else None
@@ -94,7 +93,7 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
             "config": Settings(_identity(recipe), frozenset({"start"})),
             # Frames that another stage makes are known by the stage.
             "source": _frames(config.source, run, labelled=semantics is not None),
-            "target": _frames(config.target, run),
+            **({} if settings.teacher else {"target": _frames(config.target, run)}),
             **({"start": _start(start, recipe.paired, run)} if start else {}),
         }
 
@@ -103,8 +102,10 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
         from cyclegan.train_paired import train_paired
         from pipeline.runtime.distributed import process_group
 
-        source = _spec(config, run, config.all_translations[translation].source)
-        arguments = (recipe, source, config.target, folder, config.compute)
+        source, target = (
+            _spec(config, run, frames) for frames in (settings.source, settings.teacher or "target")
+        )
+        arguments = (recipe, source, target, folder, config.compute)
         with process_group(config.compute) as ranks:
             if recipe.paired:
                 train_paired(*arguments, ranks)
@@ -116,7 +117,8 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
                 )
                 train(*arguments, make, ranks)
 
-    reads = (*((evaluator,) if evaluator else ()), *_made_from(config, translation))
+    made = _making(config, settings.source, settings.teacher)
+    reads = (*((evaluator,) if evaluator else ()), *made)
     results = ("checkpoints/*.pt", "leaderboard.csv", "drift.json")
     devices = config.compute.devices
     return Stage(name, "train-cyclegan", reads, inputs, work, results, devices)
@@ -173,10 +175,11 @@ def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Sta
     def inputs() -> Inputs:
         # What frames it starts from and how networks are trained is in the stages that it reads.
         unused = set(type(settings).model_fields) - translator.settings - {"method"}
+        unused |= {"cyclegan", "source", "teacher"}
         content = {"weights": _content(settings.weights, run)} if settings.weights else {}
         return {
             "version": translator.version,
-            "config": Settings(settings, frozenset(unused | {"cyclegan", "source"}), content),
+            "config": Settings(settings, frozenset(unused), content),
             "source": _frames(config.source, run, labelled=translator.reads_labels),
             **({"target": _frames(config.target, run)} if translator.reads_target else {}),
             **({"label_space": _classes(space)} if translator.reads_labels else {}),
@@ -200,7 +203,7 @@ def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Sta
 
     trained = (cyclegan_folder(name),) if settings.trains else ()
     results = ("images/**/*", "manifest.csv", "dataset.yaml")
-    reads = (*trained, *labeller, *_made_from(config, name))
+    reads = (*trained, *labeller, *_making(config, settings.source))
     return Stage(translated_folder(name), "translate", reads, inputs, work, results)
 
 
@@ -208,15 +211,19 @@ def generator_file(config: Config, run: Path, translation: str = TRANSLATED) -> 
     """The file of weights that a run translates with.
 
     Raises:
-        UserError: it translates without one.
+        UserError: it has no such translation, or translates without one.
     """
     from cyclegan.steps import BEST, CHECKPOINT
 
+    if translation not in config.used_translations:
+        known = ", ".join(config.used_translations) or "none"
+        raise UserError(f"{run} has no translation {translation!r}. It has: {known}.")
     settings = config.all_translations[translation]
     if not settings.translator.trains:
+        methods = [repr(name) for name, entry in TRANSLATORS.items() if entry.trains]
         raise UserError(
             f"{run} translates with {place(translation)}.method {settings.method!r}, which has no "
-            "generator. Name a run that uses 'cyclegan', or a file of weights."
+            f"generator. Name a translation by {' or '.join(methods)}, or a file of weights."
         )
     best = settings.checkpoint == "best"
     trained = run / cyclegan_folder(translation) / (BEST if best else CHECKPOINT)

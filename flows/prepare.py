@@ -1,7 +1,7 @@
 """Everything that is looked at before any work starts."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -38,17 +38,19 @@ def preflight(config: Config) -> None:
 
     kinds = config.labels_read
     used = config.used_translations
-    recipes = [config.cyclegan_recipe(name) for name in used if used[name].trains]
-    crops = [recipe.crop for recipe in recipes]
-    crop = (max(w for w, _ in crops), max(h for _, h in crops)) if crops else None
+    recipes = {name: config.cyclegan_recipe(name) for name in used if used[name].trains}
+    crop = _largest_crop(recipes.values())
+    target_crop = _largest_crop(r for name, r in recipes.items() if not used[name].teacher)
     collect(lambda: _look_at(config, config.source, bool(kinds - {"target"}), crop))
-    collect(lambda: _look_at(config, config.target, "target" in kinds, crop))
+    collect(lambda: _look_at(config, config.target, "target" in kinds, target_crop))
     collect(lambda: _look_at(config, config.test, True))
     for name, translation in used.items():
         if translation.weights is not None:
             collect(partial(_generator, name, translation.weights))
-    for recipe in recipes:
-        collect(partial(_translator, config, recipe))
+    for name, recipe in recipes.items():
+        collect(partial(_crop, recipe))
+        if recipe.paired and not used[name].teacher:
+            collect(partial(_pairs, config))
         if recipe.start is not None:
             collect(partial(_start, recipe))
     collect(lambda: _devices(config))
@@ -95,27 +97,35 @@ def has_labels(spec: DatasetSpec) -> bool:
     return any(label_files(frame.name) for frame in frames)
 
 
-def _translator(config: Config, recipe: CycleGANConfig) -> None:
-    from cyclegan.data import pairs
+def _largest_crop(recipes: Iterable[CycleGANConfig]) -> tuple[int, int] | None:
+    crops = [recipe.crop for recipe in recipes]
+    return (max(w for w, _ in crops), max(h for _, h in crops)) if crops else None
+
+
+def _crop(recipe: CycleGANConfig) -> None:
     from cyclegan.steps import check_crop
 
     check_crop(recipe)
-    if recipe.paired:
-        both = pairs(config.source, config.target)
-        specs = config.source, config.target
-        sizes = [
-            [working_size(spec, size) for size in check_headers(spec, samples)]
-            for spec, samples in zip(specs, both, strict=True)
-        ]
-        differ = [i for i, (one, other) in enumerate(zip(*sizes, strict=True)) if one != other]
-        if differ:
-            images = [samples[differ[0]].image for samples in both]
-            read = [f"{size[differ[0]][0]}x{size[differ[0]][1]}" for size in sizes]
-            raise UserError(
-                f"{len(differ):,} of {len(both[0]):,} pairs: {images[0]} is read at {read[0]}, "
-                f"its pair {images[1]} at {read[1]}. Pairs must have one size: set `width` of both "
-                "data sets."
-            )
+
+
+def _pairs(config: Config) -> None:
+    from cyclegan.data import pairs
+
+    both = pairs(config.source, config.target)
+    specs = config.source, config.target
+    sizes = [
+        [working_size(spec, size) for size in check_headers(spec, samples)]
+        for spec, samples in zip(specs, both, strict=True)
+    ]
+    differ = [i for i, (one, other) in enumerate(zip(*sizes, strict=True)) if one != other]
+    if differ:
+        images = [samples[differ[0]].image for samples in both]
+        read = [f"{size[differ[0]][0]}x{size[differ[0]][1]}" for size in sizes]
+        raise UserError(
+            f"{len(differ):,} of {len(both[0]):,} pairs: {images[0]} is read at {read[0]}, "
+            f"its pair {images[1]} at {read[1]}. Pairs must have one size: set `width` of both "
+            "data sets."
+        )
 
 
 def _start(config: CycleGANConfig) -> None:

@@ -135,6 +135,7 @@ class Translation:
 def _translation(config: Config, run: Path, name: str) -> Translation:
     settings, recipe = config.all_translations[name], config.cyclegan_recipe(name)
     title, stage = settings.translator.title, translated_folder(name)
+    title += f" of {settings.teacher}" if settings.teacher else ""
     shown = Translation(
         name,
         title,

@@ -115,6 +115,9 @@ CHEAP = {
 DEAR = {
     "train-cyclegan": Command(["train-cyclegan", "r", "--config", "tiny.yaml"]),
     "translate": Command(["translate", "r"], ("cyclegan",)),
+    "translate frames": Command(
+        ["translate", "r", "--input", "folder/images", "--out", "t"], ("cyclegan",)
+    ),
     "train-segmentation": Command(["train-segmentation", "r"], ("cyclegan", "translated")),
     "evaluate": Command(["evaluate", "r"], TRAINED),
     "select": Command(["select", "r"], TRAINED),

@@ -74,7 +74,7 @@ class Config(Schema):
     """The translation that arms know as `translated`."""
     translations: dict[Name, TranslationConfig] = Field(default_factory=dict)
     """Further translations by name: of the source, or of one another. Those are made that an arm
-    trains on, and those that they start from."""
+    trains on, and those that they start or learn from."""
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     selection: SelectionConfig | None = None
@@ -101,7 +101,7 @@ class Config(Schema):
 
     @model_validator(mode="after")
     def _translations_work(self) -> Self:
-        names = ["source", TRANSLATED, *self.translations]
+        names = ["source", *self.all_translations]
         for taken in ("source", "target", TRANSLATED):
             if taken in self.translations:
                 raise ValueError(f"translations.{taken}: this name has a meaning; take another one")
@@ -117,6 +117,12 @@ class Config(Schema):
                 raise ValueError(
                     f"{place(name)}.source: no frames {translation.source!r}. Known: "
                     f"{', '.join(names)}. {self._graph}"
+                )
+            if translation.teacher not in (None, *self.all_translations):
+                raise ValueError(
+                    f"{place(name)}.teacher: no translation {translation.teacher!r}."
+                    f"{near(str(translation.teacher), names)} Known: "
+                    f"{', '.join(self.all_translations)}. {self._graph}"
                 )
         try:
             list(self.used_translations)
@@ -138,7 +144,13 @@ class Config(Schema):
             if translation.trains and recipe.semantics:
                 self.semantics_arm(recipe.semantics)
             self._check_pseudo_labels(name, translation.pseudo_labels)
-            if translation.trains and recipe.paired and translation.source != "source":
+            if translation.teacher:
+                if not recipe.paired:
+                    raise ValueError(
+                        f"{place(name)}.cyclegan.paired is false, and a student learns from pairs; "
+                        "leave it out"
+                    )
+            elif translation.trains and recipe.paired and translation.source != "source":
                 raise ValueError(
                     f"{place(name)}: cyclegan.paired takes frames of equal name of `source` and "
                     f"`target`, and its source is {translation.source!r}; take source"
@@ -169,6 +181,7 @@ class Config(Schema):
         return "Translations: " + "; ".join(
             f"{name} from {translation.source}"
             + (f" by pseudo-labels of {arm}" if (arm := translation.pseudo_labels) else "")
+            + (f" as {teacher} makes it" if (teacher := translation.teacher) else "")
             for name, translation in self.all_translations.items()
         )
 
@@ -240,7 +253,8 @@ class Config(Schema):
 
     def cyclegan_recipe(self, translation: str) -> CycleGANConfig:
         """How networks are trained for a translation: `cyclegan` with the translation's own."""
-        own = self.all_translations[translation].cyclegan
+        settings = self.all_translations[translation]
+        own = overlay(settings.translator.networks, settings.cyclegan)
         if not own:
             return self.cyclegan
         return parse(CycleGANConfig, overlay(self.cyclegan.model_dump(), own), "settings")
@@ -252,7 +266,7 @@ class Config(Schema):
 
     @property
     def used_translations(self) -> dict[str, TranslationConfig]:
-        """Name -> the translations that arms need, each after the one that it starts from.
+        """Name -> the translations that arms need, each after those that it is made from.
 
         Raises:
             graphlib.CycleError: they start from one another in a circle.
@@ -265,8 +279,9 @@ class Config(Schema):
             if name in graph:
                 continue
             if name in known:
-                arm = known[name].pseudo_labels
-                graph[name] = [known[name].source, *([f"arms.{arm}"] if arm else [])]
+                arm, teacher = known[name].pseudo_labels, known[name].teacher
+                taught = [teacher] if teacher else []
+                graph[name] = [known[name].source, *taught, *([f"arms.{arm}"] if arm else [])]
             elif name.startswith("arms.") and (own := self.arms.get(name[5:])):
                 start = [f"arms.{own.start}"] if own.start in self.arms else []
                 graph[name] = [*own.train, *start]

@@ -137,11 +137,15 @@ class TranslationConfig(Schema):
     colour channel the histogram of a target frame; `fda` takes on a target frame's lowest
     frequencies (Fourier domain adaptation: Yang and Soatto, CVPR 2020). These two train nothing:
     they take seconds for a hundred frames and know no shapes. `class_alignment` gives each class
-    the colours that it has in the target, where pseudo-labels find it (Ma et al., CVPR 2021)."""
+    the colours that it has in the target, where pseudo-labels find it (Ma et al., CVPR 2021).
+    `student` trains a small network on pairs: frames, and what another translation made of them."""
     source: str = "source"
     """The frames to translate: `source`, or the name of another translation."""
+    teacher: str | None = None
+    """The translation whose frames it learns to make (`student`)."""
     cyclegan: dict[str, object] = Field(default_factory=dict)
-    """Settings that win over those of `cyclegan` for this translation alone (`cyclegan`)."""
+    """Settings that win over those of `cyclegan` for this translation alone (`cyclegan`), or over
+    those of a small network (`student`)."""
     checkpoint: Literal["last", "best"] = "last"
     """`best` is the one that the network of `cyclegan.semantics` scores best (`cyclegan`)."""
     weights: FilePath | None = None
@@ -188,7 +192,7 @@ class TranslationConfig(Schema):
                 f"no method {self.method!r}.{near(self.method, TRANSLATORS)} "
                 f"Known: {', '.join(TRANSLATORS)}"
             )
-        for name in ("cyclegan", "checkpoint", "weights", "pseudo_labels"):
+        for name in ("cyclegan", "checkpoint", "weights", "pseudo_labels", "teacher"):
             default = type(self).model_fields[name].get_default(call_default_factory=True)
             if name not in self.translator.settings and getattr(self, name) != default:
                 users = [key for key, entry in TRANSLATORS.items() if name in entry.settings]
@@ -200,6 +204,11 @@ class TranslationConfig(Schema):
             raise ValueError(
                 f"method {self.method!r} needs pseudo_labels: the arm whose network labels the "
                 "target's frames, e.g. source_only"
+            )
+        if self.translator.learns_pairs and self.teacher in (None, self.source):
+            raise ValueError(
+                f"teacher is {self.teacher!r}; method {self.method!r} needs the name of another "
+                f"translation than {self.source!r}, whose frames it learns to make"
             )
         if self.cyclegan and not self.trains:
             raise ValueError("with weights no CycleGAN is trained; leave cyclegan out, or weights")

@@ -1,7 +1,7 @@
 """The translators by name: what `method` of a translation may be."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
@@ -47,6 +47,13 @@ class Translator:
     reads_labels: bool = False
     """Whether it works class by class: by the source's labels, and the target's pseudo-labels of
     the arm `pseudo_labels`."""
+    networks: Mapping[str, object] = field(default_factory=dict)
+    """Settings that win over those of `cyclegan` where it `trains`."""
+
+    @property
+    def learns_pairs(self) -> bool:
+        """Whether it learns from the frames of another translation, its `teacher`."""
+        return "teacher" in self.settings
 
     def load(self) -> Callable[..., None]:
         """The function that translates."""
@@ -54,6 +61,20 @@ class Translator:
         function: Callable[..., None] = getattr(import_module(module), name)
         return function
 
+
+STUDENT: dict[str, object] = {
+    "paired": True,
+    "start": None,
+    "semantics": None,
+    "generator": "unet",
+    "downs": 4,
+    "generator_width": 16,
+    "discriminator_width": 16,
+    "epochs": 10,
+    "decay_epochs": 10,
+}
+"""How a student is trained. A small U-Net computes at half of the frame's size and below, and hands
+detail on by skip connections; pairs say what each pixel is to be, so few epochs are enough."""
 
 TRANSLATORS = {
     "cyclegan": Translator(
@@ -63,6 +84,14 @@ TRANSLATORS = {
         version=2,
         trains=True,
         reads_target=False,
+    ),
+    "student": Translator(
+        "student",
+        frozenset({"teacher", "cyclegan", "shifts"}),
+        "cyclegan.translate:translate",
+        trains=True,
+        reads_target=False,
+        networks=STUDENT,
     ),
     "histogram_matching": Translator(
         "histogram matching", frozenset({"seed"}), "cyclegan.statistics:translate_by_histograms"

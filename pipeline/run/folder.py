@@ -227,24 +227,27 @@ def read_run(folder: Path) -> Config:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, option: str = "--run") -> Iterator[None]:
     """Keep other processes out of a run for as long as the block lasts, also after a kill.
 
     What a killed process left half-made in the run is removed.
+
+    Args:
+        option: of the command line, that names the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("a+")
     except OSError as error:
         raise UserError(
-            f"Cannot write to {folder}: {error.strerror}. Give another folder with --run DIR."
+            f"Cannot write to {folder}: {error.strerror}. Give another folder with {option} DIR."
         ) from error
     with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{folder} is being worked on by another process. Wait for it, or use --run DIR."
+                f"{folder} is being worked on by another process. Wait for it, or use {option} DIR."
             ) from error
         # Not below a folder that is no run: what is there may be anybody's.
         sweep(folder, below=(folder / CONFIG_FILE).is_file() or (folder / LADDER_FILE).is_file())
