@@ -14,7 +14,7 @@ from pipeline.config.translation import (
     TranslationConfig,
     place,
 )
-from pipeline.data.spec import DatasetSpec
+from pipeline.data.spec import DatasetSpec, limited
 from pipeline.errors import UserError
 from pipeline.schema import Schema, near, parse
 
@@ -263,6 +263,14 @@ class Config(Schema):
             todo.extend(graph.get(name, []))
         order = TopologicalSorter(graph).static_order()
         return {name: known[name] for name in order if name in known}
+
+    def labelled(self, frames: str, number: int | None = None) -> DatasetSpec:
+        """The data set that training frames of a name take their labels from.
+
+        Args:
+            number: so many of its frames, evenly spaced; None: all.
+        """
+        return limited(self.target if frames == "target" else self.source, number)
 
     @property
     def labels_read(self) -> frozenset[str]:
