@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline import text
 from pipeline.config.settings import AFTER, BEFORE
 from pipeline.scoring import metrics
-from reports import figures, sentences, steps
+from reports import budget, figures, sentences, steps
 from reports.summary import Difference, Spread
 
 
@@ -55,6 +55,8 @@ def environment(*, pages: bool = True) -> Environment:
         "left_out": sentences.left_out,
         "result_sentences": sentences.result_sentences,
         "step_sentences": steps.step_sentences,
+        "budget_sentences": budget.budget_sentences,
+        "BUDGET_NOTE": budget.NOTE,
         "BEFORE": BEFORE,
         "AFTER": AFTER,
         "FEW": figures.FEW,

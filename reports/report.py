@@ -27,10 +27,11 @@ from pipeline.run.folder import (
 )
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.evaluation import Evaluation
-from pipeline.scoring.metrics import Counts, Metric, headline
+from pipeline.scoring.metrics import Counts, Metric, headline, in_steps
 from pipeline.text import duration
 from pipeline.yaml_files import yaml_text
 from reports import figures, sentences, tables
+from reports.budget import points, write_budget
 from reports.pages import environment
 from reports.settings import ordered_arms, settings_that_differ
 from reports.steps import steps_of, write_steps
@@ -63,6 +64,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     report = tables.summary(config, evaluations)
     shares = tables.shares_of_truth(evaluations)
     steps = steps_of(config, run, report)
+    budget = points(report)
     page = (
         environment()
         .get_template("report.html.j2")
@@ -81,6 +83,14 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
             plotly=Markup(get_plotlyjs()),
             **_pictures(config, run, report, evaluations),
             steps=steps,
+            budget=budget,
+            budget_plots={
+                metric.title: figures.plot_div(
+                    figures.budget_figure(report, metric), f"budget-{metric.key}"
+                )
+                for metric in in_steps()
+                if budget
+            },
             translations=[_translation(config, run, name) for name in config.used_translations],
             curves=_curves(run, config),
             **_provenance(config, run),
@@ -91,7 +101,12 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     tables.write_classes(folder / "per_class.csv", report, shares)
     if steps:
         write_steps(folder / "steps.csv", steps)
-    write_text(folder / "report.md", text.render(report=report, shares=shares, steps=steps))
+    if budget:
+        write_budget(folder / "budget.csv", budget)
+    write_text(
+        folder / "report.md",
+        text.render(report=report, shares=shares, steps=steps, budget=budget),
+    )
     write_text(folder / "index.html", page)
 
 
@@ -100,7 +115,7 @@ def _pictures(
 ) -> dict[str, object]:
     """What the page shows of the test frames."""
     space = load_label_space(config.label_space)
-    worst_arms = [arm for arm in report.arms if arm == BEFORE] + sentences.ours(report)[-1:]
+    worst_arms = [arm for arm in report.arms if arm == BEFORE] + sentences.ours(report.recipes)[-1:]
     return {
         "strip": _or_reason(lambda: figures.frame_strip(run, config, space, evaluations)),
         "worst_arms": worst_arms,
@@ -246,7 +261,7 @@ class Card:
 
 
 def _card(report: Summary, metric: Metric) -> Card:
-    tried = sentences.ours(report)
+    tried = sentences.ours(report.recipes)
     closed = {arm: report.gap_closed_by_arm[arm][metric.key] for arm in tried}
     known = {arm: value for arm, value in closed.items() if value is not None}
     if known and len(known) == len(tried):
