@@ -56,11 +56,23 @@ def run(
         bool,
         typer.Option("--ablate", help="Show what each step brings instead [runs/NAME-ablation]."),
     ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="N,N,...",
+            help="Show what the synthetic frames are worth in labelled ones, with arms that have N "
+            "of these [runs/NAME-budget].",
+        ),
+    ] = None,
 ) -> None:
     """Run the whole chain as a Prefect flow; continue it where it was interrupted.
 
     With --ablate, show what each step brings: source only, simple translators, CycleGAN, semantic
     consistency, self-training, rare class sampling, masking, oracle; one table over all.
+
+    With --budget 1,4,16,64, train beside the configuration's arms on so many labelled frames of the
+    target, alone and with the frames of the adapted arm: how many is the adaptation worth?
     """
     from pipeline.config.load import load_config
     from pipeline.errors import UserError
@@ -72,13 +84,20 @@ def run(
         )
     loaded = load_config(config, settings)
     folder = Path("runs") / loaded.name
-    if not ablate:
+    if ablate and budget is not None:
+        raise UserError("--ablate and --budget make a run each: give one of them.")
+    if ablate:
+        from flows.ablate import ablation
+
+        derived = ablation(loaded)
+    elif budget is not None:
+        from flows.budget import numbers_of_frames, with_budget
+
+        derived = with_budget(loaded, numbers_of_frames(budget))
+    else:
         _run_flow(loaded, run_folder or folder, force or [])
         return
-    from flows.ablate import ablation
-
-    steps = ablation(loaded)
-    _run_flow(steps, run_folder or Path("runs") / steps.name, force or [], lender=folder)
+    _run_flow(derived, run_folder or Path("runs") / derived.name, force or [], lender=folder)
 
 
 @app.command()

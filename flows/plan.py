@@ -16,7 +16,7 @@ from pipeline.config.translators import TRANSLATORS, TranslationInputs
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import Sample, digest, instance_finder, list_samples
 from pipeline.data.reading import decoder_code
-from pipeline.data.spec import DatasetSpec, translated_spec
+from pipeline.data.spec import DatasetSpec, limited, translated_spec
 from pipeline.errors import UserError
 from pipeline.run.contents import hashes
 from pipeline.run.folder import Inputs, cyclegan_folder, translated_folder
@@ -65,13 +65,15 @@ def _add(stages: dict[str, Stage], stage: Stage) -> None:
     stages.setdefault(stage.name, stage)
 
 
-def _spec(config: Config, run: Path, frames: str) -> DatasetSpec:
-    """The data set that a name of frames means: `source`, `target` or a translation."""
-    if frames == "target":
-        return config.target
-    if frames == "source":
-        return config.source
-    return translated_spec(config.source, run / translated_folder(frames))
+def _spec(config: Config, run: Path, frames: str, number: int | None = None) -> DatasetSpec:
+    """The data set that a name of frames means: `source`, `target` or a translation.
+
+    Args:
+        number: so many of its frames, evenly spaced; None: all.
+    """
+    if frames in ("source", "target"):
+        return config.labelled(frames, number)
+    return limited(translated_spec(config.source, run / translated_folder(frames)), number)
 
 
 def _making(config: Config, *frames: str | None) -> tuple[str, ...]:
@@ -252,9 +254,11 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
             "train": {
                 kind: {
                     "share": share,
-                    "dataset": _frames(_labelled(config, kind), run, labelled=True),
+                    "dataset": _frames(
+                        config.labelled(kind, arm.frames.get(kind)), run, labelled=True
+                    ),
                 }
-                for kind, share in arm.train.items()
+                for kind, share in arm.weights.items()
             },
             **teaching,
         }
@@ -270,7 +274,10 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
             train(
                 config.recipe(name),
                 space,
-                [(_spec(config, run, kind), share) for kind, share in arm.train.items()],
+                [
+                    (_spec(config, run, kind, arm.frames.get(kind)), share)
+                    for kind, share in arm.weights.items()
+                ],
                 seed,
                 folder,
                 config.compute,
@@ -286,11 +293,6 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
     where = _path("segmentation", name, seed)
     results, devices = ("checkpoints/*.pt",), config.compute.devices
     return Stage(where, "train-segmentation", tuple(reads), inputs, work, results, devices)
-
-
-def _labelled(config: Config, kind: str) -> DatasetSpec:
-    """The data set that kinds of training frames take their labels from."""
-    return config.target if kind == "target" else config.source
 
 
 def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:

@@ -12,11 +12,12 @@ from pipeline.config.translation import CycleGANConfig, place
 from pipeline.data.labels import load_label_space
 from pipeline.data.listing import label_finder, list_samples, not_here
 from pipeline.data.reading import LabelReader, read_frame, working_size
-from pipeline.data.spec import DatasetSpec, missing_classes
+from pipeline.data.spec import DatasetSpec, limited, missing_classes
 from pipeline.errors import UserError
 from pipeline.intake.headers import check_headers
 from pipeline.run.folder import write_run
 from pipeline.run.stage import Stage, check, is_done, named, remove
+from pipeline.text import count
 
 
 def preflight(config: Config) -> None:
@@ -37,13 +38,17 @@ def preflight(config: Config) -> None:
             problems.append(str(error))
 
     kinds = config.labels_read
+    arms = config.arms.values()
+    all_target = any("target" in arm.train.keys() - arm.frames for arm in arms)
     used = config.used_translations
     recipes = {name: config.cyclegan_recipe(name) for name in used if used[name].trains}
     crop = _largest_crop(recipes.values())
     target_crop = _largest_crop(r for name, r in recipes.items() if not used[name].teacher)
     collect(lambda: _look_at(config, config.source, bool(kinds - {"target"}), crop))
-    collect(lambda: _look_at(config, config.target, "target" in kinds, target_crop))
+    collect(lambda: _look_at(config, config.target, all_target, target_crop))
     collect(lambda: _look_at(config, config.test, True))
+    for part in dict.fromkeys(part for arm in arms for part in arm.frames.items()):
+        collect(partial(_look_at_subset, config, *part))
     for name, translation in used.items():
         if translation.weights is not None:
             collect(partial(_generator, name, translation.weights))
@@ -60,17 +65,30 @@ def preflight(config: Config) -> None:
         raise UserError("\n".join(dict.fromkeys(problems)))
 
 
+def _look_at_subset(config: Config, kind: str, frames: int) -> None:
+    spec = config.labelled(kind)
+    here = len(list_samples(spec, labelled=False))
+    if frames > here:
+        arms = [name for name, arm in config.arms.items() if arm.frames.get(kind) == frames]
+        raise UserError(
+            f"{count(frames, 'frame')} of {kind} are to be learned from ({', '.join(arms)}), and "
+            f"data set {spec.name} has {here:,}. Take at most so many, or all: `{kind}` without "
+            "`frames`."
+        )
+    _look_at(config, limited(spec, frames), True)
+
+
 def _look_at(
     config: Config, spec: DatasetSpec, labelled: bool, crop: tuple[int, int] | None = None
 ) -> None:
     try:
         samples = list_samples(spec, labelled=labelled)
     except UserError as error:
-        if not labelled or spec is not config.target:
+        if not labelled or spec != limited(config.target, spec.limit):
             raise
         what = error if has_labels(spec) else f"Data set {spec.name}: no frame has a label."
         raise UserError(f"{what} {config.without_target_labels}") from error
-    if seen := not_here(spec):
+    if spec in (config.source, config.target, config.test) and (seen := not_here(spec)):
         print(f"Note: data set {spec.name}: {seen}.", file=sys.stderr)
     check_headers(spec, samples, crop=crop)
     read_frame(spec, samples[0])

@@ -117,7 +117,9 @@ def _located(annotation: object, value: object, base: Path) -> object:
 
 
 S = TypeVar("S", bound=Schema)
-_FORM = re.compile(r"(dict|literal)\[")
+FORM = "form:"
+"""How the tag of a legal form begins that `Discriminator` chooses by what is written."""
+_FORM = re.compile(rf"(dict|literal)\[|{FORM}")
 """What pydantic adds to the place of an error to say which of several legal forms it means."""
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +27,12 @@ from pipeline.data.reading import LabelReader, read_frame
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import explain_damage
-from pipeline.scoring.metrics import headline
+from pipeline.scoring.metrics import Metric, headline
+from pipeline.text import count
+from reports.budget import curves, numbers_of
+from reports.sentences import main_of, ours
 from reports.settings import ordered_arms
+from reports.summary import Summary
 from reports.tables import Evaluations, evaluation_folder
 
 WORST = 4
@@ -47,6 +52,8 @@ _MORE_COLORS = (
     *("#cc79a7", "#56b4e9", "#e69f00", "#5f6b7a", "#332288", "#882255", "#44aa99", "#999933"),
     *("#aa4499", "#661100"),
 )
+_CURVE_COLORS = (_ARM_COLORS[IDEAL], _ARM_COLORS[AFTER], *_MORE_COLORS)
+"""Of labelled frames alone, which come to the oracle, and of those with others besides."""
 
 T = TypeVar("T")
 Figure = Any
@@ -341,6 +348,51 @@ def segmentation_curves(logs: dict[str, list[pd.DataFrame]]) -> Figure:
                 _curve(log["step"], log["loss"], arm, colors[arm], group=arm, legend=i == 0)
             )
     return _styled(figure, height=340)
+
+
+def budget_figure(report: Summary, metric: Metric) -> Figure:
+    """A score over the number of labelled target frames, a line a curve, bars over seeds.
+
+    Level lines are the arms that need no such number: source only, the adaptation, the oracle.
+    """
+    found, figure = curves(report.recipes), go.Figure()
+    colors = arm_colors(list(report.arms))
+    scale = 100 if metric.unit == "%" else 1
+    for curve, color in zip(found, cycle(_CURVE_COLORS), strict=False):
+        scores = [report.arms[arm][metric.key] for arm in curve.arms.values()]
+        figure.add_trace(
+            go.Scatter(
+                x=list(curve.arms),
+                y=[None if score.mean is None else scale * score.mean for score in scores],
+                error_y={"array": [scale * (score.std or 0) for score in scores], "width": 4},
+                name=f"labelled frames {curve.title}",
+                mode="lines+markers",
+                line={"color": color, "width": 2},
+                hovertemplate=f"%{{y:.1f}}{metric.unit} with %{{x:,}}",
+            )
+        )
+    numbers = numbers_of(found)
+    for arm in (BEFORE, main_of(ours(report.recipes)), IDEAL):
+        if arm in report.arms and (mean := report.arms[arm][metric.key].mean) is not None:
+            figure.add_trace(
+                go.Scatter(
+                    x=[numbers[0] / 1.4, numbers[-1] * 1.4],
+                    y=[scale * mean] * 2,
+                    name=arm,
+                    mode="lines",
+                    line={"color": colors[arm], "width": 1.6, "dash": "dash"},
+                    hovertemplate=f"%{{y:.1f}}{metric.unit}",
+                )
+            )
+    _styled(figure, height=380, hovermode="closest")
+    figure.update_xaxes(
+        type="log",
+        tickvals=numbers,
+        ticktext=list(map(count, numbers)),
+        title={"text": "labelled frames of the target", "standoff": 8},
+    )
+    figure.update_yaxes(ticksuffix=metric.unit)
+    return figure
 
 
 def _curve(

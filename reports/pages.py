@@ -8,7 +8,7 @@ from pipeline import text
 from pipeline.config.settings import AFTER, BEFORE
 from pipeline.scoring import metrics
 from pipeline.scoring.selection import CRITERIA
-from reports import figures, selection, sentences, steps
+from reports import budget, figures, selection, sentences, steps
 from reports.summary import Difference, Spread
 
 
@@ -60,6 +60,8 @@ def environment(*, pages: bool = True) -> Environment:
         "choices": selection.choices,
         "choice_sentences": selection.choice_sentences,
         "CRITERIA": CRITERIA,
+        "budget_sentences": budget.budget_sentences,
+        "BUDGET_NOTE": budget.NOTE,
         "BEFORE": BEFORE,
         "AFTER": AFTER,
         "FEW": figures.FEW,

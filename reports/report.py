@@ -27,10 +27,11 @@ from pipeline.run.folder import (
 )
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.evaluation import Evaluation
-from pipeline.scoring.metrics import Counts, Metric, headline
+from pipeline.scoring.metrics import Counts, Metric, headline, in_steps
 from pipeline.text import duration
 from pipeline.yaml_files import yaml_text
 from reports import figures, sentences, tables
+from reports.budget import points, write_budget
 from reports.pages import environment
 from reports.selection import TABLE, read_networks, write_networks
 from reports.settings import ordered_arms, settings_that_differ
@@ -65,6 +66,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     shares = tables.shares_of_truth(evaluations)
     steps = steps_of(config, run, report)
     candidates = read_networks(config, run, report)
+    budget = points(report)
     page = (
         environment()
         .get_template("report.html.j2")
@@ -84,6 +86,14 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
             **_pictures(config, run, report, evaluations),
             steps=steps,
             candidates=candidates,
+            budget=budget,
+            budget_plots={
+                metric.title: figures.plot_div(
+                    figures.budget_figure(report, metric), f"budget-{metric.key}"
+                )
+                for metric in in_steps()
+                if budget
+            },
             translations=[_translation(config, run, name) for name in config.used_translations],
             curves=_curves(run, config),
             **_provenance(config, run),
@@ -96,8 +106,10 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         write_steps(folder / "steps.csv", steps)
     if candidates:
         write_networks(folder / TABLE, candidates)
-    shown = {"report": report, "shares": shares, "steps": steps, "candidates": candidates}
-    write_text(folder / "report.md", text.render(shown))
+    if budget:
+        write_budget(folder / "budget.csv", budget)
+    shown = {"report": report, "shares": shares, "steps": steps, "budget": budget}
+    write_text(folder / "report.md", text.render(shown, candidates=candidates))
     write_text(folder / "index.html", page)
 
 
@@ -106,7 +118,7 @@ def _pictures(
 ) -> dict[str, object]:
     """What the page shows of the test frames."""
     space = load_label_space(config.label_space)
-    worst_arms = [arm for arm in report.arms if arm == BEFORE] + sentences.ours(report)[-1:]
+    worst_arms = [arm for arm in report.arms if arm == BEFORE] + sentences.ours(report.recipes)[-1:]
     return {
         "strip": _or_reason(lambda: figures.frame_strip(run, config, space, evaluations)),
         "worst_arms": worst_arms,
@@ -253,7 +265,7 @@ class Card:
 
 
 def _card(report: Summary, metric: Metric) -> Card:
-    tried = sentences.ours(report)
+    tried = sentences.ours(report.recipes)
     closed = {arm: report.gap_closed_by_arm[arm][metric.key] for arm in tried}
     known = {arm: value for arm, value in closed.items() if value is not None}
     if known and len(known) == len(tried):

@@ -1,5 +1,7 @@
 """What a run found and how its arms were trained, in words and without flattery."""
 
+from collections.abc import Mapping, Sequence
+
 from pipeline.config.settings import AFTER, BEFORE, IDEAL
 from pipeline.config.translation import TRANSLATED
 from pipeline.scoring.metrics import Metric, class_columns, headline, in_steps, ranking
@@ -14,9 +16,12 @@ FRAMES = {
 """What an arm's network learns from -> what it is called in a text."""
 
 
-def called(frames: str) -> str:
-    """What labelled frames of a name are called in a text."""
-    return FRAMES.get(frames, f"{FRAMES[TRANSLATED]} ({frames})")
+def called(frames: str, number: int | None = None) -> str:
+    """What labelled frames of a name, or so many of them, are called in a text."""
+    if number and frames == "target":
+        return f"{count(number, 'labelled frame')} of the target"
+    name = FRAMES.get(frames, f"{FRAMES[TRANSLATED]} ({frames})")
+    return f"{count(number)} {name}" if number else name
 
 
 NO_ORACLE = "There is no oracle arm, so the size of the gap to real training data is not known."
@@ -25,46 +30,52 @@ NO_ORACLE = "There is no oracle arm, so the size of the gap to real training dat
 def trained_on(recipe: Recipe) -> str:
     """What an arm's network has seen."""
     shares = recipe.train
-    parts = [
-        f"{percent(share, 0)} {called(kind)}" if len(shares) > 1 else called(kind)
-        for kind, share in shares.items()
-    ]
+    parts = []
+    for kind, share in shares.items():
+        frames = recipe.frames.get(kind)
+        part = f"{percent(share, 0)} {'from ' if frames else ''}" if len(shares) > 1 else ""
+        parts.append(f"{part}{called(kind, frames)}")
     if recipe.self_training:
         parts.append("real frames without labels (self-training)")
     start = f"; starts from {recipe.start}" if recipe.start else ""
     return f"{', '.join(parts)}{start}"
 
 
-def ours(report: Summary) -> list[str]:
+def ours(recipes: Mapping[str, Recipe]) -> list[str]:
     """The arms that try to close the gap: neither its ends nor given labels of the target.
 
     One that starts from a network that was given them has them, too. One that learns from plain
     source frames alone does not try.
     """
-    recipes = report.recipes
 
     def plain(recipe: Recipe) -> bool:
         return set(recipe.train) == {"source"} and not recipe.self_training and not recipe.start
 
     def given(arm: str | None) -> bool:
-        return arm in recipes and ("target" in recipes[arm].train or given(recipes[arm].start))
+        recipe = recipes.get(arm or "")
+        return recipe is not None and ("target" in recipe.train or given(recipe.start))
 
     return [
         arm
-        for arm in report.arms
+        for arm in recipes
         if arm not in (BEFORE, IDEAL) and not given(arm) and not plain(recipes[arm])
     ]
+
+
+def main_of(tried: Sequence[str]) -> str | None:
+    """The arm of ours that stands for the adaptation: `adapted`, or else the first."""
+    return AFTER if AFTER in tried else next(iter(tried), None)
 
 
 def result_sentences(report: Summary) -> list[str]:
     """The result of a run: every arm of ours, the best by name, and how sure all that is."""
     sure = [*_drawn_sentences(report), *_spread_sentences(report)]
     arms, metric = report.arms, headline()[0]
-    tried = ours(report)
-    missing = [BEFORE] * (BEFORE not in arms) + [AFTER] * (not tried)
-    if missing:
+    tried = ours(report.recipes)
+    main = main_of(tried)
+    missing = [BEFORE] * (BEFORE not in arms) + [AFTER] * (main is None)
+    if missing or main is None:
         return [f"This run has no {' and no '.join(missing)} arm: no gap can be given.", *sure]
-    main = AFTER if AFTER in tried else tried[0]
     before, after = (arms[arm][metric.key].mean for arm in (BEFORE, main))
     if before is None or after is None:
         return ["No pixel was scored."]
@@ -183,7 +194,7 @@ def _drawn_sentences(report: Summary) -> list[str]:
     """How often each arm of ours is better than the one before it, on the frames of a drawing."""
     pairs = [
         (arm, others[than], than)
-        for arm in ours(report)
+        for arm in ours(report.recipes)
         if (others := report.comparisons.get(arm))
         for than in [AFTER if AFTER in others else BEFORE]
     ]
@@ -211,7 +222,7 @@ def _spread_sentences(report: Summary) -> list[str]:
     if seeds == 1:
         return ["One seed: no spread known."]
     lines = [f"Values are means over {seeds} seeds ± their standard deviation."]
-    for arm in ours(report) if BEFORE in arms else []:
+    for arm in ours(report.recipes) if BEFORE in arms else []:
         before, after = (arms[name][metric.key] for name in (BEFORE, arm))
         if before.mean is None or after.mean is None or before.std is None or after.std is None:
             continue

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.config.segmentation import ArmConfig
 from pipeline.config.settings import BEFORE, IDEAL, Config
 from reports.summary import Recipe
 
@@ -25,7 +26,8 @@ def recipes(config: Config) -> dict[str, Recipe]:
     differing = _differing(settings) | _differing(self_training)
     return {
         arm: Recipe(
-            train={kind: part / sum(own.train.values()) for kind, part in own.train.items()},
+            train={kind: part / sum(own.weights.values()) for kind, part in own.weights.items()},
+            frames=own.frames,
             start=_file_name(own.start) if own.start else None,
             self_training=own.self_training is not None,
             settings={key: _file_name(values.get(arm, _NONE)) for key, values in differing.items()},
@@ -50,7 +52,7 @@ def settings_that_differ(configs: Mapping[str, Config]) -> dict[str, dict[str, s
         having = {run: config.arms[arm] for run, config in configs.items() if arm in config.arms}
         if len(having) < len(configs):
             changed[f"arms.{arm}"] = {
-                run: " + ".join(having[run].train) if run in having else _NONE for run in configs
+                run: _frames(having[run]) if run in having else _NONE for run in configs
             }
         settings = {
             run: _flat({"arms": {arm: own.model_dump(mode="json")}}) for run, own in having.items()
@@ -58,6 +60,12 @@ def settings_that_differ(configs: Mapping[str, Config]) -> dict[str, dict[str, s
         for key, values in _differing(settings).items():
             changed[key] = {run: values.get(run, _NONE) for run in configs}
     return changed
+
+
+def _frames(arm: ArmConfig) -> str:
+    return " + ".join(
+        f"{number} of {kind}" if (number := arm.frames.get(kind)) else kind for kind in arm.train
+    )
 
 
 def _differing(flat: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:

@@ -44,7 +44,7 @@ def steps_of(config: Config, run: Path, report: Summary) -> list[Step]:
             arm.title or name,
             arm.base,
             report.arms[name],
-            _change(report, name, arm.base) if arm.base else nothing,
+            change(report, name, arm.base) if arm.base else nothing,
             report.gap_closed_by_arm.get(name, nothing),
             _seconds(run, [f"evaluation/{name}/seed-{seed}" for seed in config.seeds]),
         )
@@ -52,7 +52,8 @@ def steps_of(config: Config, run: Path, report: Summary) -> list[Step]:
     ]
 
 
-def _change(report: Summary, arm: str, base: str) -> dict[str, Difference | None]:
+def change(report: Summary, arm: str, base: str) -> dict[str, Difference | None]:
+    """Metric -> how far an arm is above another, on the same frames where their counts are kept."""
     compared = report.comparisons.get(arm, {}).get(base)
     return {
         key: compared.scores[key] if compared else _difference(score, report.arms[base][key])
@@ -111,7 +112,7 @@ def write_steps(path: Path, steps: Sequence[Step]) -> None:
 def step_sentences(report: Summary, steps: Sequence[Step]) -> list[str]:
     """What the steps brought, in plain language."""
     sentences = []
-    unlabelled = {BEFORE, *ours(report)}
+    unlabelled = {BEFORE, *ours(report.recipes)}
     for metric in in_steps():
         scored = [
             (metric.gain(mean, 0.0), step)

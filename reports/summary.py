@@ -50,6 +50,8 @@ class Recipe(Value):
 
     train: dict[str, float]
     """Kind of frames -> its share of the draws."""
+    frames: dict[str, int] = {}
+    """Kind of frames -> how many of them, where that is not all."""
     start: str | None
     """An arm, or the name of a file."""
     self_training: bool = False

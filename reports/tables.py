@@ -25,6 +25,7 @@ from pipeline.scoring.metrics import (
     class_columns,
     tabled,
 )
+from reports.budget import compared_arms
 from reports.settings import ordered_arms, recipes
 from reports.summary import Comparison, Difference, Names, Spread, Summary
 
@@ -74,10 +75,15 @@ def summary(
 
     Args:
         against: arm -> the arms that it is compared with frame by frame; none: each with
-            `source_only`, `adapted` and its base.
+            `source_only`, `adapted`, its base and what `reports.budget` asks for.
     """
     if against is None:
-        against = {a: others for a in evaluations if (others := _compared_with(config, a))}
+        more = compared_arms(recipes(config))
+        against = {
+            arm: others
+            for arm in evaluations
+            if (others := _compared_with(config, arm, more.get(arm, [])))
+        }
     first = first_evaluation(evaluations)
     drawn = _drawn(evaluations, _space(config))
     arms = {
@@ -124,10 +130,10 @@ def summary(
     )
 
 
-def _compared_with(config: Config, arm: str) -> list[str]:
+def _compared_with(config: Config, arm: str, more: Sequence[str]) -> list[str]:
     usual = [] if arm == BEFORE else [BEFORE, AFTER]
     base = config.arms[arm].base
-    return [*usual, *([base] if base and base not in usual else [])]
+    return list(dict.fromkeys([*usual, *([base] if base else []), *more]))
 
 
 def _means(

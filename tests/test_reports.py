@@ -466,7 +466,7 @@ def test_who_starts_from_the_target_s_labels_has_them() -> None:
         "tuned": Recipe(train={"translated": 1}, start="oracle"),
         "longer": Recipe(train={"translated": 1}, start="tuned"),
     }
-    assert ours(Summary.model_construct(arms=recipes, recipes=recipes)) == ["adapted"]
+    assert ours(recipes) == ["adapted"]
 
 
 def test_difference_within_the_spread_is_called_none(world: Path, tmp_path: Path) -> None:
@@ -519,6 +519,7 @@ def test_more_arms_and_one_seed(world: Path, tmp_path: Path) -> None:
     assert list(report["comparisons"]["harder"]) == ["source_only", "adapted"]
     assert report["recipes"]["harder"] == {
         "train": {"translated": 0.75, "source": 0.25},
+        "frames": {},
         "start": "adapted",
         "self_training": True,
         "settings": {"encoder": "resnet50", "steps": "7", "augmentation.blur": "0.0"},
@@ -543,6 +544,46 @@ def test_more_arms_and_one_seed(world: Path, tmp_path: Path) -> None:
     assert "In mean IoU, adapted is better than source_only in 100.0%, harder" in text
     assert "harder is better than adapted in 99.6% of the resamplings." in text
     assert "cheater is better" not in text
+
+
+def test_what_synthetic_frames_are_worth(
+    world: Path, tmp_path: Path, finished: tuple[Config, Path]
+) -> None:
+    assert not (finished[1] / "report/budget.csv").exists()
+    assert "are worth in labelled" not in (finished[1] / "report/index.html").read_text()
+    few = {"target_2": (2, COUNTS["source_only"]), "target_8": (8, COUNTS["oracle"])}
+    arms = DEFAULT_ARMS | {
+        name: {"train": {"target": {"frames": frames}}} for name, (frames, _) in few.items()
+    }
+    arms["adapted_target_2"] = {"train": {"translated": 1, "target": {"frames": 2}}}
+    config = make_config(world, tmp_path, arms=arms)
+    counts = COUNTS | {name: tables for name, (_, tables) in few.items()}
+    run = make_run(config, tmp_path / "run", counts | {"adapted_target_2": COUNTS["adapted"]})
+
+    write_report(config, run, run / "report")
+
+    report, table = read_report(run / "report"), pd.read_csv(run / "report/budget.csv")
+    assert report["recipes"]["target_8"]["frames"] == {"target": 8}
+    assert (
+        report["comparisons"]["adapted_target_2"]["target_2"]["pixel_accuracy"]
+        == (report["comparisons"]["adapted"]["source_only"]["pixel_accuracy"])
+    )
+    assert list(table["frames"]) == [2, 2, 8]
+    assert list(table["pixel_accuracy"]) == pytest.approx([0.6, 0.75, 0.9])
+    assert table["pixel_accuracy_change"][1] == pytest.approx(0.15)
+    assert list(table["pixel_accuracy_of_oracle"]) == pytest.approx([0.6 / 0.9, 0.75 / 0.9, 1])
+    page, text = ((run / "report" / name).read_text() for name in ("index.html", "report.md"))
+    section = page[page.index("What synthetic frames are worth in labelled ones") :]
+    section = section[: section.index("</section>")]
+    for said in (page, text):
+        # Halfway from 60% to 90%, over the logarithm of 2 and of 8.
+        assert "which reads no label of the target, is worth about 4 labelled frames" in said
+        assert "8 labelled frames of the target" in said
+    assert "| 2 | with translated synthetic frames | 75.0 ± 7.1%" in text
+    for key in ("pixel_accuracy", "mean_iou"):
+        plot = section[section.index(f'id="budget-{key}"') :]
+        names = ["alone", "with translated synthetic frames", "source_only", "adapted", "oracle"]
+        assert all(f'{name}"' in plot for name in names)
 
 
 def test_worst_frames_are_those_of_the_last_of_ours(world: Path, tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from pipeline.config.fields import NameOrFile, Size
-from pipeline.schema import Schema
+from pipeline.schema import FORM, Schema
 
 
 class AugmentationConfig(Schema):
@@ -140,12 +140,33 @@ class SegmentationConfig(Schema):
     """Steps between two checkpoints: the most that a kill can lose."""
 
 
+class Subset(Schema):
+    """Some of the labelled frames of a name."""
+
+    frames: int = Field(ge=1)
+    """So many, evenly spaced, as by a data set's `limit`."""
+    weight: float = Field(1.0, gt=0)
+    """Their weight in the mixture."""
+
+
+def _form(value: object) -> str:
+    return f"{FORM}subset" if isinstance(value, dict | Subset) else f"{FORM}weight"
+
+
+Part = Annotated[
+    Annotated[float, Field(gt=0), Tag(f"{FORM}weight")] | Annotated[Subset, Tag(f"{FORM}subset")],
+    Discriminator(_form),
+]
+"""A weight in a mixture; or how many frames, and their weight."""
+
+
 class ArmConfig(Schema):
     """What one network is trained on, and how, where that differs from `segmentation`."""
 
-    train: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    train: dict[str, Part] = Field(min_length=1)
     """Labelled frames -> their weight in the mixture, in any unit: `source`, `target` (with the
-    target's own labels), `translated`, or one of `translations`. A name alone is all of them."""
+    target's own labels), `translated`, or one of `translations`. A name alone is all of them;
+    `{target: {frames: 16, weight: 1}}` is 16 of them, evenly spaced."""
     start: NameOrFile | None = None
     """Start from the network of this arm, listed before this one, of the same seed; or from a
     checkpoint, the path of a `.pt` file. None: from `encoder_weights`."""
@@ -167,6 +188,19 @@ class ArmConfig(Schema):
         if isinstance(value, dict) and isinstance(value.get("train"), str):
             value = {**value, "train": {value["train"]: 1}}
         return value
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Labelled frames -> their weight in the mixture."""
+        return {
+            kind: part.weight if isinstance(part, Subset) else part
+            for kind, part in self.train.items()
+        }
+
+    @property
+    def frames(self) -> dict[str, int]:
+        """Labelled frames -> how many of them, where that is not all."""
+        return {kind: part.frames for kind, part in self.train.items() if isinstance(part, Subset)}
 
     @property
     def only(self) -> str | None:

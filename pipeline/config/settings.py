@@ -19,7 +19,7 @@ from pipeline.config.translation import (
     TranslationConfig,
     place,
 )
-from pipeline.data.spec import DatasetSpec
+from pipeline.data.spec import DatasetSpec, limited
 from pipeline.errors import UserError
 from pipeline.schema import Schema, near, parse
 
@@ -295,6 +295,14 @@ class Config(Schema):
         own, known = self.arms[arm], self.all_translations
         labellers = [known[frames].pseudo_labels for frames in own.train if frames in known]
         return next((name for name in (*labellers, own.start, own.base) if name in self.arms), None)
+
+    def labelled(self, frames: str, number: int | None = None) -> DatasetSpec:
+        """The data set that training frames of a name take their labels from.
+
+        Args:
+            number: so many of its frames, evenly spaced; None: all.
+        """
+        return limited(self.target if frames == "target" else self.source, number)
 
     @property
     def labels_read(self) -> frozenset[str]:

@@ -321,6 +321,11 @@ def missing_classes(spec: DatasetSpec, space: LabelSpace) -> list[str]:
     return [c.name for c in space.classes if not spec.names() & set(c.names)]
 
 
+def limited(spec: DatasetSpec, frames: int | None) -> DatasetSpec:
+    """So many frames of a data set, evenly spaced; None: as it is."""
+    return spec if frames is None else spec.model_copy(update={"limit": frames})
+
+
 def translated_spec(spec: DatasetSpec, folder: Path) -> DatasetSpec:
     """The spec of a translation of `spec`: new images below `folder`, the original labels.
 
