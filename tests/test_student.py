@@ -119,7 +119,8 @@ def test_a_teacher_that_learns_from_its_student_is_a_circle(tiny: Path) -> None:
         configured(tiny, aligned=ALIGNED | {"pseudo_labels": "adapted"})
 
 
-def test_what_is_looked_at_before_a_start(tiny: Path) -> None:
+def test_what_is_looked_at_before_a_start(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.prepare._networks", lambda config: None)
     with pytest.raises(UserError) as told:
         preflight(configured(tiny, "translations.student.cyclegan.crop=[256, 256]"))
     # Not that target frames are small, or that none is called as one of the source.
@@ -151,7 +152,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Iterator[tu
     """A configuration with a student of a map of colours, and a run of it up to its frames."""
     folder = tmp_path_factory.mktemp("taught")
     run = folder / "run"
-    recipe = {"steps_per_epoch": 40, "epochs": 1, "decay_epochs": 0, "learning_rate": 2e-3}
+    recipe = {"steps_per_epoch": 30, "epochs": 1, "decay_epochs": 0, "learning_rate": 2e-3}
     student = {"method": "student", "teacher": "tinted", "cyclegan": {**recipe, "log_every": 1}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD", str(world))
