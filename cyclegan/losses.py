@@ -1,5 +1,6 @@
-"""The adversarial losses of both training loops, always in 32 bits."""
+"""The adversarial and contrastive losses of the training loops, always in 32 bits."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -39,3 +40,26 @@ def discriminator_loss(
     on_real = gan_loss([half[0] for half in halves], real=True, kind=kind)
     on_fake = gan_loss([half[1] for half in halves], real=False, kind=kind)
     return 0.5 * (on_real + on_fake)
+
+
+def contrastive_loss(
+    queries: Sequence[Tensor], keys: Sequence[Tensor], temperature: float
+) -> Tensor:
+    """PatchNCE (Park et al., ECCV 2020, section 3), the mean over patches and layers.
+
+    The cross-entropy of telling, by cosine similarity / `temperature`, which patch of its own image
+    a patch was made from. Keys get no gradient.
+
+    Args:
+        queries: of each layer (N, P, D) vectors of length 1, of translations.
+        keys: the same of what they were made from, at the same places.
+
+    Returns:
+        (N,) of each image.
+    """
+    of_layers = []
+    for query, key in zip(queries, keys, strict=True):
+        similarities = query.float() @ key.detach().float().transpose(1, 2) / temperature
+        right = similarities.log_softmax(dim=2).diagonal(dim1=1, dim2=2)
+        of_layers.append(-right.mean(dim=1))
+    return torch.stack(of_layers).mean(dim=0)

@@ -332,9 +332,9 @@ def build_discriminator(config: CycleGANConfig) -> nn.Module:
 
 
 def initialise(network: nn.Module) -> None:
-    """Convolution weights from N(0, 0.02), biases 0 (appendix 7.2)."""
+    """Weights of convolutions and linear layers from N(0, 0.02), biases 0 (appendix 7.2)."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(module.weight, 0.0, 0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

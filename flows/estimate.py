@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config.settings import Config
+from pipeline.config.translation import CycleGANConfig
 from pipeline.config.translators import TranslationInputs
 from pipeline.data.images import UInt8, write_image
 from pipeline.data.labels import load_label_space
@@ -74,15 +75,24 @@ def _cyclegan(config: Config, translation: str) -> Estimate:
     frames = len(names[0] & names[1]) if recipe.paired else max(map(len, names))
     epoch = recipe.steps_per_epoch or -(-frames // recipe.batch_size)
     steps = epoch * (recipe.epochs + recipe.decay_epochs)
-    domains = 1 if recipe.paired else 2
-    # A pass each for the translation, its cycle, and the identity loss.
-    passes = 1 if recipe.paired else 3 if recipe.identity_weight > 0 else 2
-    step = domains * (passes * generating + 3 * discriminating)
+    domains = 1 if recipe.one_way else 2
+    step = domains * (_passes(recipe) * generating + 3 * discriminating)
     networks = generator, discriminator
     weights = sum(p.numel() for network in networks for p in network.parameters())
-    pool = 0 if recipe.paired else recipe.pool_size * 3 * width * height
+    pool = 0 if recipe.one_way else recipe.pool_size * 3 * width * height
     # Adam keeps two moments of each parameter.
     return Estimate("train-cyclegan", steps * step, domains * (3 * weights + pool) * _FLOAT)
+
+
+def _passes(recipe: CycleGANConfig) -> float:
+    """How often a step goes through each generator and back, for each image of a batch."""
+    if recipe.paired:
+        return 1
+    if recipe.contrastive:
+        # The translation, and two thirds of the layers again for its features.
+        return (2 if recipe.contrastive.identity else 1) * 5 / 3
+    # The translation, its cycle, and the identity loss.
+    return 3 if recipe.identity_weight > 0 else 2
 
 
 def _translation(config: Config, name: str) -> Estimate:

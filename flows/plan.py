@@ -91,11 +91,12 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
             # Frames that another stage makes are known by the stage.
             "source": _frames(config.source, run, labelled=semantics is not None),
             "target": _frames(config.target, run),
-            **({"start": _start(start, recipe.paired, run)} if start else {}),
+            **({"start": _start(start, recipe.one_way, run)} if start else {}),
         }
 
     def work(folder: Path) -> None:
         from cyclegan.train import train
+        from cyclegan.train_contrastive import train_contrastive
         from cyclegan.train_paired import train_paired
         from pipeline.runtime.distributed import process_group
 
@@ -104,6 +105,8 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
         with process_group(config.compute) as ranks:
             if recipe.paired:
                 train_paired(*arguments, ranks)
+            elif recipe.contrastive:
+                train_contrastive(*arguments, ranks)
             else:
                 make = (
                     partial(semantic_evaluator, config, space, run / evaluator)
@@ -127,13 +130,13 @@ def _identity(recipe: CycleGANConfig) -> CycleGANConfig:
     )
 
 
-def _start(start: Path, paired: bool, run: Path) -> Inputs | str:
+def _start(start: Path, one_way: bool, run: Path) -> Inputs | str:
     """The content of what CycleGAN starts from."""
     from cyclegan.reference import reference_files
 
     if not start.is_dir():
         return _content(start, run)
-    files = reference_files(start, paired=paired)
+    files = reference_files(start, one_way=one_way)
     return {name: _content(path, run) for name, path in files.items()}
 
 

@@ -1,7 +1,7 @@
 """The translators by name: what `method` of a translation may be."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
@@ -42,6 +42,8 @@ class Translator:
     """Raise it when the same settings give other pictures."""
     trains: bool = False
     """Whether networks of `cyclegan` are trained for it, unless `weights` are given."""
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    """Settings of `cyclegan` that the method stands for; a translation's own win over them."""
     reads_target: bool = True
     """Whether it looks at target frames while it translates."""
     reads_labels: bool = False
@@ -62,6 +64,22 @@ TRANSLATORS = {
         "cyclegan.translate:translate",
         version=2,
         trains=True,
+        reads_target=False,
+    ),
+    "cut": Translator(
+        "CUT",
+        frozenset({"cyclegan", "shifts"}),
+        "cyclegan.translate:translate",
+        trains=True,
+        recipe={"contrastive": {}},
+        reads_target=False,
+    ),
+    "fastcut": Translator(
+        "FastCUT",
+        frozenset({"cyclegan", "shifts"}),
+        "cyclegan.translate:translate",
+        trains=True,
+        recipe={"contrastive": {"weight": 10.0, "identity": False, "flip_equivariance": True}},
         reads_target=False,
     ),
     "histogram_matching": Translator(
