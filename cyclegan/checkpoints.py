@@ -27,6 +27,7 @@ from cyclegan.weights import (
     fill,
     fit_norms,
     generator_settings,
+    looks_at_more,
     norms,
     plain_state,
     read_weights,
@@ -85,7 +86,8 @@ def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]
     """The weights at `config.start` that the networks of a training start from.
 
     Of a checkpoint of ours these are the averaged generators where there are any, which also
-    translate and are exported. Networks that are not there start anew.
+    translate and are exported. Networks that are not there start anew, as do discriminators that
+    look at more than pixels.
 
     Args:
         say: name on standard error what is taken.
@@ -105,6 +107,8 @@ def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]
         where = f"{path} ({name})"
         state = plain_state(content, where)
         translates = name in GENERATORS
+        if not translates and (not config.plain_discriminators or looks_at_more(state)):
+            continue
         theirs = (generator_settings if translates else discriminator_settings)(state, where)
         with torch.device("meta"):
             network = build_generator(theirs) if translates else build_discriminator(theirs)
@@ -198,7 +202,7 @@ def export_reference(checkpoint: Path, folder: Path) -> list[Path]:
     `latest_net_G_A.pth` translates source to target, `latest_net_D_A.pth` is trained against it. Of
     paired or contrastive training these are `latest_net_G.pth` and `latest_net_D.pth`, as pix2pix
     and CUT have them.
-    Discriminators at several scales have no counterpart and are left out.
+    Discriminators at several scales, or of more than pixels, have no counterpart and are left out.
 
     Raises:
         UserError: `checkpoint` is not ours, or the reference has no such generator.
@@ -215,7 +219,7 @@ def export_reference(checkpoint: Path, folder: Path) -> list[Path]:
         if name not in networks:
             continue
         weights = plain_state(networks[name], checkpoint)
-        if any(key.startswith("scales.") for key in weights):
+        if any(key.startswith("scales.") for key in weights) or looks_at_more(weights):
             continue
         path = folder / f"latest_net_{short}.pth"
         if name in GENERATORS:

@@ -29,7 +29,7 @@ MOST_SKIPPED = 10
 
 def check_crop(config: CycleGANConfig) -> None:
     """Raise `UserError` when the coarsest discriminator would have no logit for a crop."""
-    if config.discriminator == "pixel":
+    if config.discriminator != "patch":
         return
     smallest = minimum_side(config.discriminator_layers, config.discriminator_scales)
     if min(config.crop) < smallest:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cyclegan.data import unpaired
+from cyclegan.discriminators import FrozenEncoder, domain_discriminator
 from cyclegan.losses import discriminator_loss, gan_loss
-from cyclegan.networks import build_discriminator, build_generator, to_network
+from cyclegan.networks import build_generator, to_network
 from cyclegan.pool import ImagePool
 from cyclegan.samples import cycle_grid, spread
 from cyclegan.semantics import (
@@ -53,6 +54,8 @@ def train(
     compute: ComputeConfig,
     evaluator_on: Callable[[torch.device], SemanticEvaluator] | None = None,
     ranks: Ranks = ONE_RANK,
+    *,
+    encoder_on: Callable[[torch.device], FrozenEncoder] | None = None,
 ) -> None:
     """Train source -> target and target -> source translators (Zhu et al., ICCV 2017, eq. 3).
 
@@ -65,6 +68,7 @@ def train(
         evaluator_on: makes the semantic evaluator that `config.semantics` asks for on a device.
         ranks: those that train these networks together. Each works on its shard of every batch;
             rank zero alone writes.
+        encoder_on: makes the encoder that `config.feature_encoder` asks for on a device.
 
     Raises:
         UserError: a frame cannot be read or is smaller than the crop, or the crop too small for
@@ -81,12 +85,13 @@ def train(
 
     # Networks and optimisers.
     fabric = make_fabric(compute, training=True, device=ranks.local_rank)
+    encoder = encoder_on(fabric.device) if encoder_on else None
     seed_step(config.seed, 0)
     networks = {
         "source_to_target": build_generator(config),
         "target_to_source": build_generator(config),
-        "source_discriminator": build_discriminator(config),
-        "target_discriminator": build_discriminator(config),
+        "source_discriminator": domain_discriminator(config, encoder),
+        "target_discriminator": domain_discriminator(config, encoder),
     }
     resuming = (folder / CHECKPOINT).is_file()
     training = prepare(networks, config, fabric.device, resuming=resuming, say=ranks.is_rank_zero)

@@ -1,5 +1,6 @@
 """One-sided contrastive training (CUT and FastCUT): one loop, top to bottom."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from cyclegan.contrastive import EncodingGenerator, PatchHeads, draw_places
 from cyclegan.data import unpaired
+from cyclegan.discriminators import FrozenEncoder, domain_discriminator
 from cyclegan.losses import contrastive_loss, discriminator_loss, gan_loss
-from cyclegan.networks import ResnetGenerator, build_discriminator, build_generator, to_network
+from cyclegan.networks import ResnetGenerator, build_generator, to_network
 from cyclegan.samples import pair_grid, spread
 from cyclegan.steps import (
     CHECKPOINT,
@@ -40,6 +42,8 @@ def train_contrastive(
     folder: Path,
     compute: ComputeConfig,
     ranks: Ranks = ONE_RANK,
+    *,
+    encoder_on: Callable[[torch.device], FrozenEncoder] | None = None,
 ) -> None:
     """Train a source -> target translator by contrastive learning (Park et al., ECCV 2020).
 
@@ -51,6 +55,7 @@ def train_contrastive(
     Args:
         ranks: those that train these networks together. Each works on its shard of every batch;
             rank zero alone writes.
+        encoder_on: makes the encoder that `config.feature_encoder` asks for on a device.
 
     Raises:
         UserError: a frame cannot be read or is smaller than the crop, or the crop too small for
@@ -68,6 +73,7 @@ def train_contrastive(
 
     # Networks and optimisers.
     fabric = make_fabric(compute, training=True, device=ranks.local_rank)
+    encoder = encoder_on(fabric.device) if encoder_on else None
     seed_step(config.seed, 0)
     generator = build_generator(config)
     assert isinstance(generator, ResnetGenerator), "config.contrastive is for resnet generators"
@@ -75,7 +81,7 @@ def train_contrastive(
     networks = {
         "source_to_target": generator,
         "heads": PatchHeads(encoding.channels),
-        "discriminator": build_discriminator(config),
+        "discriminator": domain_discriminator(config, encoder),
     }
     resuming = (folder / CHECKPOINT).is_file()
     training = prepare(networks, config, fabric.device, resuming=resuming, say=ranks.is_rank_zero)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flows.plan import frozen_encoder
 from pipeline.config.settings import Config
 from pipeline.config.translation import CycleGANConfig
 from pipeline.config.translators import TranslationInputs
@@ -60,11 +61,14 @@ def estimate(config: Config) -> list[Estimate]:
 
 
 def _cyclegan(config: Config, translation: str) -> Estimate:
-    from cyclegan.networks import build_discriminator, build_generator
-    from pipeline.runtime.device import measure_pass
+    from cyclegan.discriminators import domain_discriminator
+    from cyclegan.networks import build_generator
+    from pipeline.runtime.device import make_fabric, measure_pass
 
     recipe = config.cyclegan_recipe(translation)
-    generator, discriminator = build_generator(recipe), build_discriminator(recipe)
+    device = make_fabric(config.compute, training=True).device
+    encoder = frozen_encoder(recipe, device) if recipe.feature_encoder else None
+    generator, discriminator = build_generator(recipe), domain_discriminator(recipe, encoder)
     width, height = recipe.crop
     crops = recipe.batch_size // config.compute.devices, 3, height, width
     generating = measure_pass(generator, crops, config.compute, training=True).seconds

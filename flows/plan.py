@@ -24,6 +24,7 @@ from pipeline.run.stage import Settings, Stage
 from pipeline.scoring.cityscapes import has_official_scores
 
 if TYPE_CHECKING:
+    from cyclegan.discriminators import FrozenEncoder
     from cyclegan.semantics import SemanticEvaluator
 
 # Work functions import their libraries when called: `status` needs neither torch nor smp.
@@ -84,10 +85,11 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
     name = cyclegan_folder(translation)
 
     def inputs() -> Inputs:
-        start = recipe.start
+        start, encoder = recipe.start, Path(recipe.feature_encoder_weights)
+        content = {"feature_encoder_weights": _content(encoder, run)} if encoder.is_file() else {}
         return {
             "version": 2,
-            "config": Settings(_identity(recipe), frozenset({"start"})),
+            "config": Settings(_identity(recipe), frozenset({"start"}), content),
             # Frames that another stage makes are known by the stage.
             "source": _frames(config.source, run, labelled=semantics is not None),
             "target": _frames(config.target, run),
@@ -102,18 +104,19 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
 
         source = _spec(config, run, config.all_translations[translation].source)
         arguments = (recipe, source, config.target, folder, config.compute)
+        encoder_on = partial(frozen_encoder, recipe) if recipe.feature_encoder else None
         with process_group(config.compute) as ranks:
             if recipe.paired:
                 train_paired(*arguments, ranks)
             elif recipe.contrastive:
-                train_contrastive(*arguments, ranks)
+                train_contrastive(*arguments, ranks, encoder_on=encoder_on)
             else:
                 make = (
                     partial(semantic_evaluator, config, space, run / evaluator)
                     if evaluator
                     else None
                 )
-                train(*arguments, make, ranks)
+                train(*arguments, make, ranks, encoder_on=encoder_on)
 
     reads = (*((evaluator,) if evaluator else ()), *_made_from(config, translation))
     results = ("checkpoints/*.pt", "leaderboard.csv", "drift.json")
@@ -162,6 +165,16 @@ def semantic_evaluator(
         f"{recipe.encoder}, {weights}",
         space,
     )
+
+
+def frozen_encoder(recipe: CycleGANConfig, device: Any) -> "FrozenEncoder":
+    """The encoder that a recipe's discriminators look through, on a device, as CycleGAN sees it."""
+    from cyclegan.discriminators import FrozenEncoder
+    from segmentation.models import build_encoder
+
+    name, weights = str(recipe.feature_encoder), recipe.feature_encoder_weights
+    encoder = build_encoder(name, weights, "cyclegan.feature_encoder").to(device)
+    return FrozenEncoder(lambda x: encoder((x + 1) / 2), encoder.channels)
 
 
 def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Stage:

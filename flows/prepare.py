@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from flows.plan import plan
+from flows.plan import frozen_encoder, plan
 from pipeline.config.segmentation import SegmentationConfig
 from pipeline.config.settings import Config
 from pipeline.config.translation import CycleGANConfig, place
@@ -100,6 +100,8 @@ def _translator(config: Config, recipe: CycleGANConfig) -> None:
     from cyclegan.steps import check_crop
 
     check_crop(recipe)
+    if recipe.feature_encoder:
+        frozen_encoder(recipe, "cpu")
     if recipe.paired:
         both = pairs(config.source, config.target)
         specs = config.source, config.target

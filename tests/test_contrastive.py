@@ -159,12 +159,12 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train in 64 bits: Adam makes whole steps of what rounding leaves of gradients of 0."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     for name, build in (
-        ("build_generator", build_generator),
-        ("build_discriminator", build_discriminator),
-        ("PatchHeads", PatchHeads),
+        ("train_contrastive.build_generator", build_generator),
+        ("discriminators.build_discriminator", build_discriminator),
+        ("train_contrastive.PatchHeads", PatchHeads),
     ):
         monkeypatch.setattr(
-            f"cyclegan.train_contrastive.{name}",
+            f"cyclegan.{name}",
             lambda given, build=build: build(given).double(),  # type: ignore[operator]
         )
 

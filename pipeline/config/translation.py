@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import FilePath, Size
+from pipeline.config.fields import FilePath, NameOrFile, Size
 from pipeline.config.translators import TRANSLATORS, Translator
 from pipeline.schema import Schema, near
 
@@ -80,8 +80,15 @@ class CycleGANConfig(Schema):
     upsampling: Literal["transposed", "resize"] = "transposed"
     """`resize` repeats pixels and convolves: no chequerboard in translated frames, at a little more
     work. `transposed` loads the reference's weights."""
-    discriminator: Literal["patch", "pixel"] = "patch"
-    """`patch` looks at overlapping patches (PatchGAN); `pixel` at single pixels' colours."""
+    discriminator: Literal["patch", "pixel", "none"] = "patch"
+    """`patch` looks at overlapping patches (PatchGAN); `pixel` at single pixels' colours; `none`
+    leaves it to those of `feature_encoder`."""
+    feature_encoder: str | None = None
+    """Discriminators on frozen features of this encoder of segmentation-models-pytorch, by name,
+    e.g. `tu-tf_efficientnet_lite0` (Projected GANs: Sauer et al., NeurIPS 2021; Richter et al.,
+    TPAMI 2022). Beside `discriminator` both count alike."""
+    feature_encoder_weights: NameOrFile = "imagenet"
+    """`imagenet` (from the local cache or the hub), or the path of a state_dict."""
     discriminator_width: int = Field(64, ge=4)
     """Channels after the discriminator's first convolution."""
     discriminator_layers: int = Field(3, ge=1, le=5)
@@ -130,11 +137,30 @@ class CycleGANConfig(Schema):
         """Whether one generator is trained against one discriminator."""
         return self.paired or self.contrastive is not None
 
+    @property
+    def plain_discriminators(self) -> bool:
+        """Whether discriminators are those of the reference implementation."""
+        return self.discriminator != "none" and self.feature_encoder is None
+
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
         if self.paired and self.semantics:
             raise ValueError(
                 "semantics is for unpaired training; pairs say themselves what is shown"
+            )
+        if self.discriminator == "none" and self.feature_encoder is None:
+            raise ValueError(
+                "discriminator is 'none', and no feature_encoder takes its place; name one, e.g. "
+                "tu-tf_efficientnet_lite0, or take patch"
+            )
+        if self.feature_encoder and self.feature_encoder_weights == "none":
+            raise ValueError(
+                "feature_encoder_weights is 'none', but random features know nothing; give "
+                "imagenet or the path of a state_dict"
+            )
+        if self.paired and self.feature_encoder:
+            raise ValueError(
+                "feature_encoder sees single frames, and paired training shows pairs; leave one out"
             )
         if self.contrastive:
             wrong = {
