@@ -44,6 +44,7 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/cyclegan_step.py
+	$(BIN)/python benchmarks/translators_step.py
 	$(BIN)/python benchmarks/segmentation_step.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/doctor.py

@@ -130,7 +130,7 @@ def main(options: argparse.Namespace) -> None:
         target = {"root": world / "toy-real", "split": "train"} | spec_fields("cityscapes", Path())
         specs = map(DatasetSpec.model_validate, (source, target))
         training = partial(cyclegan.train.train, config, *specs, Path(folder) / "run", compute)
-        ours = TrainingStep(cyclegan.train, training)
+        ours = TrainingStep(training)
         plain = PlainStep(config, DEVICE)
         compare(plain, ours, name="reference", pairs=options.pairs, peak=options.peak)
         if options.steps:

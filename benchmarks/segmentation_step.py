@@ -80,7 +80,7 @@ def main(options: argparse.Namespace) -> None:
         )
         run = Path(folder) / "run"
         training = partial(segmentation.train.train, config, SPACE, frames, 0, run, compute)
-        ours = TrainingStep(segmentation.train, training)
+        ours = TrainingStep(training)
         plain = PlainStep(config, DEVICE)
         compare(plain, ours, name="plain loop", pairs=options.pairs, peak=options.peak)
 

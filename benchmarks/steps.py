@@ -5,10 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
+
+import pipeline.runtime.log
 
 WARM_UP = 3
 CUDA = torch.cuda.is_available()
@@ -19,13 +20,12 @@ class TrainingStep:
     """A training in a thread of its own, held at the end of each step.
 
     Args:
-        module: of the training's loop, whose progress bar is replaced.
-        work: starts the training.
+        work: starts the training, whose progress bar is replaced.
     """
 
-    def __init__(self, module: ModuleType, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], None]) -> None:
         self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
-        vars(module)["progress"] = self.held
+        vars(pipeline.runtime.log)["progress"] = self.held
         threading.Thread(target=work, daemon=True).start()
         self.done.acquire()
 

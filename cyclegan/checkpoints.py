@@ -12,7 +12,7 @@ from cyclegan.networks import Generator, UnetLevel, build_discriminator, build_g
 from cyclegan.onnx_files import export_onnx
 from cyclegan.reference import (
     GENERATORS,
-    PAIRED_NAMES,
+    ONE_WAY_NAMES,
     REFERENCE_NAMES,
     current_names,
     reference_files,
@@ -27,6 +27,7 @@ from cyclegan.weights import (
     fill,
     fit_norms,
     generator_settings,
+    looks_at_more,
     norms,
     plain_state,
     read_weights,
@@ -85,7 +86,8 @@ def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]
     """The weights at `config.start` that the networks of a training start from.
 
     Of a checkpoint of ours these are the averaged generators where there are any, which also
-    translate and are exported. Networks that are not there start anew.
+    translate and are exported. Networks that are not there start anew, as do discriminators that
+    look at more than pixels.
 
     Args:
         say: name on standard error what is taken.
@@ -101,10 +103,12 @@ def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]
     weights: dict[str, State] = {}
     taken: list[str] = []
     others: dict[tuple[str, object], list[str]] = {}
-    for name, (path, content) in _start_contents(config.start, paired=config.paired).items():
+    for name, (path, content) in _start_contents(config.start, one_way=config.one_way).items():
         where = f"{path} ({name})"
         state = plain_state(content, where)
         translates = name in GENERATORS
+        if not translates and (not config.plain_discriminators or looks_at_more(state)):
+            continue
         theirs = (generator_settings if translates else discriminator_settings)(state, where)
         with torch.device("meta"):
             network = build_generator(theirs) if translates else build_discriminator(theirs)
@@ -130,7 +134,7 @@ def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]
             )
         )
     if say:
-        names = PAIRED_NAMES if config.paired else REFERENCE_NAMES
+        names = ONE_WAY_NAMES if config.one_way else REFERENCE_NAMES
         anew = [name for name in names if name not in weights]
         rest = f"; anew: {', '.join(anew)}" if anew else ""
         print(
@@ -141,10 +145,10 @@ def load_start(config: CycleGANConfig, *, say: bool = False) -> dict[str, State]
     return weights
 
 
-def _start_contents(start: Path, *, paired: bool) -> dict[str, tuple[Path, object]]:
+def _start_contents(start: Path, *, one_way: bool) -> dict[str, tuple[Path, object]]:
     """Network -> the file it is in, and what is to be its weights."""
     if start.is_dir():
-        files = reference_files(start, paired=paired)
+        files = reference_files(start, one_way=one_way)
         return {name: (path, read_weights(path)) for name, path in files.items()}
     if not start.is_file():
         raise UserError(
@@ -161,7 +165,7 @@ def _start_contents(start: Path, *, paired: bool) -> dict[str, tuple[Path, objec
         raise UserError(
             f"cyclegan.start: {start} holds no generator, only: {some(map(str, networks))}."
         )
-    names = PAIRED_NAMES if paired else REFERENCE_NAMES
+    names = ONE_WAY_NAMES if one_way else REFERENCE_NAMES
     return {name: (start, networks[name]) for name in names if name in networks}
 
 
@@ -196,8 +200,9 @@ def export_reference(checkpoint: Path, folder: Path) -> list[Path]:
     """Write the networks of a training checkpoint under the reference's names; their paths.
 
     `latest_net_G_A.pth` translates source to target, `latest_net_D_A.pth` is trained against it. Of
-    paired training these are `latest_net_G.pth` and `latest_net_D.pth`, as pix2pix has them.
-    Discriminators at several scales have no counterpart and are left out.
+    paired or contrastive training these are `latest_net_G.pth` and `latest_net_D.pth`, as pix2pix
+    and CUT have them.
+    Discriminators at several scales, or of more than pixels, have no counterpart and are left out.
 
     Raises:
         UserError: `checkpoint` is not ours, or the reference has no such generator.
@@ -209,12 +214,12 @@ def export_reference(checkpoint: Path, folder: Path) -> list[Path]:
             f"expected, found {some(map(str, content))}. Give the `checkpoints/last.pt` of a run."
         )
     paths = []
-    names = REFERENCE_NAMES if "target_to_source" in networks else PAIRED_NAMES
+    names = REFERENCE_NAMES if "target_to_source" in networks else ONE_WAY_NAMES
     for name, short in names.items():
         if name not in networks:
             continue
         weights = plain_state(networks[name], checkpoint)
-        if any(key.startswith("scales.") for key in weights):
+        if any(key.startswith("scales.") for key in weights) or looks_at_more(weights):
             continue
         path = folder / f"latest_net_{short}.pth"
         if name in GENERATORS:

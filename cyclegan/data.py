@@ -1,20 +1,23 @@
 """Random crops of one domain's frames, or of pairs."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from pipeline.config.settings import ComputeConfig
+from pipeline.config.translation import CycleGANConfig
 from pipeline.data.cache import Reader, class_reader, frame_reader
 from pipeline.data.images import UInt8
 from pipeline.data.labels import LabelSpace
 from pipeline.data.listing import Sample, list_samples
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.runtime.loader import Item, random_crop
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.loader import IndexedDataset, Item, batches, random_crop
 
 LEAST_DEVIATION = 2.0
 """Crops of a smaller standard deviation (grey levels) are drawn again: instance normalisation
@@ -39,6 +42,47 @@ def crop_reader(
     frames = frame_reader(spec, samples, cache)
     labels = class_reader(spec, samples, space, cache) if space else None
     return partial(_read_crop, samples, frames, labels, crop)
+
+
+def unpaired(
+    config: CycleGANConfig,
+    domains: Sequence[tuple[DatasetSpec, list[Sample], LabelSpace | None]],
+    compute: ComputeConfig,
+    ranks: Ranks,
+    *,
+    first: int,
+    last: int,
+    pin: bool,
+) -> Iterator[tuple[Item, ...]]:
+    """This rank's batch of crops of each domain, of steps `first` to `last` - 1.
+
+    Args:
+        domains: frames, and the classes to read their labels in, if any.
+        pin: keep batches in pinned memory, for a GPU.
+    """
+    with ranks.rank_zero_first():  # fills the cache
+        datasets = [
+            IndexedDataset(
+                crop_reader(spec, samples, config.crop, compute.cache, space),
+                len(samples),
+                seed=config.seed,
+                stream=stream,
+            )
+            for stream, (spec, samples, space) in enumerate(domains, start=1)
+        ]
+    loaders = [
+        batches(
+            dataset,
+            first=first,
+            last=last,
+            batch_size=config.batch_size,
+            workers=compute.workers,
+            pin=pin,
+            shard=(ranks.rank, ranks.world_size),
+        )
+        for dataset in datasets
+    ]
+    return zip(*loaders, strict=True)
 
 
 def _read_crop(

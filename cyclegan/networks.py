@@ -5,7 +5,7 @@ ICCV 2017, section 4 and appendix 7.2; Isola et al., "Image-to-Image Translation
 Adversarial Networks", CVPR 2017, appendix 6.1.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from pipeline.config.translation import CycleGANConfig
 EPSILON = 1e-5
 """Added to the variance by the norms."""
 Upsampling = Literal["transposed", "resize"]
-Logits = Tensor | list[Tensor]
-"""A discriminator's logits (N, 1, h, w); a list of them, finest first, at several scales."""
+Logits: TypeAlias = "Tensor | list[Logits]"
+"""A discriminator's logits (N, 1, h, w); a list of them where it is several."""
 
 
 class InstanceNorm(nn.Module):
@@ -292,9 +292,9 @@ class PyramidDiscriminator(nn.Module):
         super().__init__()
         self.scales = nn.ModuleList(discriminators)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> Logits:
         """(N, C, H, W) in [-1, 1] -> (N, 1, h, w) logits of each scale, finest first."""
-        logits = [self.scales[0](x)]
+        logits: list[Logits] = [self.scales[0](x)]
         for discriminator in self.scales[1:]:
             x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
             logits.append(discriminator(x))
@@ -332,9 +332,9 @@ def build_discriminator(config: CycleGANConfig) -> nn.Module:
 
 
 def initialise(network: nn.Module) -> None:
-    """Convolution weights from N(0, 0.02), biases 0 (appendix 7.2)."""
+    """Weights of convolutions and linear layers from N(0, 0.02), biases 0 (appendix 7.2)."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(module.weight, 0.0, 0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

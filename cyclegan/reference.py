@@ -20,8 +20,8 @@ REFERENCE_NAMES = {
     "source_discriminator": "D_B",
 }
 """Network of a training checkpoint -> its name in the reference implementation."""
-PAIRED_NAMES = {"source_to_target": "G", "discriminator": "D"}
-"""The same for paired training, which is pix2pix there."""
+ONE_WAY_NAMES = {"source_to_target": "G", "discriminator": "D"}
+"""The same for paired training, which is pix2pix there, and for contrastive training, CUT's."""
 _EARLIER_NAMES = {
     "target_critic": "target_discriminator",
     "source_critic": "source_discriminator",
@@ -37,17 +37,17 @@ def current_names(by_name: Mapping[str, T]) -> dict[str, T]:
     return {_EARLIER_NAMES.get(name, name): value for name, value in by_name.items()}
 
 
-def reference_files(folder: Path, *, paired: bool) -> dict[str, Path]:
+def reference_files(folder: Path, *, one_way: bool) -> dict[str, Path]:
     """Network -> its file, of those that a training can start from in a folder of the reference.
 
     All are of one epoch: `latest`, else the highest that has a generator. A `G` alone, as
-    generators are published, is taken for `G_A`; paired training takes a `G_A` for its `G`.
+    generators are published, is taken for `G_A`; training `one_way` takes a `G_A` for its `G`.
 
     Raises:
         UserError: no generator is there.
     """
-    names, others = REFERENCE_NAMES, PAIRED_NAMES
-    if paired:
+    names, others = REFERENCE_NAMES, ONE_WAY_NAMES
+    if one_way:
         names, others = others, names
     shorts = [("source_to_target", others["source_to_target"]), *names.items()]
     epochs = {

@@ -39,12 +39,16 @@ def cycle_grid(
 def pair_grid(
     source_to_target: nn.Module, source_frames: list[UInt8], target_frames: list[UInt8]
 ) -> UInt8:
-    """One row a pair: source, translated, target; frames (H, W, 3) uint8."""
+    """One row a frame: source, translated, one of the target (its pair, where there are pairs).
+
+    Args:
+        source_frames, target_frames: (H, W, 3) uint8, of any sizes.
+    """
     with _evaluating(source_to_target):
         return grid(
             [
                 [source, translate_frame(source_to_target, source), target]
-                for source, target in zip(source_frames, target_frames, strict=True)
+                for source, target in zip(source_frames, target_frames, strict=False)
             ]
         )
 

@@ -1,4 +1,4 @@
-"""What both training loops of translators share."""
+"""What the training loops of translators share."""
 
 import copy
 import sys
@@ -29,7 +29,7 @@ MOST_SKIPPED = 10
 
 def check_crop(config: CycleGANConfig) -> None:
     """Raise `UserError` when the coarsest discriminator would have no logit for a crop."""
-    if config.discriminator == "pixel":
+    if config.discriminator != "patch":
         return
     smallest = minimum_side(config.discriminator_layers, config.discriminator_scales)
     if min(config.crop) < smallest:
@@ -116,7 +116,7 @@ class Training:
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Adam]
-    """`generators` and `discriminators`."""
+    """`discriminators`, and `generators` for all other networks."""
     averages: dict[str, nn.Module]
     """EMA of the generators by name; empty where they translate as they are."""
     skips: Skips
@@ -166,13 +166,16 @@ def prepare(
         for name, given in load_start(config, say=say).items():
             networks[name].load_state_dict(given)
     translators = generators(networks)
-    others = [name for name in networks if name not in translators]
+    discriminators = [name for name in networks if name.endswith("discriminator")]
+    others = [name for name in networks if name not in discriminators]
     averaged = translators if config.generator_average > 0 else []
     return Training(
         networks,
         {
-            "generators": adam([networks[name] for name in translators], config.learning_rate),
-            "discriminators": adam([networks[name] for name in others], config.learning_rate),
+            "generators": adam([networks[name] for name in others], config.learning_rate),
+            "discriminators": adam(
+                [networks[name] for name in discriminators], config.learning_rate
+            ),
         },
         {name: copy.deepcopy(networks[name]) for name in averaged},
         Skips(),

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cyclegan.data import crop_reader
+from cyclegan.data import unpaired
+from cyclegan.discriminators import FrozenEncoder, domain_discriminator
 from cyclegan.losses import discriminator_loss, gan_loss
-from cyclegan.networks import build_discriminator, build_generator, to_network
+from cyclegan.networks import build_generator, to_network
 from cyclegan.pool import ImagePool
 from cyclegan.samples import cycle_grid, spread
 from cyclegan.semantics import (
@@ -41,7 +42,6 @@ from pipeline.data.spec import DatasetSpec
 from pipeline.runtime.checkpoint import continuing
 from pipeline.runtime.device import explain_memory, fused, make_fabric
 from pipeline.runtime.distributed import ONE_RANK, Ranks
-from pipeline.runtime.loader import IndexedDataset, batches
 from pipeline.runtime.log import check_finite, training_log
 from pipeline.runtime.step import backward, seed_step, state_of
 
@@ -54,6 +54,8 @@ def train(
     compute: ComputeConfig,
     evaluator_on: Callable[[torch.device], SemanticEvaluator] | None = None,
     ranks: Ranks = ONE_RANK,
+    *,
+    encoder_on: Callable[[torch.device], FrozenEncoder] | None = None,
 ) -> None:
     """Train source -> target and target -> source translators (Zhu et al., ICCV 2017, eq. 3).
 
@@ -66,6 +68,7 @@ def train(
         evaluator_on: makes the semantic evaluator that `config.semantics` asks for on a device.
         ranks: those that train these networks together. Each works on its shard of every batch;
             rank zero alone writes.
+        encoder_on: makes the encoder that `config.feature_encoder` asks for on a device.
 
     Raises:
         UserError: a frame cannot be read or is smaller than the crop, or the crop too small for
@@ -82,12 +85,13 @@ def train(
 
     # Networks and optimisers.
     fabric = make_fabric(compute, training=True, device=ranks.local_rank)
+    encoder = encoder_on(fabric.device) if encoder_on else None
     seed_step(config.seed, 0)
     networks = {
         "source_to_target": build_generator(config),
         "target_to_source": build_generator(config),
-        "source_discriminator": build_discriminator(config),
-        "target_discriminator": build_discriminator(config),
+        "source_discriminator": domain_discriminator(config, encoder),
+        "target_discriminator": domain_discriminator(config, encoder),
     }
     resuming = (folder / CHECKPOINT).is_file()
     training = prepare(networks, config, fabric.device, resuming=resuming, say=ranks.is_rank_zero)
@@ -124,35 +128,17 @@ def train(
             probe = make_probe(
                 evaluator, source, source_samples, target, target_samples, semantics, fabric.device
             )
-    with ranks.rank_zero_first():  # fills the cache
-        datasets = [
-            IndexedDataset(
-                crop_reader(spec, samples, config.crop, compute.cache, space),
-                len(samples),
-                seed=config.seed,
-                stream=i,
-            )
-            for i, (spec, samples, space) in enumerate(
-                [
-                    # Labels are read where a loss needs them.
-                    (source, source_samples, evaluator.space if evaluator and consistent else None),
-                    (target, target_samples, None),
-                ],
-                start=1,
-            )
-        ]
-    loaders = [
-        batches(
-            dataset,
-            first=start,
-            last=steps,
-            batch_size=config.batch_size,
-            workers=compute.workers,
-            pin=fabric.device.type == "cuda",
-            shard=(ranks.rank, ranks.world_size),
-        )
-        for dataset in datasets
-    ]
+    # Labels are read where a loss needs them.
+    space = evaluator.space if evaluator and consistent else None
+    crops = unpaired(
+        config,
+        [(source, source_samples, space), (target, target_samples, None)],
+        compute,
+        ranks,
+        first=start,
+        last=steps,
+        pin=fabric.device.type == "cuda",
+    )
     weight, kind = config.cycle_weight, config.adversarial_loss
 
     images = 2 * config.batch_size
@@ -160,7 +146,7 @@ def train(
         training_log(folder, "CycleGAN", steps, ranks, done=start, images_per_step=images) as log,
         explain_memory("cyclegan"),
     ):
-        for step, (source_batch, target_batch) in enumerate(zip(*loaders, strict=True), start + 1):
+        for step, (source_batch, target_batch) in enumerate(crops, start + 1):
             rate = config.learning_rate * decay(step - 1, steps_per_epoch, config)
             set_rate(training.optimizers.values(), rate)
             seed_step(config.seed, step, ranks.rank)

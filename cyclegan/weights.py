@@ -8,6 +8,7 @@ Where a function takes `where`, messages begin with it: a file, or a network in 
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -178,6 +179,12 @@ def _unet(state: State) -> CycleGANConfig:
         generator_width=width,
         upsampling="resize" if resize else "transposed",
     )
+
+
+def looks_at_more(discriminator: Iterable[str]) -> bool:
+    """Whether weights of these names are a discriminator of ours that looks at more than pixels;
+    see `cyclegan.discriminators`."""
+    return any(name.startswith(("parts.", "heads.", "labelled.")) for name in discriminator)
 
 
 def discriminator_settings(state: State, where: Where) -> CycleGANConfig:

@@ -39,6 +39,8 @@ def ablation(config: Config) -> Config:
     weights = config.translation.weights
     recipe = config.cyclegan_recipe(TRANSLATED)
     own_cyclegan = {k: v for k, v in config.translation.cyclegan.items() if k != "semantics"}
+    trains = config.translation.translator.trains
+    method = config.translation.method if trains else "cyclegan"
     untrained: Arms = {
         name: {"method": name, **({"pseudo_labels": BEFORE} if entry.reads_labels else {})}
         for name, entry in TRANSLATORS.items()
@@ -59,12 +61,12 @@ def ablation(config: Config) -> Config:
         },
         AFTER: {
             "train": TRANSLATED,
-            "title": f"generator {weights.name}" if weights else TRANSLATORS["cyclegan"].title,
+            "title": f"generator {weights.name}" if weights else TRANSLATORS[method].title,
             "base": BEFORE,
         },
     }
     last = AFTER
-    if weights is None and not recipe.paired:
+    if weights is None and not recipe.one_way:
         semantics = recipe.semantics
         own = semantics.model_dump(mode="json", exclude_defaults=True) if semantics else {}
         own = {**own, "arm": BEFORE, "consistency": own.get("consistency") or 1}
@@ -81,9 +83,10 @@ def ablation(config: Config) -> Config:
         arms[IDEAL] = {"train": "target", "title": "oracle"}
     fields["cyclegan"]["semantics"] = None
     fields["segmentation"]["rare_class_sampling"] = None
-    used = TRANSLATORS["cyclegan"].settings
+    used = TRANSLATORS[method].settings
     plain = {key: value for key, value in fields["translation"].items() if key in used}
-    fields["translation"] = plain | {"checkpoint": "last", "cyclegan": own_cyclegan}
+    plain |= {"method": method, "checkpoint": "last"}
+    fields["translation"] = plain | {"cyclegan": own_cyclegan}
     fields |= {"name": f"{config.name}-ablation", "arms": arms, "translations": translations}
     return parse(Config, fields, "the configuration of --ablate")
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from flows.plan import frozen_encoder
 from pipeline.config.settings import Config
+from pipeline.config.translation import CycleGANConfig
 from pipeline.config.translators import TranslationInputs
 from pipeline.data.images import UInt8, write_image
 from pipeline.data.labels import load_label_space
@@ -60,13 +62,16 @@ def estimate(config: Config) -> list[Estimate]:
 
 
 def _cyclegan(config: Config, translation: str) -> Estimate:
-    from cyclegan.networks import build_discriminator, build_generator
-    from pipeline.runtime.device import measure_pass
+    from cyclegan.discriminators import domain_discriminator
+    from cyclegan.networks import build_generator
+    from pipeline.runtime.device import make_fabric, measure_pass
 
     recipe = config.cyclegan_recipe(translation)
     # The frames of a teacher are called as those of the source.
     target = config.source if config.all_translations[translation].teacher else config.target
-    generator, discriminator = build_generator(recipe), build_discriminator(recipe)
+    device = make_fabric(config.compute, training=True).device
+    encoder = frozen_encoder(recipe, device) if recipe.feature_encoder else None
+    generator, discriminator = build_generator(recipe), domain_discriminator(recipe, encoder)
     width, height = recipe.crop
     crops = recipe.batch_size // config.compute.devices, 3, height, width
     generating = measure_pass(generator, crops, config.compute, training=True).seconds
@@ -77,15 +82,24 @@ def _cyclegan(config: Config, translation: str) -> Estimate:
     frames = len(names[0] & names[1]) if recipe.paired else max(map(len, names))
     epoch = recipe.steps_per_epoch or -(-frames // recipe.batch_size)
     steps = epoch * (recipe.epochs + recipe.decay_epochs)
-    domains = 1 if recipe.paired else 2
-    # A pass each for the translation, its cycle, and the identity loss.
-    passes = 1 if recipe.paired else 3 if recipe.identity_weight > 0 else 2
-    step = domains * (passes * generating + 3 * discriminating)
+    domains = 1 if recipe.one_way else 2
+    step = domains * (_passes(recipe) * generating + 3 * discriminating)
     networks = generator, discriminator
     weights = sum(p.numel() for network in networks for p in network.parameters())
-    pool = 0 if recipe.paired else recipe.pool_size * 3 * width * height
+    pool = 0 if recipe.one_way else recipe.pool_size * 3 * width * height
     # Adam keeps two moments of each parameter.
     return Estimate("train-cyclegan", steps * step, domains * (3 * weights + pool) * _FLOAT)
+
+
+def _passes(recipe: CycleGANConfig) -> float:
+    """How often a step goes through each generator and back, for each image of a batch."""
+    if recipe.paired:
+        return 1
+    if recipe.contrastive:
+        # The translation, and two thirds of the layers again for its features.
+        return (2 if recipe.contrastive.identity else 1) * 5 / 3
+    # The translation, its cycle, and the identity loss.
+    return 3 if recipe.identity_weight > 0 else 2
 
 
 def _translation(config: Config, name: str) -> Estimate:

@@ -24,6 +24,7 @@ from pipeline.run.stage import Settings, Stage
 from pipeline.scoring.cityscapes import has_official_scores
 
 if TYPE_CHECKING:
+    from cyclegan.discriminators import FrozenEncoder
     from cyclegan.semantics import SemanticEvaluator
 
 # Work functions import their libraries when called: `status` needs neither torch nor smp.
@@ -89,18 +90,20 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
     name = cyclegan_folder(translation)
 
     def inputs() -> Inputs:
-        start = recipe.start
+        start, encoder = recipe.start, Path(recipe.feature_encoder_weights)
+        content = {"feature_encoder_weights": _content(encoder, run)} if encoder.is_file() else {}
         return {
             "version": 2,
-            "config": Settings(_identity(recipe), frozenset({"start"})),
+            "config": Settings(_identity(recipe), frozenset({"start"}), content),
             # Frames that another stage makes are known by the stage.
             "source": _frames(config.source, run, labelled=semantics is not None),
             **({} if settings.teacher else {"target": _frames(config.target, run)}),
-            **({"start": _start(start, recipe.paired, run)} if start else {}),
+            **({"start": _start(start, recipe.one_way, run)} if start else {}),
         }
 
     def work(folder: Path) -> None:
         from cyclegan.train import train
+        from cyclegan.train_contrastive import train_contrastive
         from cyclegan.train_paired import train_paired
         from pipeline.runtime.distributed import process_group
 
@@ -108,16 +111,19 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
             _spec(config, run, frames) for frames in (settings.source, settings.teacher or "target")
         )
         arguments = (recipe, source, target, folder, config.compute)
+        encoder_on = partial(frozen_encoder, recipe) if recipe.feature_encoder else None
         with process_group(config.compute) as ranks:
             if recipe.paired:
                 train_paired(*arguments, ranks)
+            elif recipe.contrastive:
+                train_contrastive(*arguments, ranks, encoder_on=encoder_on)
             else:
                 make = (
                     partial(semantic_evaluator, config, space, run / evaluator)
                     if evaluator
                     else None
                 )
-                train(*arguments, make, ranks)
+                train(*arguments, make, ranks, encoder_on=encoder_on)
 
     made = _making(config, settings.source, settings.teacher)
     reads = (*((evaluator,) if evaluator else ()), *made)
@@ -135,13 +141,13 @@ def _identity(recipe: CycleGANConfig) -> CycleGANConfig:
     )
 
 
-def _start(start: Path, paired: bool, run: Path) -> Inputs | str:
+def _start(start: Path, one_way: bool, run: Path) -> Inputs | str:
     """The content of what CycleGAN starts from."""
     from cyclegan.reference import reference_files
 
     if not start.is_dir():
         return _content(start, run)
-    files = reference_files(start, paired=paired)
+    files = reference_files(start, one_way=one_way)
     return {name: _content(path, run) for name, path in files.items()}
 
 
@@ -167,6 +173,16 @@ def semantic_evaluator(
         f"{recipe.encoder}, {weights}",
         space,
     )
+
+
+def frozen_encoder(recipe: CycleGANConfig, device: Any) -> "FrozenEncoder":
+    """The encoder that a recipe's discriminators look through, on a device, as CycleGAN sees it."""
+    from cyclegan.discriminators import FrozenEncoder
+    from segmentation.models import build_encoder
+
+    name, weights = str(recipe.feature_encoder), recipe.feature_encoder_weights
+    encoder = build_encoder(name, weights, "cyclegan.feature_encoder").to(device)
+    return FrozenEncoder(lambda x: encoder((x + 1) / 2), encoder.channels)
 
 
 def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Stage:

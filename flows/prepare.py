@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from flows.plan import plan
+from flows.plan import frozen_encoder, plan
 from pipeline.config.segmentation import SegmentationConfig
 from pipeline.config.settings import Config
 from pipeline.config.translation import CycleGANConfig, place
@@ -124,6 +124,8 @@ def _crop(recipe: CycleGANConfig) -> None:
     from cyclegan.steps import check_crop
 
     check_crop(recipe)
+    if recipe.feature_encoder:
+        frozen_encoder(recipe, "cpu")
 
 
 def _pairs(config: Config) -> None:

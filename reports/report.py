@@ -387,9 +387,9 @@ def _curves(run: Path, config: Config) -> dict[str, Markup]:
 def _durations(run: Path, config: Config) -> dict[str, str]:
     """Stage -> how long it took, seeds together, for the stages that are complete."""
     stages: dict[str, list[str]] = {}
-    for name in config.used_translations:
+    for name, settings in config.used_translations.items():
         which = "" if name == TRANSLATED else f" {name}"
-        stages[f"CycleGAN{which}"] = [cyclegan_folder(name)]
+        stages[f"{settings.translator.title}{which}"] = [cyclegan_folder(name)]
         stages[f"translation{which}"] = [translated_folder(name)]
     stages |= {
         f"{stage} {arm}": [f"{stage}/{arm}/seed-{seed}" for seed in config.seeds]

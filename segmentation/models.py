@@ -65,9 +65,57 @@ class Segmenter(nn.Module):
         return stages[-1]
 
     def _input(self, x: Tensor) -> Tensor:
-        """Normalised, sides padded to what every architecture accepts."""
-        x = pad((x - self.mean) / self.std, "replicate")
-        return x.contiguous(memory_format=torch.channels_last)
+        return _network_input(x, self.mean, self.std)
+
+
+class Encoder(nn.Module):
+    """A frozen encoder with its input normalisation.
+
+    `channels` are those of its levels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.channels: list[int] = network.out_channels[2:]  # type: ignore[index,assignment]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) RGB in [0, 1] of any size -> features (N, C, h, w) of strides 4, 8, ..."""
+        levels: list[Tensor] = self.network(_network_input(x, self.mean, self.std))
+        return levels[2:]
+
+
+def _network_input(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalised, sides padded to what every architecture accepts."""
+    x = pad((x - mean) / std, "replicate")
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def check_encoder(name: str, weights: str, field: str) -> list[str]:
+    """What is wrong with the name of an encoder and of its weights; empty when nothing is.
+
+    Args:
+        field: the setting that holds the name; that of the weights is called `FIELD_weights`.
+    """
+    problems = []
+    encoders = list(smp.encoders.get_encoder_names())
+    # `tu-` hands any name on to timm.
+    if name not in encoders and not name.startswith("tu-"):
+        problems.append(
+            f"{field}: no encoder {name!r}.{near(name, encoders)} Known: {', '.join(encoders)}; or "
+            "tu-NAME for any network of timm."
+        )
+    if weights not in {"imagenet", "none"} and not Path(weights).is_file():
+        problems.append(
+            f"{field}_weights: no file {weights!r}. Give 'imagenet', 'none' or the path of an "
+            "encoder's state_dict."
+        )
+    return problems
 
 
 def pad(x: Tensor, mode: str = "constant") -> Tensor:
@@ -98,21 +146,40 @@ def check_names(config: SegmentationConfig) -> list[str]:
             for key in config.options
             if key not in options
         ]
-    encoders = list(smp.encoders.get_encoder_names())
-    # `tu-` hands any name on to timm.
-    if config.encoder not in encoders and not config.encoder.startswith("tu-"):
-        problems.append(
-            f"segmentation.encoder: no encoder {config.encoder!r}."
-            f"{near(config.encoder, encoders)} Known: {', '.join(encoders)}; or tu-NAME for any "
-            "network of timm."
-        )
-    weights = config.encoder_weights
-    if weights not in {"imagenet", "none"} and not Path(weights).is_file():
-        problems.append(
-            f"segmentation.encoder_weights: no file {weights!r}. Give 'imagenet', 'none' or the "
-            "path of an encoder's state_dict."
-        )
+    where = "segmentation.encoder"
+    problems += check_encoder(config.encoder, config.encoder_weights, where)
     return problems
+
+
+def build_encoder(name: str, weights: str, field: str) -> Encoder:
+    """An encoder by name, frozen.
+
+    Args:
+        weights: `imagenet`, or the path of a state_dict.
+        field: as `check_encoder`, for messages.
+
+    Raises:
+        UserError: unknown names, or weights that do not fit.
+    """
+    if problems := check_encoder(name, weights, field):
+        raise UserError("\n".join(problems))
+    hub = weights == "imagenet"
+    try:
+        network = smp.encoders.get_encoder(name, weights="imagenet" if hub else None)
+    except OSError as error:
+        raise UserError(_no_weights(name, error, f"{field}_weights to a local file")) from error
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{field}: encoder {name} cannot be built: {error}.") from error
+    if not hub:
+        load_encoder(network, Path(weights))
+    return Encoder(network, *_normalisation(name))
+
+
+def _no_weights(encoder: str, error: OSError, way_out: str) -> str:
+    return (
+        f"The ImageNet weights of encoder {encoder!r} are neither cached nor to be downloaded "
+        f"({error}). Set {way_out}."
+    )
 
 
 def build_model(config: SegmentationConfig, classes: int, *, pretrained: bool = True) -> Segmenter:
@@ -138,10 +205,8 @@ def build_model(config: SegmentationConfig, classes: int, *, pretrained: bool = 
             **config.options,
         )
     except OSError as error:
-        raise UserError(
-            f"The ImageNet weights of encoder {config.encoder!r} are neither cached nor to be "
-            f"downloaded ({error}). Set segmentation.encoder_weights to a local file or 'none'."
-        ) from error
+        way_out = "segmentation.encoder_weights to a local file or 'none'"
+        raise UserError(_no_weights(config.encoder, error, way_out)) from error
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"{config.architecture} with encoder {config.encoder} and options {config.options} "
@@ -149,7 +214,7 @@ def build_model(config: SegmentationConfig, classes: int, *, pretrained: bool = 
         ) from error
     if pretrained and config.encoder_weights not in {"imagenet", "none"}:
         load_encoder(network.encoder, Path(config.encoder_weights))
-    mean, std = _normalisation(config)
+    mean, std = _normalisation(config.encoder)
     return Segmenter(network, mean, std)
 
 
@@ -207,13 +272,13 @@ def _synced_batch_norm(norm: _BatchNorm, ranks: Ranks, x: Tensor) -> Tensor:
     return out
 
 
-def _normalisation(config: SegmentationConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The input statistics that smp or timm states for the encoder, else ImageNet's."""
-    settings = (smp.encoders.encoders.get(config.encoder) or {}).get("pretrained_settings") or {}
+    settings = (smp.encoders.encoders.get(encoder) or {}).get("pretrained_settings") or {}
     stated = settings.get("imagenet") or {}
     if "mean" in stated:
         return tuple(stated["mean"]), tuple(stated["std"])
-    name = config.encoder.removeprefix("timm-").removeprefix("tu-")
+    name = encoder.removeprefix("timm-").removeprefix("tu-")
     known = timm.get_pretrained_cfg(name)
     return (known.mean, known.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
 

@@ -42,10 +42,11 @@ def config(tiny: Path) -> Config:
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train in 64 bits: Adam makes whole steps of what rounding leaves of gradients of 0."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    for name, build in (("generator", build_generator), ("discriminator", build_discriminator)):
-        monkeypatch.setattr(
-            f"cyclegan.train.build_{name}", lambda config, build=build: build(config).double()
-        )
+    for name, build in (
+        ("train.build_generator", build_generator),
+        ("discriminators.build_discriminator", build_discriminator),
+    ):
+        monkeypatch.setattr(f"cyclegan.{name}", lambda config, build=build: build(config).double())
 
 
 def recipe(config: Config, **settings: Any) -> CycleGANConfig:

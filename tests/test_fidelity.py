@@ -10,18 +10,23 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from cyclegan.contrastive import PatchHeads
 from cyclegan.data import crop_reader, pair_reader, pairs
 from cyclegan.networks import PatchDiscriminator, ResnetGenerator, initialise, to_network
 from cyclegan.semantics import SemanticEvaluator
 from cyclegan.train import train
+from cyclegan.train_contrastive import train_contrastive
 from cyclegan.train_paired import train_paired
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config
 from pipeline.config.translation import CycleGANConfig
+from pipeline.config.translators import TRANSLATORS
 from pipeline.data.labels import load_label_space
 from pipeline.data.listing import list_samples
 from pipeline.runtime.checkpoint import load_checkpoint
@@ -29,6 +34,7 @@ from pipeline.runtime.loader import IndexedDataset
 from pipeline.runtime.step import seed_step
 
 WIDTH = 8
+MIRRORED = ("fastcut", 0)
 RECIPE = {
     "blocks": 2,
     "generator_width": WIDTH,
@@ -229,6 +235,87 @@ def test_cyclegan_step(config: Config, tmp_path: Path, kind: str, semantic: bool
     assert_same_weights(trained["target_to_source"], f)
     assert_same_weights(trained["source_discriminator"], d_x)
     assert_same_weights(trained["target_discriminator"], d_y)
+
+
+def plain_contrast(query: Tensor, key: Tensor) -> Tensor:
+    """One image's patches (P, D): the right key first, then the wrong ones, as a classification."""
+    losses = []
+    for i in range(len(query)):
+        wrong = [query[i] @ key[j] for j in range(len(key)) if j != i]
+        logits = torch.stack([query[i] @ key[i], *wrong]) / 0.07
+        losses.append(nn.CrossEntropyLoss()(logits[None], torch.tensor([0])))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize(("method", "seed"), [("cut", 0), ("fastcut", 0), ("fastcut", 3)])
+def test_contrastive_step(config: Config, tmp_path: Path, method: str, seed: int) -> None:
+    """Park et al., section 3: the mirrored frame is compared with for one of the seeds alone."""
+    full = method == "cut"
+    preset = TRANSLATORS[method].recipe["contrastive"]
+    assert isinstance(preset, dict)
+    ours = recipe(config, 1, seed=seed, contrastive={**preset, "patches": 8})
+    train_contrastive(ours, config.source, config.target, tmp_path, config.compute)
+    trained = load_checkpoint(tmp_path / "checkpoints/last.pt")["networks"]
+    log = read_log(tmp_path)[0]
+
+    seed_step(seed, 0)
+    translator = ResnetGenerator(2, WIDTH)
+    heads = PatchHeads([3, 2 * WIDTH, *[4 * WIDTH] * 3])
+    discriminator = PatchDiscriminator(3, WIDTH)
+    for network in (translator, heads, discriminator):
+        initialise(network)
+    g, d = plain_generator(translator), plain_discriminator(discriminator)
+    g_adam, d_adam = plain_adam(g, heads), plain_adam(d)
+    x, y = (
+        to_network(
+            IndexedDataset(
+                crop_reader(spec, samples, ours.crop, None), len(samples), seed=seed, stream=i
+            )[0]["rgb"][None]  # type: ignore[index]
+        ).contiguous()
+        for i, spec in ((1, config.source), (2, config.target))
+        for samples in [list_samples(spec, labelled=False)]
+    )
+    rng = np.random.default_rng([seed, 3, 1])
+    mirror = not full and rng.random() < 0.5
+    assert mirror == ((method, seed) == MIRRORED)
+
+    def features(frame: Tensor) -> list[Tensor]:
+        """The frame, both strided convolutions, both blocks."""
+        return [g[: i + 1](frame) for i in (0, 4, 7, 10, 11)]
+
+    fake = g(x)
+    terms = []
+    drawn: list[np.ndarray] = []
+    for made, given in ((fake, x), (g(y), y)) if full else ((fake, x),):
+        layers = []
+        for i, (query, key) in enumerate(zip(features(made), features(given), strict=True)):
+            if mirror:
+                key = features(given.flip(3))[i].flip(3)
+            if len(drawn) == i:
+                drawn.append(rng.permutation(query.shape[2] * query.shape[3])[:8])
+            q, k = (
+                F.normalize(heads.heads[i](layer[0].flatten(1).T[drawn[i]]), dim=1)
+                for layer in (query, key)
+            )
+            layers.append(plain_contrast(q, k.detach()))
+        terms.append(torch.stack(layers).mean())
+    contrast = (1 if full else 10) * torch.stack(terms).mean()
+    fool = judged(d(fake), True, "least_squares")
+    (fool + contrast).backward()
+    g_adam.step()
+    d_adam.zero_grad()
+    on_real, on_fake = (judged(d(z), z is y, "least_squares") for z in (y, fake.detach()))
+    loss = 0.5 * (on_real + on_fake)
+    loss.backward()
+    d_adam.step()
+    expected = {"gan_loss_G": fool, "contrastive_loss": contrast, "discriminator_loss": loss}
+    for name, term in expected.items():
+        assert log[name] == pytest.approx(term.item(), rel=1e-5)
+    assert_same_weights(trained["source_to_target"], g)
+    assert_same_weights(trained["discriminator"], d)
+    for key, value in heads.state_dict().items():
+        difference = (trained["heads"][key] - value).abs()
+        assert difference.quantile(0.99) <= 1e-8, key
 
 
 @pytest.mark.parametrize("kind", ["least_squares", "vanilla"])

@@ -136,6 +136,12 @@ class Config(Schema):
                 recipe = self.cyclegan_recipe(name)
             except UserError as error:
                 raise ValueError(f"{place(name)}.cyclegan: {error}") from error
+            contrasts = "contrastive" in translation.translator.recipe
+            if self.cyclegan.contrastive or (recipe.contrastive and not contrasts):
+                raise ValueError(
+                    f"{place(name)}: contrastive is what the methods cut and fastcut set. Take one "
+                    "of them; what it sets is changed in `cyclegan` of the translation itself"
+                )
             if translation.checkpoint == "best" and not recipe.semantics:
                 raise ValueError(
                     f"{place(name)}.checkpoint is 'best', and no segmentation network scores the "
@@ -254,7 +260,7 @@ class Config(Schema):
     def cyclegan_recipe(self, translation: str) -> CycleGANConfig:
         """How networks are trained for a translation: `cyclegan` with the translation's own."""
         settings = self.all_translations[translation]
-        own = overlay(settings.translator.networks, settings.cyclegan)
+        own = overlay(settings.translator.recipe, settings.cyclegan)
         if not own:
             return self.cyclegan
         return parse(CycleGANConfig, overlay(self.cyclegan.model_dump(), own), "settings")

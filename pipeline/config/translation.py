@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import FilePath, Size
+from pipeline.config.fields import FilePath, NameOrFile, Size
 from pipeline.config.translators import TRANSLATORS, Translator
 from pipeline.schema import Schema, near
 
@@ -26,6 +26,23 @@ class SemanticsConfig(Schema):
     """Frames of each domain on which every checkpoint is scored, evenly spaced."""
 
 
+class ContrastiveConfig(Schema):
+    """One-sided translation (CUT: Park et al., ECCV 2020): each patch of a translation is to be
+    nearer to the patch that it was made from than to others of its frame, in features of the
+    generator itself."""
+
+    weight: float = Field(1.0, ge=0)
+    """Weight of the contrastive loss; the higher, the more of the content is kept."""
+    identity: bool = True
+    """Half of the loss is about target frames, which the generator is to leave as they are."""
+    flip_equivariance: bool = False
+    """Compare with the features of the mirrored frame, mirrored back, in half of the steps."""
+    temperature: float = Field(0.07, gt=0)
+    """What similarities are divided by; the lower, the more the most similar patches count."""
+    patches: int = Field(256, ge=2)
+    """Patches of a frame that are told apart, in each layer."""
+
+
 class CycleGANConfig(Schema):
     """CycleGAN (Zhu et al., ICCV 2017); defaults are those of the reference implementation.
 
@@ -44,6 +61,9 @@ class CycleGANConfig(Schema):
     """For a simulator that re-renders real scenes: frames of equal name in `source` and `target`
     are pairs of one size, and one translator learns from them (pix2pix: Isola et al., CVPR 2017).
     The recipe of that paper is `generator: unet`, `dropout: true`, `adversarial_loss: vanilla`."""
+    contrastive: ContrastiveConfig | None = None
+    """Train one translator by contrastive learning, without cycles and image pool. The methods
+    `cut` and `fastcut` set it; `cyclegan` of such a translation changes it."""
     generator: Literal["resnet", "unet", "encoder_decoder"] = "resnet"
     """`resnet` works at a quarter of the size; `unet` sees the whole crop and hands detail on by
     skip connections; `encoder_decoder` is the U-Net without them, free to change shapes
@@ -60,8 +80,15 @@ class CycleGANConfig(Schema):
     upsampling: Literal["transposed", "resize"] = "transposed"
     """`resize` repeats pixels and convolves: no chequerboard in translated frames, at a little more
     work. `transposed` loads the reference's weights."""
-    discriminator: Literal["patch", "pixel"] = "patch"
-    """`patch` looks at overlapping patches (PatchGAN); `pixel` at single pixels' colours."""
+    discriminator: Literal["patch", "pixel", "none"] = "patch"
+    """`patch` looks at overlapping patches (PatchGAN); `pixel` at single pixels' colours; `none`
+    leaves it to those of `feature_encoder`."""
+    feature_encoder: str | None = None
+    """Discriminators on frozen features of this encoder of segmentation-models-pytorch, by name,
+    e.g. `tu-tf_efficientnet_lite0` (Projected GANs: Sauer et al., NeurIPS 2021; Richter et al.,
+    TPAMI 2022). Beside `discriminator` both count alike."""
+    feature_encoder_weights: NameOrFile = "imagenet"
+    """`imagenet` (from the local cache or the hub), or the path of a state_dict."""
     discriminator_width: int = Field(64, ge=4)
     """Channels after the discriminator's first convolution."""
     discriminator_layers: int = Field(3, ge=1, le=5)
@@ -105,12 +132,47 @@ class CycleGANConfig(Schema):
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between two checkpoints: the most that a kill can lose."""
 
+    @property
+    def one_way(self) -> bool:
+        """Whether one generator is trained against one discriminator."""
+        return self.paired or self.contrastive is not None
+
+    @property
+    def plain_discriminators(self) -> bool:
+        """Whether discriminators are those of the reference implementation."""
+        return self.discriminator != "none" and self.feature_encoder is None
+
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
         if self.paired and self.semantics:
             raise ValueError(
                 "semantics is for unpaired training; pairs say themselves what is shown"
             )
+        if self.discriminator == "none" and self.feature_encoder is None:
+            raise ValueError(
+                "discriminator is 'none', and no feature_encoder takes its place; name one, e.g. "
+                "tu-tf_efficientnet_lite0, or take patch"
+            )
+        if self.feature_encoder and self.feature_encoder_weights == "none":
+            raise ValueError(
+                "feature_encoder_weights is 'none', but random features know nothing; give "
+                "imagenet or the path of a state_dict"
+            )
+        if self.paired and self.feature_encoder:
+            raise ValueError(
+                "feature_encoder sees single frames, and paired training shows pairs; leave one out"
+            )
+        if self.contrastive:
+            wrong = {
+                "generator": (self.generator != "resnet", "resnet, whose layers are compared"),
+                "paired": (self.paired, "false"),
+                "semantics": (self.semantics is not None, "null; only cycles are watched over"),
+            }
+            for name, (set_otherwise, legal) in wrong.items():
+                if set_otherwise:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)!r}; with contrastive it must be {legal}"
+                    )
         multiple = 4 if self.generator == "resnet" else 2**self.downs
         if any(side % multiple for side in self.crop):
             hint = "" if self.generator == "resnet" else ", or lower downs"
@@ -133,7 +195,9 @@ class TranslationConfig(Schema):
     """A translation of source frames, by one of the `TRANSLATORS`."""
 
     method: str = "cyclegan"
-    """`cyclegan` trains networks, or takes those of `weights`. `histogram_matching` gives each
+    """`cyclegan` trains networks, or takes those of `weights`. `cut` and `fastcut` train one
+    translator by contrastive learning, with less work a step (Park et al., ECCV 2020; what they set
+    of `cyclegan` is in `TRANSLATORS`). `histogram_matching` gives each
     colour channel the histogram of a target frame; `fda` takes on a target frame's lowest
     frequencies (Fourier domain adaptation: Yang and Soatto, CVPR 2020). These two train nothing:
     they take seconds for a hundred frames and know no shapes. `class_alignment` gives each class
@@ -182,7 +246,7 @@ class TranslationConfig(Schema):
 
     @property
     def trains(self) -> bool:
-        """Whether a CycleGAN is trained for it."""
+        """Whether networks are trained for it."""
         return self.translator.trains and self.weights is None
 
     @model_validator(mode="after")

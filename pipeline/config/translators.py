@@ -42,13 +42,13 @@ class Translator:
     """Raise it when the same settings give other pictures."""
     trains: bool = False
     """Whether networks of `cyclegan` are trained for it, unless `weights` are given."""
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    """Settings of `cyclegan` that the method stands for; a translation's own win over them."""
     reads_target: bool = True
     """Whether it looks at target frames while it translates."""
     reads_labels: bool = False
     """Whether it works class by class: by the source's labels, and the target's pseudo-labels of
     the arm `pseudo_labels`."""
-    networks: Mapping[str, object] = field(default_factory=dict)
-    """Settings that win over those of `cyclegan` where it `trains`."""
 
     @property
     def learns_pairs(self) -> bool:
@@ -91,7 +91,23 @@ TRANSLATORS = {
         "cyclegan.translate:translate",
         trains=True,
         reads_target=False,
-        networks=STUDENT,
+        recipe=STUDENT,
+    ),
+    "cut": Translator(
+        "CUT",
+        frozenset({"cyclegan", "shifts"}),
+        "cyclegan.translate:translate",
+        trains=True,
+        recipe={"contrastive": {}},
+        reads_target=False,
+    ),
+    "fastcut": Translator(
+        "FastCUT",
+        frozenset({"cyclegan", "shifts"}),
+        "cyclegan.translate:translate",
+        trains=True,
+        recipe={"contrastive": {"weight": 10.0, "identity": False, "flip_equivariance": True}},
+        reads_target=False,
     ),
     "histogram_matching": Translator(
         "histogram matching", frozenset({"seed"}), "cyclegan.statistics:translate_by_histograms"

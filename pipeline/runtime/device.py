@@ -98,7 +98,7 @@ def measure_pass(
     """A forward pass, in training with its backward pass, after one to warm up.
 
     Args:
-        network: puts out a tensor, or a list of them.
+        network: puts out a tensor, or a list of them or of such lists.
         shape: of the random batch that goes in: (N, H, W, 3) pixels, or (N, C, H, W) floats.
         device: which GPU, where there are several.
     """
@@ -128,9 +128,7 @@ def measure_pass(
             torch.inference_mode(not training),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
-            out: torch.Tensor | list[torch.Tensor] = network(batch)
-            # Like most losses it keeps as many values for its backward pass.
-            loss = (out[0] if isinstance(out, list) else out).float().exp().mean()
+            loss = _loss(network(batch))
         if training:
             torch.autograd.backward(loss)
         if cuda:
@@ -138,6 +136,14 @@ def measure_pass(
         seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated(fabric.device) - before if cuda else sum(kept.values())
     return Pass(seconds, peak)
+
+
+def _loss(out: object) -> torch.Tensor:
+    """Like most losses it keeps as many values for its backward pass as a network puts out."""
+    if isinstance(out, list):
+        return torch.stack([_loss(part) for part in out]).sum()
+    assert isinstance(out, torch.Tensor)
+    return out.float().exp().mean()
 
 
 @contextmanager
