@@ -321,7 +321,8 @@ def test_lists_of_frames_whose_names_recur_in_every_town(
     assert "other.txt" not in text
 
 
-@pytest.mark.parametrize("known", built_in_specs())
+# The coarse ids 0 to 6 of IDD Lite stand in other tables, too: only a person can tell which it is.
+@pytest.mark.parametrize("known", sorted(built_in_specs().keys() - {"idd_lite"}))
 def test_every_known_data_set(folder: Path, scenes: list[tuple[Array, Array]], known: str) -> None:
     truth = parse(DatasetSpec, {**spec_fields(known, Path()), "root": folder}, known)
     assert truth.labels is not None

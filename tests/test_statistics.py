@@ -177,7 +177,7 @@ def test_frames_of_another_size_than_the_targets(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("translation", "message"),
     [
-        ("{method: lab}", "no method 'lab'. Known: cyclegan, histogram_matching"),
+        ("{method: lab}", "no method 'lab'. Known: cyclegan, student, cut"),
         ("{method: fda, weights: g.pth}", "method 'fda' does not use weights"),
         ("{method: histogram_matching, checkpoint: best}", "does not use checkpoint"),
         ("{method: fda, fda_beta: 0.5}", "translation.fda_beta"),
