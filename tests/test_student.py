@@ -72,6 +72,7 @@ def test_a_student_of_a_stack_reads_its_source_and_its_teacher(tiny: Path) -> No
 
 def test_a_student_is_small_unless_it_says_otherwise(tiny: Path) -> None:
     big = ["cyclegan.semantics={}", "cyclegan.start=/gone", "cyclegan.generator=resnet"]
+    big += ["cyclegan.discriminator=none", "cyclegan.feature_encoder=resnet18"]
     recipe = configured(tiny, *big).cyclegan_recipe("student")
     # What is no part of a student is the run's.
     for key, value in {**STUDENT, "crop": (64, 48), "steps_per_epoch": 6}.items():

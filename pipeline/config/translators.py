@@ -69,6 +69,8 @@ STUDENT: dict[str, object] = {
     "generator": "unet",
     "downs": 4,
     "generator_width": 16,
+    "discriminator": "patch",
+    "feature_encoder": None,
     "discriminator_width": 16,
     "epochs": 10,
     "decay_epochs": 10,
