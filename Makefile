@@ -28,14 +28,14 @@ readme: demo
 test: install
 	$(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadfile
 
+# A process for each file: many of these tests fork, which threads of another file's tests forbid.
 test-slow: install
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	grep -l "mark[.]slow" tests/test_*.py | xargs -P 2 -n 1 $(BIN)/python -m pytest -m slow
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -n 2 --dist load
 
-test-all: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test-all: test test-slow soak
 
 check: install
 	$(BIN)/ruff format --check .

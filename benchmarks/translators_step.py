@@ -1,4 +1,4 @@
-"""A training step of each method that trains a translator, in one process, interleaved.
+"""A training step of each method that trains an unpaired translator, in one process, interleaved.
 
 The loops are those that users run, with reading and log, on toy frames. Prints the median time of a
 step of each, on the CPU of this process alone, and the median of the paired ratios to CycleGAN's.
@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> None:
         specs = [DatasetSpec.model_validate(fields) for fields in (source, target)]
         steps = {}
         for method, entry in TRANSLATORS.items():
-            if entry.trains:
+            if entry.trains and not entry.learns_pairs:
                 config = CycleGANConfig.model_validate(common | entry.recipe)
                 loop = train_contrastive if config.contrastive else train
                 work = partial(loop, config, *specs, folder / method, ComputeConfig())
