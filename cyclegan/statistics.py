@@ -59,7 +59,9 @@ def translate_by_statistics(
         return change(frame, read_frame(given.target, chosen[number]))
 
     columns = {"target": [model.image for model in chosen]}
-    translate_frames(given.source, folder, compute, each=translated, columns=columns)
+    translate_frames(
+        given.source, folder, compute, each=translated, columns=columns, part=given.part
+    )
 
 
 def match_histograms(rgb: UInt8, model: UInt8) -> UInt8:

@@ -20,7 +20,7 @@ from pipeline.data.listing import list_samples, translated_path
 from pipeline.data.reading import read_frame
 from pipeline.data.spec import DatasetSpec, save_spec, translated_spec
 from pipeline.errors import UserError
-from pipeline.progress import progress
+from pipeline.progress import part_folder, progress
 from pipeline.runtime.device import make_fabric
 
 GROUP = 4
@@ -61,6 +61,7 @@ def translate(
         folder,
         compute,
         together=lambda frames: translate_group(network, frames, config.shifts),
+        part=given.part,
     )
 
 
@@ -72,6 +73,7 @@ def translate_frames(
     each: Callable[[int, UInt8], UInt8] = lambda _, frame: frame,
     together: Callable[[list[UInt8]], list[UInt8]] = lambda frames: frames,
     columns: Mapping[str, Sequence[object]] | None = None,
+    part: tuple[int, int] | None = None,
 ) -> None:
     """Write a translation of `source` to `folder`: pictures, `manifest.csv` and `dataset.yaml`.
 
@@ -79,6 +81,8 @@ def translate_frames(
         each: changes one frame (H, W, 3) uint8, given its number; called in threads.
         together: changes the frames of a group, after that.
         columns: further columns of the manifest, a value a frame.
+        part: (i, n): write the pictures of part i of n alone. Parts are made of whole groups, so
+            that all of them together write what one call would.
 
     Raises:
         UserError: a frame that cannot be read.
@@ -87,10 +91,16 @@ def translate_frames(
     numbers = range(len(samples))
     paths = [translated_path(source, sample, folder) for sample in samples]
     groups = [numbers[i : i + GROUP] for i in numbers[::GROUP]]
+    title, place = "translation", folder
+    if part:
+        groups = groups[part[0] :: part[1]]
+        title = f"translation, part {part[0] + 1} of {part[1]}"
+        place = part_folder(folder, *part)
     todo = [group for group in groups if not all(paths[i].is_file() for i in group)]
-    done = len(samples) - sum(map(len, todo))
+    total = sum(map(len, groups))
+    done = total - sum(map(len, todo))
     with (
-        progress(folder, "translation", len(samples), done=done, unit="images") as advance,
+        progress(place, title, total, done=done, unit="images") as advance,
         ThreadPoolExecutor(max_workers=max(2, compute.workers)) as threads,
     ):
         writing: list[Future[None]] = []
@@ -107,6 +117,8 @@ def translate_frames(
             advance(len(group))
         for future in writing:
             future.result()
+    if part:
+        return
     more = columns or {}
     rows = [
         {

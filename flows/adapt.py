@@ -1,29 +1,41 @@
-"""The Prefect flow: each stage of a run is a task.
+"""The Prefect flow of a run: each unit of work is a task, and the plan says what waits for what.
 
-Prefect schedules, shows and limits; whether a stage is done is read from the run folder alone,
+Prefect schedules, shows and limits; whether something is done is read from the run folder alone,
 so nothing is cached here.
 """
 
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.dispatch import dispatch
 from flows.plan import plan
 from flows.prepare import prepare
 from flows.signals import take_signals
+from flows.units import do, units
 from pipeline.config.load import load_config
+from pipeline.errors import UserError
 from pipeline.run.folder import locked, read_run
-from pipeline.run.stage import check, run_stage
+from pipeline.run.stage import check
 from pipeline.runtime.threads import choose_threads
 
+_SIDE_BY_SIDE: Any = ThreadPoolTaskRunner(max_workers=256)
+"""So many units may be waited for at a time."""
 
-@flow(name="adapt", flow_run_name="{run}")
+
+@flow(name="adapt", flow_run_name="{run}", task_runner=_SIDE_BY_SIDE)
 def adapt(
     run: str,
     config: str | None = None,
     settings: list[str] | None = None,
     force: list[str] | None = None,
+    workers: bool = False,
+    parts: int = 1,
 ) -> str:
     """Run a whole adaptation, from CycleGAN training to the report.
 
@@ -32,6 +44,9 @@ def adapt(
         config: path of a configuration; none continues the run as it was configured.
         settings: `a.b=value` texts that win over the configuration.
         force: names of stages to make anew.
+        workers: let the workers of the pool `gpu` do what needs an accelerator, side by side; else
+            one unit after the other is done here.
+        parts: into how many units each translation is divided.
 
     Returns:
         The path of the report.
@@ -41,15 +56,45 @@ def adapt(
     folder = Path(run).absolute()
     with locked(folder):
         if config:
-            prepare(load_config(Path(config), settings), folder, force or [])
+            loaded = load_config(Path(config), settings)
+            prepare(loaded, folder, force or [], devices=not workers)
         stages = plan(read_run(folder), folder)
         inputs = check(folder, stages)
 
-        @task(task_run_name="{name}", cache_policy=NO_CACHE)
-        def stage(name: str) -> bool:
-            """Do what is left of one stage; False when it was complete already."""
-            return run_stage(folder, next(s for s in stages if s.name == name), inputs[name])
+    @task(task_run_name="{name}", cache_policy=NO_CACHE)
+    def unit(name: str) -> bool:
+        """Do what is left of a unit; False when it was complete already."""
+        return do(folder, stages, graph[name], inputs)
 
-        for item in stages:
-            stage(item.name)
+    graph = {item.name: item for item in units(stages, parts if workers else 1)}
+    done: dict[str, Any] = {}  # states, or futures of what is submitted
+    for name, item in graph.items():
+        before = [done[other] for other in item.reads]
+        if not workers:
+            done[name] = unit(name, wait_for=before, return_state=True)
+            done[name].result()  # raises what the task has raised
+        elif item.light:
+            done[name] = unit.submit(name, wait_for=before, return_state=False)
+        else:
+            done[name] = dispatch(folder, item, parts, str(flow_run.id), before)
+    if workers:
+        _gather(done)
     return str(folder / "report" / "index.html")
+
+
+def _gather(futures: dict[str, PrefectFuture[Any]]) -> None:
+    """Wait for all units.
+
+    Raises:
+        UserError: some have failed; names each and says why.
+    """
+    problems = []
+    for future in futures.values():
+        future.wait()
+        if future.state.is_failed() or future.state.is_crashed():
+            error = future.result(raise_on_failure=False)
+            if not isinstance(error, UserError | OSError):
+                future.result()
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))

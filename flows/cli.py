@@ -65,6 +65,14 @@ def run(
             "of these [runs/NAME-budget].",
         ),
     ] = None,
+    workers: Annotated[
+        bool,
+        typer.Option("--workers", help="Let the workers of the server at PREFECT_API_URL do it."),
+    ] = False,
+    parts: Annotated[
+        int,
+        typer.Option("--parts", min=1, max=1024, help="Parts of a translation, for workers."),
+    ] = 1,
 ) -> None:
     """Run the whole chain as a Prefect flow; continue it where it was interrupted.
 
@@ -95,9 +103,10 @@ def run(
 
         derived = with_budget(loaded, numbers_of_frames(budget))
     else:
-        _run_flow(loaded, run_folder or folder, force or [])
+        _run_flow(loaded, run_folder or folder, force or [], workers=workers, parts=parts)
         return
-    _run_flow(derived, run_folder or Path("runs") / derived.name, force or [], lender=folder)
+    place = run_folder or Path("runs") / derived.name
+    _run_flow(derived, place, force or [], lender=folder, workers=workers, parts=parts)
 
 
 @app.command()
@@ -120,12 +129,20 @@ def demo(
 
 
 def _run_flow(
-    config: "Config", folder: Path, forced: list[str], lender: Path | None = None
+    config: "Config",
+    folder: Path,
+    forced: list[str],
+    *,
+    lender: Path | None = None,
+    workers: bool = False,
+    parts: int = 1,
 ) -> None:
     """Do what is left of a run, and show its result.
 
     Args:
         lender: another run, to take stages over from that it made from equal inputs.
+        workers: let the workers of the named server do it.
+        parts: into how many units workers divide each translation.
     """
     from flows.prepare import prepare
     from flows.show import say_missing_classes, show_result
@@ -138,9 +155,13 @@ def _run_flow(
             f"{folder} holds an ablation of an earlier version: a folder of runs, each of which "
             "can still be reported and compared. Give another folder with --run DIR."
         )
+    if workers:
+        from flows.server import use_named_server
+
+        use_named_server()
     say_missing_classes(config)
     with locked(folder):
-        stages = prepare(config, folder, forced)
+        stages = prepare(config, folder, forced, devices=not workers)
         if lender:
             from flows.ablate import take_over
 
@@ -148,15 +169,10 @@ def _run_flow(
                 print(f"Taken over from {lender}: {', '.join(taken)}", file=sys.stderr, flush=True)
     if not all(is_done(folder, stage.name) for stage in stages):
         with _prefect(folder):
-            _flow(folder)
+            from flows.adapt import adapt
+
+            adapt(run=str(folder), workers=workers, parts=parts)
     show_result(folder)
-
-
-def _flow(folder: Path) -> None:
-    """Do what is left of a run as a Prefect flow."""
-    from flows.adapt import adapt
-
-    adapt(run=str(folder))
 
 
 @contextmanager
@@ -212,23 +228,21 @@ def _run_stages(
         names = {stage.name for stage in wanted}
         # A report is of no use to anyone when it is not of the results that are there.
         outdated = sorted(names) if anew else scored_on_other_data(folder, wanted)
-        inputs = check(folder, stages, command=command, forced=outdated)
+        inputs = check(folder, stages, only=lambda s: s.command == command, forced=outdated)
         if outdated:
             remove(folder, [name for name in named(stages, outdated) if name not in names])
         ready = [s for s in wanted if all(is_done(folder, n) for n in s.reads if n not in names)]
-        for stage in ready or wanted:
-            if stage.name in outdated:
-                if not anew:
-                    print(f"{stage.name}: test files have changed; scored anew", file=sys.stderr)
-                remove(folder, [stage.name])
-            done = run_stage(folder, stage, inputs[stage.name])
-            print(f"{stage.name}: {'done' if done else 'was complete'}", file=sys.stderr)
-        if waiting := [stage for stage in wanted if ready and stage not in ready]:
-            missing = next(n for n in waiting[0].reads if not is_done(folder, n))
-            raise UserError(
-                f"Done: {', '.join(stage.name for stage in ready)}. Not {waiting[0].name}: it "
-                f"reads {missing}, which is not complete. Run `sim2real run` or that stage first."
-            )
+    for stage in ready or wanted:
+        if stage.name in outdated and not anew:
+            print(f"{stage.name}: test files have changed; scored anew", file=sys.stderr)
+        done = run_stage(folder, stage, inputs[stage.name], anew=stage.name in outdated)
+        print(f"{stage.name}: {'done' if done else 'was complete'}", file=sys.stderr)
+    if waiting := [stage for stage in wanted if ready and stage not in ready]:
+        missing = next(n for n in waiting[0].reads if not is_done(folder, n))
+        raise UserError(
+            f"Done: {', '.join(stage.name for stage in ready)}. Not {waiting[0].name}: it "
+            f"reads {missing}, which is not complete. Run `sim2real run` or that stage first."
+        )
 
 
 @app.command("train-cyclegan")
@@ -398,6 +412,58 @@ def status(run: RunFolder) -> None:
     from flows.show import show_status
 
     show_status(run)
+
+
+@app.command()
+def server(
+    host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 4200,
+) -> None:
+    """Start a Prefect server for runs on workers; only this machine reaches it."""
+    from flows.deploy import start_server
+
+    start_server(host, port)
+
+
+@app.command()
+def deploy(
+    lost_after: Annotated[
+        int,
+        typer.Option(
+            "--lost-after",
+            metavar="SECONDS",
+            help="Without a sign of life for so long, a flow run counts as crashed.",
+        ),
+    ] = 300,
+) -> None:
+    """Tell the server at PREFECT_API_URL of pools, queues and deployments; repeat it at will."""
+    from flows.deploy import deploy as make
+
+    print("\n".join(make(lost_after)))
+
+
+@app.command()
+def worker(
+    pool: Annotated[str, typer.Option("--pool", help="cpu: whole runs; gpu: their units.")],
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="N[,N...]", help="The GPUs that are its own [none]."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What status calls it [HOST-POOL-GPU].")
+    ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option("--root", metavar="DIR", help="Where runs and data are [working folder]."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Flow runs at a time [cpu: 16, gpu: 1].")
+    ] = None,
+) -> None:
+    """Start a worker of a pool on this machine; SIGTERM and Ctrl-C end it."""
+    from flows.deploy import start_worker
+
+    start_worker(pool, gpu, name, root or [Path.cwd()], limit)
 
 
 @app.command()

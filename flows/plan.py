@@ -203,7 +203,7 @@ def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Sta
             **({"label_space": _classes(space)} if translator.reads_labels else {}),
         }
 
-    def work(folder: Path) -> None:
+    def work(folder: Path, *part: int) -> None:
         predict = None
         if labeller:
             from segmentation.pseudo_labels import pseudo_labeller
@@ -216,13 +216,14 @@ def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Sta
             generator_file(config, run, name) if translator.trains else None,
             space,
             predict,
+            (part[0], part[1]) if part else None,
         )
         translator.load()(settings, given, folder, config.compute)
 
     trained = (cyclegan_folder(name),) if settings.trains else ()
     results = ("images/**/*", "manifest.csv", "dataset.yaml")
     reads = (*trained, *labeller, *_making(config, settings.source))
-    return Stage(translated_folder(name), "translate", reads, inputs, work, results)
+    return Stage(translated_folder(name), "translate", reads, inputs, work, results, part=work)
 
 
 def generator_file(config: Config, run: Path, translation: str = TRANSLATED) -> Path:

@@ -20,11 +20,14 @@ from pipeline.run.stage import Stage, check, is_done, named, remove
 from pipeline.text import count
 
 
-def preflight(config: Config) -> None:
+def preflight(config: Config, *, devices: bool = True) -> None:
     """Check that every data set, name and size of a configuration can work.
 
     Looks at the listing and all headers of each data set, decodes its first frame and label, and
     builds the network once. Frames beyond the first are decoded when they are read.
+
+    Args:
+        devices: whether it is this machine that trains.
 
     Raises:
         UserError: shows all that is wrong at once.
@@ -58,7 +61,8 @@ def preflight(config: Config) -> None:
             collect(partial(_pairs, config))
         if recipe.start is not None:
             collect(partial(_start, recipe))
-    collect(lambda: _devices(config))
+    if devices:
+        collect(lambda: _devices(config))
     collect(lambda: _networks(config))
     collect(lambda: _scoring(config))
     if problems:
@@ -199,11 +203,12 @@ def _scoring(config: Config) -> None:
         label_ids(space)
 
 
-def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:
+def prepare(config: Config, run: Path, forced: list[str], *, devices: bool = True) -> list[Stage]:
     """Check a configuration against its data and the run folder, then record it there.
 
     Args:
         forced: names of stages to remove, with all that reads them.
+        devices: whether it is this machine that trains.
 
     Returns:
         The plan of the run.
@@ -216,7 +221,7 @@ def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:
     if not doomed and all(is_done(run, stage.name) for stage in stages):
         check(run, stages)
         return stages
-    preflight(config)
+    preflight(config, devices=devices)
     check(run, stages, forced=doomed)
     remove(run, doomed)
     write_run(run, config)

@@ -47,11 +47,7 @@ def prefect_server(folder: Path) -> Iterator[None]:
     Raises:
         UserError: the server does not answer, or is of another major version.
     """
-    for name, value in {"PREFECT_HOME": str(folder.absolute() / ".prefect"), **DEFAULTS}.items():
-        os.environ.setdefault(name, value)
-    # A proxy reaches the servers of others, never this machine's.
-    for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), *LOOPBACK]))
+    _set_environment({"PREFECT_HOME": str(folder.absolute() / ".prefect"), **DEFAULTS})
     if url := named_server():
         _ask_version(url)
         yield
@@ -64,6 +60,31 @@ def prefect_server(folder: Path) -> Iterator[None]:
         temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}),
     ):
         yield
+
+
+def use_named_server() -> str:
+    """The address of the server that the user has named, which answers.
+
+    Raises:
+        UserError: none is named, it does not answer, or is of another major version.
+    """
+    _set_environment({name: value for name, value in DEFAULTS.items() if "LOGGING" not in name})
+    url = named_server()
+    if url is None:
+        raise UserError(
+            "Workers need a Prefect server. Start one with `sim2real server`, and set "
+            "PREFECT_API_URL to the address that it says."
+        )
+    _ask_version(url)
+    return url
+
+
+def _set_environment(defaults: dict[str, str]) -> None:
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # A proxy reaches the servers of others, never this machine's.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), *LOOPBACK]))
 
 
 @contextmanager
@@ -163,6 +184,13 @@ def _ask_version(url: str) -> None:
         with temporary_settings(at_once), get_client(sync_client=True) as client:
             theirs = client.api_version()
     except Exception as error:  # the client raises whatever it meets in an answer
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise UserError(
+                f"The server at PREFECT_API_URL={url} wants another password. Set "
+                "PREFECT_API_AUTH_STRING to the USER:PASSWORD that it was started with."
+            ) from error
+        if not url.rstrip("/").endswith("/api"):
+            advice = f"{url} does not end in /api. {advice}"
         raise UserError(
             f"No Prefect server answers at PREFECT_API_URL={url} ({error}). {advice}"
         ) from error

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -28,9 +28,6 @@ filled. A kill leaves them; they are no content, and `sweep` removes them."""
 _PARTS = re.compile(re.escape(PART) + "[0-9a-f]{12}")
 
 _HALF_MADE = re.compile(f"({re.escape(REMOVED)}|{re.escape(TAKEN)})[a-z0-9_]{{8}}")
-
-LOCK = ".lock"
-"""The file in a run's folder by which other processes are kept out."""
 
 
 @contextmanager
@@ -95,12 +92,12 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def sweep(folder: Path, *, below: bool = False) -> None:
+def sweep(folder: Path, *, below: bool = False, but: Sequence[str] = ()) -> None:
     """Remove from a folder what kills left there: files that nobody writes any more.
 
     Args:
-        below: the folder is locked: also from all folders below it, but for those with a lock of
-            their own, and half-made folders.
+        below: the folder is locked: also from all folders below it, and half-made folders.
+        but: not from folders below it in which there is a file or folder of one of these names.
     """
     for place, folders, files in os.walk(folder):
         for name in files:
@@ -114,7 +111,7 @@ def sweep(folder: Path, *, below: bool = False) -> None:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and not Path(place, name, LOCK).exists()
+            if not (name.startswith(".") or any(Path(place, name, own).exists() for own in but))
         ]
 
 

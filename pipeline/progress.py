@@ -39,8 +39,31 @@ class Recorded(BaseModel):
     seconds: float = Field(ge=0, allow_inf_nan=False)
 
 
+def part_folder(folder: Path, part: int, parts: int) -> Path:
+    """Where part i of n of a stage, from 0, says how far it is."""
+    return folder / "parts" / f"{part + 1}-of-{parts}"
+
+
 def recorded(folder: Path) -> Recorded | None:
-    """How far the stage in `folder` is; None where it has not said so."""
+    """How far the stage in `folder` is, and what all of its parts took; None: it has not said."""
+    own = _own(folder)
+    parts = [found for place in folder.glob("parts/*") if (found := _own(place))]
+    if not parts:
+        return own
+    seconds = sum(part.seconds for part in parts)
+    if own:
+        return own.model_copy(update={"seconds": own.seconds + seconds})
+    done, total = sum(part.done for part in parts), sum(part.total for part in parts)
+    return Recorded(done=done, total=total, unit=parts[0].unit, seconds=seconds)
+
+
+def part_is_done(folder: Path, part: int, parts: int) -> bool:
+    """Whether part i of n of a stage has come to its end."""
+    found = _own(part_folder(folder, part, parts))
+    return found is not None and found.done == found.total
+
+
+def _own(folder: Path) -> Recorded | None:
     path = folder / FILE
     way_out = "Remove it: it only tells how far the stage is and how long that took."
     return read_record(path, Recorded, way_out) if path.is_file() else None
@@ -68,7 +91,7 @@ def progress(
         A function to call with the number of units finished since the last call.
     """
     path = folder / FILE
-    earlier = recorded(folder) if done else None
+    earlier = _own(folder) if done else None
     before = earlier.seconds if earlier else 0.0
     start = last_file = time.monotonic()
     now_done = done

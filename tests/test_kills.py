@@ -206,7 +206,7 @@ def content(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        unlike = path.name in {"said", ".lock", STORE} or "/tensorboard/" in name
+        unlike = path.name in {"said", STORE} or "/tensorboard/" in name
         if not path.is_file() or unlike:
             continue
         data = path.read_bytes()

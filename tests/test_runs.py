@@ -199,7 +199,7 @@ def test_done_stages_speak_for_themselves_where_another_is_wanted(tmp_path: Path
     stages = [Stage("a", "a", (), gone, lambda folder: None), stage("b", calls, ("a",))]
     with pytest.raises(UserError, match="gone"):
         check(tmp_path, stages)
-    assert check(tmp_path, stages, command="b")["b"]["reads"]["a"]
+    assert check(tmp_path, stages, only=lambda s: s.command == "b")["b"]["reads"]["a"]
 
 
 def test_a_force_need_not_agree_but_the_rest_must(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
         (tmp_path / folder / "file").write_text("old")
     with locked(tmp_path):
         assert do(tmp_path, [stage("a", calls)]) == [True]
-    left = [path.name for path in tmp_path.rglob(".*") if path.name not in (".lock", STORE)]
+    left = [path.name for path in tmp_path.rglob(".*") if path.name != STORE]
     assert left == []
 
 
@@ -243,7 +243,7 @@ def test_what_is_not_ours_is_not_swept(tmp_path: Path) -> None:
     with locked(tmp_path):  # a folder that is no run
         pass
     write_json(tmp_path / "ladder.json", {})
-    (own / ".lock").touch()  # another run, with processes of its own
+    (own / "config.yaml").touch()  # another run, with processes of its own
     with locked(tmp_path):
         pass
     assert (tmp_path / parts[0]).exists()
@@ -295,17 +295,6 @@ def test_identity_holds_labels_and_weights(
     name = "segmentation/source_only/seed-0"
     assert before[name] != other_weights[name] != other_labels[name]
     assert before["cyclegan"] == other_weights["cyclegan"] == other_labels["cyclegan"]
-
-
-def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
-    with (
-        locked(tmp_path),
-        pytest.raises(UserError, match="worked on by another process"),
-        locked(tmp_path),
-    ):
-        pass
-    with locked(tmp_path):
-        pass
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ class TranslationInputs:
     predict: Callable[[UInt8], tuple[UInt8, UInt8]] | None = None
     """Frame (H, W, 3) -> its pseudo-label and their confidences in 1/255, each (H, W) uint8, where
     it `reads_labels`."""
+    part: tuple[int, int] | None = None
+    """(i, n): make the frames of part i of n alone, from 0. None: make what is left, and say what
+    there is."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@
 whose inputs are equal continues or is skipped; a stage whose inputs differ is refused.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,8 +11,9 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -24,8 +24,9 @@ from pipeline.config.load import load_config
 from pipeline.config.settings import Config
 from pipeline.config.translation import TRANSLATED
 from pipeline.errors import UserError
-from pipeline.files import LOCK, read_record, sweep, write_json
+from pipeline.files import read_record, sweep, write_json
 from pipeline.run.contents import hashes, sha256
+from pipeline.run.lock import FOLDER, lock
 from pipeline.yaml_files import write_yaml
 
 CONFIG_FILE = "config.yaml"
@@ -228,36 +229,65 @@ def read_run(folder: Path) -> Config:
 
 @contextmanager
 def locked(folder: Path, option: str = "--run") -> Iterator[None]:
-    """Keep other processes out of a run for as long as the block lasts, also after a kill.
+    """Wait until no other process changes what a folder is made of, and keep others out.
 
-    What a killed process left half-made in the run is removed.
+    What a killed process left half-made there is removed, but not within stages: each of them has
+    a lock of its own, and may be at work.
 
     Args:
         option: of the command line, that names the folder.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+")
-    except OSError as error:
-        raise UserError(
-            f"Cannot write to {folder}: {error.strerror}. Give another folder with {option} DIR."
-        ) from error
-    with lock as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(folder, RUN_LOCK))
+        except OSError as error:
             raise UserError(
-                f"{folder} is being worked on by another process. Wait for it, or use {option} DIR."
+                f"Cannot write to {folder}: {error.strerror}. Give another folder with {option} "
+                "DIR."
             ) from error
         # Not below a folder that is no run: what is there may be anybody's.
-        sweep(folder, below=(folder / CONFIG_FILE).is_file() or (folder / LADDER_FILE).is_file())
+        run = (folder / CONFIG_FILE).is_file() or (folder / LADDER_FILE).is_file()
+        sweep(folder, below=run, but=_OWN)
         yield
 
+
+RUN_LOCK = "run"
+"""The lock of what a folder as a whole is made of: its configuration, which stages there are."""
+_OWN = (FOLDER, CONFIG_FILE, INPUTS_FILE)
+"""What is in a folder that is swept on its own: another run, a stage, an output folder."""
 
 _PACKAGES = (
     *["sim2real", "torch", "torchvision", "lightning", "segmentation-models-pytorch", "timm"],
     *["albumentations", "numpy", "prefect"],
 )
+
+
+@cache
+def code_version() -> str:
+    """The version, source and commit of this code; the source tells equal code, also uncommitted.
+
+    Returns:
+        e.g. `0.1.0, source 1a2b3c4d5e6f, commit 0123456789ab`.
+    """
+    root, source = Path(__file__).parents[2], hashlib.sha256()
+    for package in ("pipeline", "cyclegan", "segmentation", "reports", "flows"):
+        for path in sorted((root / package).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                source.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    commit = (_output(["git", "rev-parse", "HEAD"]) or "unknown")[:12]
+    return f"{_version('sim2real')}, source {source.hexdigest()[:12]}, commit {commit}"
+
+
+def check_version(theirs: str) -> None:
+    """Raise `UserError` unless this code is the code that says `theirs` of itself."""
+    ours = code_version()
+    if ours.rpartition(", ")[0] != theirs.rpartition(", ")[0]:
+        raise UserError(
+            f"This worker on {platform.node()} has sim2real {ours}; the run was started with "
+            f"{theirs}. Install one version on all machines, start the workers again, and start "
+            "the run again: it continues."
+        )
 
 
 def _version(name: str) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from pipeline.errors import UserError
-from pipeline.files import remove_tree
+from pipeline.files import remove_tree, sweep
 from pipeline.progress import recorded as recorded_progress
 from pipeline.run.folder import (
     STAGE_FILE,
@@ -29,6 +29,7 @@ from pipeline.run.folder import (
     refuse,
     stage_state,
 )
+from pipeline.run.lock import lock
 from pipeline.runtime.launch import run_ranks, torchrun
 
 
@@ -51,6 +52,9 @@ class Stage:
     """Patterns of the files in the folder that other stages, reports and commands read."""
     devices: int | None = None
     """Processes that do it together, one on each device; None: it is not made for several."""
+    part: Callable[[Path, int, int], None] | None = None
+    """Does part i of n of the work, in any order and on any machine; `work` then finds it done, and
+    the result is the same to the bit. None: it is not made for parts."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +166,17 @@ def _compared(
 
 
 def check(
-    run: Path, stages: list[Stage], *, command: str | None = None, forced: Collection[str] = ()
+    run: Path,
+    stages: list[Stage],
+    *,
+    only: Callable[[Stage], bool] = lambda _: True,
+    forced: Collection[str] = (),
 ) -> dict[str, Inputs]:
     """The inputs of all stages, after comparing them with what the run holds.
 
     Args:
-        command: look at this command's stages only; the others are taken as they were done, so
-            that a report can be made where the data is not.
+        only: look at these stages only; the others are taken as they were done, so that a report
+            can be made where the data is not.
         forced: stages that are about to be removed, and need not agree.
 
     Raises:
@@ -177,7 +185,7 @@ def check(
     recorded = {
         stage.name: read_stage(run, stage.name).inputs
         for stage in stages
-        if command not in (None, stage.command) and is_done(run, stage.name)
+        if not only(stage) and is_done(run, stage.name)
     }
     begun = {
         stage.name: found
@@ -209,12 +217,61 @@ def scored_on_other_data(run: Path, stages: list[Stage]) -> list[str]:
     return outdated
 
 
-def run_stage(run: Path, stage: Stage, inputs: Inputs) -> bool:
+def run_stage(run: Path, stage: Stage, inputs: Inputs, *, anew: bool = False) -> bool:
     """Do one stage, or what is left of it; False when it was complete already.
+
+    Where another process is at it, waits for that one.
+
+    Args:
+        anew: also when it is complete.
 
     Raises:
         UserError: it was made from other inputs, or what it reads is not complete.
     """
+    if is_done(run, stage.name) and not anew:  # which needs no lock, and may not be written
+        stage_state(run, stage.name, inputs)
+        return False
+    with lock(run, stage.name):
+        if anew:
+            remove_tree(run / stage.name)
+        if not _begin(run, stage, inputs):
+            return False
+        folder = run / stage.name
+        start = time.monotonic()
+        _perform(run, stage)
+        progress = recorded_progress(folder)
+        seconds = progress.seconds if progress else time.monotonic() - start
+        finish_stage(run, stage.name, inputs, seconds=seconds, results=stage.results)
+    return True
+
+
+def run_part(run: Path, stage: Stage, inputs: Inputs, part: int, parts: int) -> None:
+    """Do one part of a stage's work, or what is left of it; `run_stage` then does what remains.
+
+    Args:
+        part: its number, from 0 to `parts` - 1.
+
+    Raises:
+        UserError: as `run_stage`.
+    """
+    assert stage.part is not None, f"{stage.name} is not made for parts"
+    with lock(run, part_name(stage.name, part, parts)):
+        with lock(run, stage.name):
+            left = _begin(run, stage, inputs)
+        if left:
+            stage.part(run / stage.name, part, parts)
+
+
+def part_name(stage: str, part: int, parts: int) -> str:
+    """What part i of n of a stage, from 0, is called; its lock has this name."""
+    return f"{stage} {part + 1} of {parts}"
+
+
+def _begin(run: Path, stage: Stage, inputs: Inputs) -> bool:
+    """Make a stage's folder ready for its work; False when it is complete already."""
+    folder = run / stage.name
+    if folder.is_dir():
+        sweep(folder, below=True)
     state = stage_state(run, stage.name, inputs)
     if state == "done":
         return False
@@ -226,14 +283,8 @@ def run_stage(run: Path, stage: Stage, inputs: Inputs) -> bool:
             )
     for name in stage.reads:
         check_results(run, name)
-    folder = run / stage.name
     if state == "absent":
         begin_stage(folder, inputs)
-    start = time.monotonic()
-    _perform(run, stage)
-    progress = recorded_progress(folder)
-    seconds = progress.seconds if progress else time.monotonic() - start
-    finish_stage(run, stage.name, inputs, seconds=seconds, results=stage.results)
     return True
 
 
@@ -273,9 +324,15 @@ def named(stages: list[Stage], wanted: list[str]) -> list[str]:
 
 
 def remove(run: Path, names: list[str]) -> None:
-    """Remove stages, those that read others first: a kill leaves none without what it reads."""
+    """Remove stages, those that read others first: a kill leaves none without what it reads.
+
+    Raises:
+        UserError: another process is at work on one.
+    """
     for name in reversed(names):
-        remove_tree(run / name)
+        if (run / name).exists():
+            with lock(run, name, wait=False):
+                remove_tree(run / name)
 
 
 def is_done(run: Path, name: str) -> bool:
