@@ -1,5 +1,5 @@
 # Each verb sets up all it needs on a machine with python3 and make.
-.PHONY: install demo readme test test-slow test-all soak check bench
+.PHONY: install demo readme test test-slow test-server test-all soak check bench
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,16 +26,19 @@ readme: demo
 	$(BIN)/python docs/make_readme.py runs/demo/report
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not soak and not server" -n 2 --dist loadfile
 
 # A process for each file: many of these tests fork, which threads of another file's tests forbid.
 test-slow: install
 	grep -l "mark[.]slow" tests/test_*.py | xargs -P 2 -n 1 $(BIN)/python -m pytest -m slow
 
+test-server: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m server
+
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -n 2 --dist load
 
-test-all: test test-slow soak
+test-all: test test-slow test-server soak
 
 check: install
 	$(BIN)/ruff format --check .

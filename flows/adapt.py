@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
@@ -16,13 +17,18 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.dispatch import dispatch
 from flows.plan import plan
 from flows.prepare import prepare
+from flows.roots import check_roots, files_named
 from flows.signals import take_signals
 from flows.units import do, units
+from flows.work import key
 from pipeline.config.load import load_config
 from pipeline.errors import UserError
 from pipeline.run.folder import locked, read_run
 from pipeline.run.stage import check
 from pipeline.runtime.threads import choose_threads
+from pipeline.scoring.metrics import headline
+from pipeline.text import number
+from reports.summary import read_headline
 
 _SIDE_BY_SIDE: Any = ThreadPoolTaskRunner(max_workers=256)
 """So many units may be waited for at a time."""
@@ -54,9 +60,11 @@ def adapt(
     choose_threads()
     take_signals()
     folder = Path(run).absolute()
+    check_roots([folder, *([Path(config)] if config else [])])
     with locked(folder):
         if config:
             loaded = load_config(Path(config), settings)
+            check_roots(files_named(loaded))
             prepare(loaded, folder, force or [], devices=not workers)
         stages = plan(read_run(folder), folder)
         inputs = check(folder, stages)
@@ -79,6 +87,7 @@ def adapt(
             done[name] = dispatch(folder, item, parts, str(flow_run.id), before)
     if workers:
         _gather(done)
+        _show(folder)
     return str(folder / "report" / "index.html")
 
 
@@ -98,3 +107,23 @@ def _gather(futures: dict[str, PrefectFuture[Any]]) -> None:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _show(run: Path) -> None:
+    """Leave the scores, the newest samples and the report in Prefect's UI."""
+    path = run / "report" / "report.json"
+    report, metrics = read_headline(path), headline()
+    rows = [
+        {"arm": arm}
+        | {m.title: number(values[m.key].mean, m.unit) for m in metrics if m.key in values}
+        for arm, values in report.arms.items()
+    ]
+    create_table_artifact(rows, key=key(run.name, "scores"), description=f"Scores of {run.name}")
+    create_link_artifact(
+        path.with_name("index.html").as_uri(), key=key(run.name, "report"), link_text="Report"
+    )
+    samples = sorted(run.glob("cyclegan*/**/samples/*.png"), key=lambda file: file.stat().st_mtime)
+    if samples:
+        create_link_artifact(
+            samples[-1].as_uri(), key=key(run.name, "samples"), link_text=samples[-1].name
+        )

@@ -407,11 +407,14 @@ def export(
 
 
 @app.command()
-def status(run: RunFolder) -> None:
-    """Show the stages of a run: state, progress, time, what is left."""
-    from flows.show import show_status
+def status(
+    run: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show the stages of a run: state, progress, time, what is left, and who is at work."""
+    from flows.show import show_status, write_status
 
-    show_status(run)
+    (write_status if as_json else show_status)(run)
 
 
 @app.command()

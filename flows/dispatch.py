@@ -1,5 +1,6 @@
 """Giving a unit of work to a worker, and waiting until it is done."""
 
+import time
 from pathlib import Path
 from typing import cast
 
@@ -52,6 +53,8 @@ def _dispatch(run: Path, unit: Unit, parts: int, parent: str) -> bool:
     wait_until_free(run, unit.name)
     if not left(run, unit):
         return False
+    if not unit.urgent:  # what is urgent shall be in its queue before
+        time.sleep(_POLL_SECONDS)
     began, attempt, crashes = now("UTC"), 0, 0
     while True:
         child = cast(

@@ -1,5 +1,6 @@
 """What the commands show of runs and data sets: tables and notes."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipeline.data.spec import DatasetSpec, built_in_specs, missing_classes, plu
 from pipeline.files import explain_damage
 from pipeline.progress import recorded
 from pipeline.run.folder import INPUTS_FILE, check_results, read_run, read_stage
+from pipeline.run.lock import Holder, holders
 from pipeline.run.stage import Stage, is_done
 from pipeline.schema import parse
 from pipeline.scoring.metrics import headline
@@ -63,15 +65,38 @@ def show_result(folder: Path) -> None:
     console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)
 
 
+def write_status(run: Path) -> None:
+    """What `show_status` shows, as JSON: seconds, null where they are not known."""
+    stages = plan(read_run(run), run)
+    working = holders(run)
+    fields = ("name", "state", "progress", "seconds", "seconds_left")
+    rows = [
+        {
+            **dict(zip(fields, row, strict=True)),
+            "worked_on_by": [holder.model_dump() for holder in _at(row[0], working)],
+        }
+        for row in status_rows(run, stages)
+    ]
+    print(json.dumps({"run": str(run), "stages": rows}, indent=2))
+
+
+def _at(stage: str, working: dict[str, Holder]) -> list[Holder]:
+    """Who is at a stage, or at a part of it."""
+    return [h for name, h in working.items() if name == stage or name.startswith(f"{stage} ")]
+
+
 def show_status(run: Path) -> None:
-    """The stages of a run: state, progress, time worked, time left."""
+    """The stages of a run: state, progress, time worked, time left, who is at work."""
     config = read_run(run)
     stages = plan(config, run)
-    table = Table("stage", "state", "progress", "time", "left")
+    working = holders(run)
+    table = Table("stage", "state", "progress", "time", "left", *(["worker"] if working else []))
     worked, left, unknown = 0.0, 0.0, False
     for name, state, progress, seconds, remaining in status_rows(run, stages):
         time_left = "?" if remaining is None else duration(remaining)
-        table.add_row(name, state, progress, duration(seconds), time_left)
+        who = ", ".join(str(holder) for holder in _at(name, working))
+        cells = (name, state, progress, duration(seconds), time_left)
+        table.add_row(*cells, *([who] if working else []))
         worked += seconds
         left += remaining or 0
         unknown |= remaining is None

@@ -19,6 +19,7 @@ from pipeline.files import explain_damage, read_record, sweep, write_json, write
 from pipeline.run.folder import (
     RUN_FILE,
     STAGE_FILE,
+    StageRecord,
     check_results,
     cyclegan_folder,
     read_run_record,
@@ -28,7 +29,7 @@ from pipeline.run.folder import (
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.evaluation import Evaluation
 from pipeline.scoring.metrics import Counts, Metric, headline, in_steps
-from pipeline.text import duration
+from pipeline.text import duration, size
 from pipeline.yaml_files import yaml_text
 from reports import figures, sentences, tables
 from reports.budget import points, write_budget
@@ -384,8 +385,25 @@ def _curves(run: Path, config: Config) -> dict[str, Markup]:
     return curves
 
 
+def _took(seconds: float, records: list[StageRecord]) -> str:
+    """Time, time on devices where that differs, and the largest memory, as far as is recorded."""
+    costs = [record.cost for record in records if record.cost]
+    parts = [duration(round(seconds))]
+    if len(costs) == len(records):
+        devices = sum(cost.device_seconds for cost in costs)
+        if round(devices) > round(seconds):
+            parts.append(f"{duration(round(devices))} on all devices together")
+    for kind, peaks in (
+        ("memory", [cost.peak_memory for cost in costs]),
+        ("GPU memory", [cost.peak_gpu_memory for cost in costs]),
+    ):
+        if known := [peak for peak in peaks if peak is not None]:
+            parts.append(f"{size(max(known))} of {kind}")
+    return ", ".join(parts)
+
+
 def _durations(run: Path, config: Config) -> dict[str, str]:
-    """Stage -> how long it took, seeds together, for the stages that are complete."""
+    """Stage -> what it took, seeds together, for the stages that are complete."""
     stages: dict[str, list[str]] = {}
     for name, settings in config.used_translations.items():
         which = "" if name == TRANSLATED else f" {name}"
@@ -399,6 +417,6 @@ def _durations(run: Path, config: Config) -> dict[str, str]:
     durations = {}
     for stage, folders in stages.items():
         if all((run / folder / STAGE_FILE).is_file() for folder in folders):
-            seconds = sum(read_stage(run, folder).seconds for folder in folders)
-            durations[stage] = duration(round(seconds))
+            records = [read_stage(run, folder) for folder in folders]
+            durations[stage] = _took(sum(record.seconds for record in records), records)
     return durations

@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_record, sweep, write_json
 from pipeline.run.contents import hashes, sha256
 from pipeline.run.lock import FOLDER, lock
+from pipeline.runtime.cost import Cost, spent
 from pipeline.yaml_files import write_yaml
 
 CONFIG_FILE = "config.yaml"
@@ -50,6 +51,8 @@ class StageRecord(BaseModel):
     inputs: Inputs
     results: dict[str, str] = {}
     """File below the stage's folder -> sha256; earlier versions recorded none."""
+    cost: Cost | None = None
+    """What was spent on it; earlier versions recorded nothing."""
 
 
 class RunRecord(BaseModel):
@@ -148,11 +151,19 @@ def begin_stage(folder: Path, inputs: Inputs) -> None:
 
 
 def finish_stage(
-    run: Path, name: str, inputs: Inputs, *, seconds: float, results: Sequence[str] = ()
+    run: Path,
+    name: str,
+    inputs: Inputs,
+    *,
+    seconds: float,
+    devices: int = 1,
+    results: Sequence[str] = (),
 ) -> None:
     """Record that a stage is complete.
 
     Args:
+        seconds: that it took.
+        devices: how many worked side by side.
         results: patterns of the files that others will read, below the stage's folder.
     """
     folder = run / name
@@ -163,6 +174,7 @@ def finish_stage(
         {
             "fingerprint": fingerprint(inputs),
             "seconds": round(seconds, 1),
+            "cost": spent(seconds, devices).model_dump(),
             "inputs": inputs,
             "results": {
                 path.relative_to(folder).as_posix(): value

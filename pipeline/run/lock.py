@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.runtime.cost import WORKER
 
 FOLDER = ".locks"
 BEAT = 10.0
@@ -30,8 +31,6 @@ _LOOK = 0.5
 """Seconds between two looks at a lock that another one holds."""
 _Seen = dict[Path, tuple[int, float]]
 """File of a lock -> the time of its last sign of life, and when that was seen first."""
-WORKER = "SIM2REAL_WORKER"
-"""The environment variable that names the worker that a process belongs to."""
 
 
 class Holder(BaseModel):

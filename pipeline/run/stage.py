@@ -30,6 +30,7 @@ from pipeline.run.folder import (
     stage_state,
 )
 from pipeline.run.lock import lock
+from pipeline.runtime.cost import begin_counting
 from pipeline.runtime.launch import run_ranks, torchrun
 
 
@@ -237,11 +238,19 @@ def run_stage(run: Path, stage: Stage, inputs: Inputs, *, anew: bool = False) ->
         if not _begin(run, stage, inputs):
             return False
         folder = run / stage.name
+        begin_counting()
         start = time.monotonic()
         _perform(run, stage)
         progress = recorded_progress(folder)
         seconds = progress.seconds if progress else time.monotonic() - start
-        finish_stage(run, stage.name, inputs, seconds=seconds, results=stage.results)
+        finish_stage(
+            run,
+            stage.name,
+            inputs,
+            seconds=seconds,
+            devices=stage.devices or 1,
+            results=stage.results,
+        )
     return True
 
 

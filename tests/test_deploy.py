@@ -1,0 +1,63 @@
+"""Commands for workers, and what they refuse before anything starts."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from flows.roots import ROOTS, check_roots, files_named
+from pipeline.config.load import load_config
+from pipeline.errors import UserError
+from pipeline.run.folder import check_version, code_version
+from tests.conftest import Cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["deploy"], "Workers need a Prefect server. Start one with `sim2real server`"),
+        (["worker", "--pool", "gpu"], "Workers need a Prefect server"),
+        (["deploy", "--lost-after", "40"], "every 30 seconds. Give at least 60"),
+        (["server", "--host", "0.0.0.0"], "Set PREFECT_SERVER_API_AUTH_STRING"),
+    ],
+)
+def test_what_is_missing_is_said(arguments: list[str], message: str, cli: Cli) -> None:
+    result = cli(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_dead_address_is_said_soon(cli: Cli) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    result = cli("deploy", env={"PREFECT_API_URL": url})
+    assert result.returncode == 2
+    assert f"{url} does not end in /api" in result.stderr
+
+
+def test_code_of_another_version_is_refused() -> None:
+    ours = code_version()
+    check_version(ours.rpartition(", ")[0] + ", commit of a copy without git")
+    theirs = ours.replace("source ", "source 0")
+    with pytest.raises(UserError, match="Install one version") as refused:
+        check_version(theirs)
+    assert ours in str(refused.value)
+    assert theirs in str(refused.value)
+
+
+def test_a_worker_reads_and_writes_in_its_folders_alone(
+    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = files_named(load_config(tiny))
+    assert world / "toy-sim" in named
+    check_roots(named)  # no folders are set
+    monkeypatch.setenv(ROOTS, f"{tmp_path}:{world}")
+    check_roots([tmp_path / "run", *named])
+    for path in (tmp_path / "../secret", Path("/etc/passwd")):
+        with pytest.raises(UserError, match="in none of the folders"):
+            check_roots([path])
+    (tmp_path / "link").symlink_to("/etc")
+    with pytest.raises(UserError, match="in none of the folders"):
+        check_roots([tmp_path / "link" / "passwd"])
