@@ -22,6 +22,7 @@ from flows.signals import take_signals
 from flows.units import do, units
 from flows.work import key
 from pipeline.config.load import load_config
+from pipeline.config.settings import Config
 from pipeline.errors import UserError
 from pipeline.run.folder import locked, read_run
 from pipeline.run.stage import check
@@ -40,6 +41,7 @@ def adapt(
     config: str | None = None,
     settings: list[str] | None = None,
     force: list[str] | None = None,
+    whole: Config | None = None,
     workers: bool = False,
     parts: int = 1,
 ) -> str:
@@ -50,6 +52,7 @@ def adapt(
         config: path of a configuration; none continues the run as it was configured.
         settings: `a.b=value` texts that win over the configuration.
         force: names of stages to make anew.
+        whole: a configuration with every data set written out, in place of the path of one.
         workers: let the workers of the pool `gpu` do what needs an accelerator, side by side; else
             one unit after the other is done here.
         parts: into how many units each translation is divided.
@@ -62,8 +65,8 @@ def adapt(
     folder = Path(run).absolute()
     check_roots([folder, *([Path(config)] if config else [])])
     with locked(folder):
-        if config:
-            loaded = load_config(Path(config), settings)
+        if config or whole:
+            loaded = whole or load_config(Path(str(config)), settings)
             check_roots(files_named(loaded))
             prepare(loaded, folder, force or [], devices=not workers)
         stages = plan(read_run(folder), folder)
@@ -120,10 +123,16 @@ def _show(run: Path) -> None:
     ]
     create_table_artifact(rows, key=key(run.name, "scores"), description=f"Scores of {run.name}")
     create_link_artifact(
-        path.with_name("index.html").as_uri(), key=key(run.name, "report"), link_text="Report"
+        path.with_name("index.html").as_uri(),
+        key=key(run.name, "report"),
+        link_text=str(path.with_name("index.html")),
+        description=f"Report of {run.name}",
     )
     samples = sorted(run.glob("cyclegan*/**/samples/*.png"), key=lambda file: file.stat().st_mtime)
     if samples:
         create_link_artifact(
-            samples[-1].as_uri(), key=key(run.name, "samples"), link_text=samples[-1].name
+            samples[-1].as_uri(),
+            key=key(run.name, "samples"),
+            link_text=str(samples[-1]),
+            description="Newest translated samples",
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from flows.roots import ROOTS
-from flows.server import LOOPBACK, use_named_server
+from flows.server import HEARTBEAT_SECONDS, LOOPBACK, use_named_server
 from pipeline.errors import UserError
 from pipeline.runtime.cost import WORKER
 
@@ -28,7 +28,6 @@ POOLS = {
 }
 LOST = "sim2real: lost runs"
 """The name of the automation."""
-HEARTBEAT_SECONDS = 30
 LOST_AFTER_SECONDS = 300
 """Several heartbeats and a restart of the server: a run that lives must not be taken for lost."""
 _LIMITS = {"cpu": 16, "gpu": 1}
@@ -51,6 +50,7 @@ def start_server(host: str, port: int) -> NoReturn:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{host}:{port}",
+        "PREFECT_SERVER_UI_API_URL": f"http://{host}:{port}/api",  # or pages ask port 4200
         "DO_NOT_TRACK": "1",
         **os.environ,
     }
@@ -219,7 +219,6 @@ def start_worker(
         # Numbers as nvidia-smi shows them; without, no GPU is used by accident.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(numbers),
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "5"),
         # So that a run's process has this Python and this code.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),

@@ -24,11 +24,14 @@ from pipeline.errors import UserError
 
 ANSWER_SECONDS = 15.0
 """How long a server that was named may take to say its version."""
+HEARTBEAT_SECONDS = 30
+"""Between two signs of life that a flow run gives."""
 LOOPBACK = ("127.0.0.1", "localhost")
 DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     # Errors are shown by the command line, once and without a traceback.
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
 }
