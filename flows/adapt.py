@@ -4,6 +4,7 @@ Prefect schedules, shows and limits; whether something is done is read from the 
 so nothing is cached here.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.config.settings import Config
 from pipeline.errors import UserError
 from pipeline.run.folder import locked, read_run
 from pipeline.run.stage import check
+from pipeline.runtime.cost import WORKER
 from pipeline.runtime.threads import choose_threads
 from pipeline.scoring.metrics import headline
 from pipeline.text import number
@@ -61,7 +63,7 @@ def adapt(
         The path of the report.
     """
     choose_threads()
-    take_signals()
+    take_signals(at_once=workers and WORKER not in os.environ)
     folder = Path(run).absolute()
     check_roots([folder, *([Path(config)] if config else [])])
     with locked(folder):

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import cast
 
+from httpx import TransportError
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -26,6 +27,8 @@ URGENT, LATER = "urgent", "default"
 CRASHES = 3
 """How often a unit is given out whose process or machine died."""
 _POLL_SECONDS = 2.0
+_PATIENCE, _SILENCE = 600.0, 120.0
+"""Seconds without a server after which a unit is given up, and those of one call in vain."""
 _LINES = 12
 """Lines of its log that are shown of a unit that failed."""
 
@@ -55,26 +58,20 @@ def _dispatch(run: Path, unit: Unit, parts: int, parent: str) -> bool:
         return False
     if not unit.urgent:  # what is urgent shall be in its queue before
         time.sleep(_POLL_SECONDS)
-    began, attempt, crashes = now("UTC"), 0, 0
+    began, silent = now("UTC"), 0.0
+    attempt = crashes = 0
     while True:
-        child = cast(
-            FlowRun,
-            run_deployment(
-                STAGE,
-                parameters={
-                    "run": str(run),
-                    "unit": unit.name,
-                    "parts": parts,
-                    "code": code_version(),
-                },
-                flow_run_name=f"{run.name} {unit.name}",
-                work_queue_name=URGENT if unit.urgent else LATER,
-                idempotency_key=f"{parent} {unit.name} {attempt}",
-                poll_interval=_POLL_SECONDS,
-            ),
-        )
-        attempt += 1
-        state = child.state
+        asked = time.monotonic()
+        try:
+            child = _run(run, unit, parts, f"{parent} {unit.name} {attempt}")
+        except TransportError:  # the server starts again; the key finds what it was given
+            time.sleep(_POLL_SECONDS)
+            waited = time.monotonic() - asked
+            silent = silent + waited if waited < _SILENCE else 0.0  # else it had answered
+            if silent > _PATIENCE:
+                raise
+            continue
+        state, attempt, silent = child.state, attempt + 1, 0.0
         assert state is not None
         if child.end_time is not None and child.end_time < began:
             continue  # what came of it when this flow run was tried before
@@ -89,6 +86,19 @@ def _dispatch(run: Path, unit: Unit, parts: int, parent: str) -> bool:
             "must be the same storage, at the same path, on all machines."
         )
     return True
+
+
+def _run(run: Path, unit: Unit, parts: int, key: str) -> FlowRun:
+    """The flow run with a key, made where there is none yet, after its end."""
+    found = run_deployment(
+        STAGE,
+        parameters={"run": str(run), "unit": unit.name, "parts": parts, "code": code_version()},
+        flow_run_name=f"{run.name} {unit.name}",
+        work_queue_name=URGENT if unit.urgent else LATER,
+        idempotency_key=key,
+        poll_interval=_POLL_SECONDS,
+    )
+    return cast(FlowRun, found)
 
 
 def _failure(child: FlowRun, unit: Unit, crashes: int) -> str:

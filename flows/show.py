@@ -94,7 +94,7 @@ def show_status(run: Path) -> None:
     worked, left, unknown = 0.0, 0.0, False
     for name, state, progress, seconds, remaining in status_rows(run, stages):
         time_left = "?" if remaining is None else duration(remaining)
-        who = ", ".join(str(holder) for holder in _at(name, working))
+        who = ", ".join(h.worker or f"process {h.pid}" for h in _at(name, working))
         cells = (name, state, progress, duration(seconds), time_left)
         table.add_row(*cells, *([who] if working else []))
         worked += seconds

@@ -12,15 +12,18 @@ def named_server() -> str | None:
     return os.environ.get("PREFECT_API_URL") or None
 
 
-def take_signals() -> None:
+def take_signals(at_once: bool = False) -> None:
     """Let Ctrl-C and SIGTERM end this process at once, without a farewell to Prefect's server.
 
     Prefect would try for a minute to tell a server that ends as well what happened. The run's
     folder is whole at any moment, and its record is the only one. Nothing changes where
     PREFECT_API_URL names a server, which then hears of it. To be called again within a flow, where
     Prefect has taken SIGTERM over.
+
+    Args:
+        at_once: also where a server is named: units that workers do would be waited for.
     """
-    if not named_server():
+    if at_once or not named_server():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _stop_at_once)
 

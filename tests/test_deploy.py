@@ -1,15 +1,20 @@
 """Commands for workers, and what they refuse before anything starts."""
 
+import re
 import socket
 from pathlib import Path
 
+import click
 import pytest
+import typer
+import yaml
 
+from flows.cli import app
 from flows.roots import ROOTS, check_roots, files_named
 from pipeline.config.load import load_config
 from pipeline.errors import UserError
 from pipeline.run.folder import check_version, code_version
-from tests.conftest import Cli
+from tests.conftest import ROOT, Cli
 
 
 @pytest.mark.parametrize(
@@ -61,3 +66,18 @@ def test_a_worker_reads_and_writes_in_its_folders_alone(
     (tmp_path / "link").symlink_to("/etc")
     with pytest.raises(UserError, match="in none of the folders"):
         check_roots([tmp_path / "link" / "passwd"])
+
+
+def test_containers_hold_what_there_is() -> None:
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "containers/Dockerfile").read_text(), re.M)
+    names = {name for line in copied for name in line.split()}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert packages <= names
+    assert all((ROOT / name).exists() for name in names)
+    compose = yaml.safe_load((ROOT / "containers/compose.yaml").read_text())
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group)
+    for service in compose["services"].values():
+        if service["image"] == "sim2real":
+            name, *arguments = service["command"]
+            group.commands[name].make_context(name, arguments)  # raises for an unknown option
