@@ -3,8 +3,8 @@
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 import yaml
@@ -75,8 +75,7 @@ def test_containers_hold_what_there_is() -> None:
     assert packages <= names
     assert all((ROOT / name).exists() for name in names)
     compose = yaml.safe_load((ROOT / "containers/compose.yaml").read_text())
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
+    group: Any = typer.main.get_command(app)
     for service in compose["services"].values():
         if service["image"] == "sim2real":
             name, *arguments = service["command"]
