@@ -36,8 +36,9 @@ def plan(config: Config, run: Path) -> list[Stage]:
     stages: dict[str, Stage] = {}
 
     def train(arm: str, seed: int) -> None:
-        if (start := config.arms[arm].start) in config.arms:
-            train(str(start), seed)
+        for name in config.arms[arm].networks:
+            if name in config.arms:
+                train(name, seed)
         _add(stages, _training(config, run, space, arm, seed))
 
     for name, translation in config.used_translations.items():
@@ -250,7 +251,11 @@ def generator_file(config: Config, run: Path, translation: str = TRANSLATED) -> 
 
 def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int) -> Stage:
     arm = config.arms[name]
-    first = _path("segmentation", arm.start, seed) if arm.start in config.arms else None
+    trained = {
+        network: _path("segmentation", network, seed)
+        for network in arm.networks
+        if network in config.arms
+    }
 
     def inputs() -> Inputs:
         teaching: Inputs = {}
@@ -259,7 +264,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
                 "self_training": Settings(arm.self_training),
                 "target": _frames(config.target, run),
             }
-        if arm.start and not first:
+        if arm.start and arm.start not in trained:
             teaching["start"] = _content(Path(arm.start), run)
         return {
             "version": 2,
@@ -283,7 +288,9 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
         from pipeline.runtime.distributed import process_group
         from segmentation.train import CHECKPOINT, train
 
-        start = run / first / CHECKPOINT if first else arm.start and Path(arm.start)
+        files = {network: run / place / CHECKPOINT for network, place in trained.items()}
+        start = files.get(arm.start, Path(arm.start)) if arm.start else None
+        teacher = arm.self_training and arm.self_training.teacher
         # Without labels that it could read.
         target = config.target.model_copy(update={"labels": None}) if arm.self_training else None
         with process_group(config.compute) as ranks:
@@ -298,14 +305,15 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
                 folder,
                 config.compute,
                 ranks,
-                start=start or None,
+                start=start,
                 self_training=arm.self_training,
+                teacher_checkpoint=files[teacher] if teacher else None,
                 target=target,
                 title=f"segmentation {name} seed {seed}",
             )
 
     reads = [translated_folder(kind) for kind in arm.train if kind in config.all_translations]
-    reads += [first] if first else []
+    reads += trained.values()
     where = _path("segmentation", name, seed)
     results, devices = ("checkpoints/*.pt",), config.compute.devices
     return Stage(where, "train-segmentation", tuple(reads), inputs, work, results, devices)

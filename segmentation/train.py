@@ -56,6 +56,7 @@ def train(
     *,
     start: Path | None = None,
     self_training: SelfTrainingConfig | None = None,
+    teacher_checkpoint: Path | None = None,
     target: DatasetSpec | None = None,
     title: str = "segmentation",
 ) -> None:
@@ -70,6 +71,7 @@ def train(
         start: a checkpoint whose weights training starts from.
         self_training: train on the frames of `target`, too, whose labels are not read. Writes
             pictures of mixed frames to `samples/`.
+        teacher_checkpoint: the network that labels these frames; None: a mean teacher.
 
     Raises:
         UserError: a name is unknown, a frame or label cannot be read, no label holds a class, a
@@ -88,10 +90,13 @@ def train(
             model.load_state_dict(load_checkpoint(start)["model"])
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _adamw(model, config)
-    teacher = copy.deepcopy(model).requires_grad_(False).eval() if self_training else None
     modules: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
-    if teacher:
-        modules["teacher"] = teacher
+    teacher = None
+    if teacher_checkpoint:
+        teacher = load_segmenter(teacher_checkpoint).requires_grad_(False)
+        teacher.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    elif self_training:
+        modules["teacher"] = teacher = copy.deepcopy(model).requires_grad_(False).eval()
     thresholds = None
     if self_training and self_training.keep:
         thresholds = ClassThresholds(len(space.classes), self_training.keep).to(fabric.device)
@@ -193,7 +198,7 @@ def train(
             # The ranks' means are the losses and gradients of the whole batch.
             ranks.all_reduce_mean([*gradients([model]), *trained.values()])
             optimizer.step()
-            if self_training and teacher:
+            if self_training and teacher and not teacher_checkpoint:
                 ema_update(teacher, model, self_training.teacher_average, step)
 
             # Records, on rank zero.

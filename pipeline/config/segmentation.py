@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pipeline.config.fields import NameOrFile, Size
+from pipeline.config.fields import Name, NameOrFile, Size
 from pipeline.schema import FORM, Schema
 
 
@@ -63,8 +63,11 @@ class SelfTrainingConfig(Schema):
     first, and from no others: rare classes are not drowned by those of which it is sure
     (class-balanced thresholds: Zou et al., ECCV 2018, here of the last hundred steps or so).
     None: from all pixels alike, weighted by `confidence`."""
+    teacher: Name | None = None
+    """The arm, listed before this one, whose network of the same seed labels the frames and stays
+    as it is (Lee, ICML workshop 2013; Zou et al., ECCV 2018). None: the mean teacher."""
     teacher_average: float = Field(0.999, ge=0, lt=1)
-    """The part of the old average of weights that each step keeps."""
+    """The part of the old average of weights that each step of a mean teacher keeps."""
     class_mix: bool = True
     """Paste classes of labelled frames; without it target frames are trained on as they are."""
     color: float = Field(0.2, ge=0, le=1)
@@ -188,6 +191,12 @@ class ArmConfig(Schema):
         if isinstance(value, dict) and isinstance(value.get("train"), str):
             value = {**value, "train": {value["train"]: 1}}
         return value
+
+    @property
+    def networks(self) -> list[str]:
+        """What its training begins with: `start` and the teacher, where it has them."""
+        teacher = self.self_training.teacher if self.self_training else None
+        return [network for network in (self.start, teacher) if network]
 
     @property
     def weights(self) -> dict[str, float]:
