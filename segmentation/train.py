@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config.segmentation import SegmentationConfig, SelfTrainingConfig
 from pipeline.config.settings import ComputeConfig
@@ -260,11 +260,11 @@ def check_start(path: Path, config: SegmentationConfig, space: LabelSpace) -> No
             f"{path} knows the classes {theirs}; label space {space.name} has "
             f"{', '.join(space.class_names)}. Start from a network of the same classes."
         )
-    for field in ("architecture", "encoder", "options"):
-        other, ours = state["config"].get(field), getattr(config, field)
-        if other != ours:
+    given = parse_record(SegmentationConfig, state["config"], str(path)).network
+    for field, ours in config.network.items():
+        if given[field] != ours:
             raise UserError(
-                f"{path} has segmentation.{field} {other!r}, the arm that starts from it "
+                f"{path} has segmentation.{field} {given[field]!r}, the arm that starts from it "
                 f"{ours!r}. Make them equal."
             )
 
@@ -276,10 +276,14 @@ def learning_rate_factor(step: int, config: SegmentationConfig) -> float:
 
 
 def _adamw(model: Segmenter, config: SegmentationConfig) -> torch.optim.AdamW:
-    """AdamW with the encoder's own rate; `full_rate` in each group is the schedule's top."""
-    encoder = list(model.network.encoder.parameters())  # type: ignore[union-attr]
-    inside = {id(p) for p in encoder}
-    rest: list[nn.Parameter] = [p for p in model.parameters() if id(p) not in inside]
+    """AdamW of what learns, with the encoder's own rate.
+
+    `full_rate` in each group is the schedule's top.
+    """
+    inside = {id(p) for p in model.network.encoder.parameters()}  # type: ignore[union-attr]
+    learning = [p for p in model.parameters() if p.requires_grad]
+    encoder = [p for p in learning if id(p) in inside]
+    rest = [p for p in learning if id(p) not in inside]
     encoder_rate = config.learning_rate * config.encoder_learning_rate_factor
     return torch.optim.AdamW(
         [

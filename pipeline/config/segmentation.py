@@ -101,13 +101,22 @@ class SegmentationConfig(Schema):
     """Training of the segmentation network: the recipe of every arm that does not say otherwise."""
 
     architecture: str = "deeplabv3plus"
-    """Any architecture of segmentation-models-pytorch, by name."""
+    """Any architecture of segmentation-models-pytorch, by name; or `linear`, one linear layer on
+    the last tokens of a vision transformer."""
     encoder: str = "resnet50"
-    """Any encoder of segmentation-models-pytorch, by name."""
+    """Any encoder of segmentation-models-pytorch, by name, or `tu-NAME` for one of timm. `dpt` and
+    `linear` take vision transformers of timm."""
     encoder_weights: NameOrFile = "imagenet"
-    """`imagenet` (from the local cache or the hub), `none`, or the path of a state_dict."""
+    """`imagenet` (the encoder's published weights, from the local cache or the hub), `none`, or the
+    path of a state_dict (`.pth`, `.safetensors`)."""
+    encoder_tuning: Literal["full", "lora", "frozen"] = "full"
+    """What of the encoder learns: all of it; low-rank updates of the weights of its attention
+    (LoRA: Hu et al., ICLR 2022); nothing."""
+    lora_rank: int = Field(16, ge=1)
+    """Rank of these updates; their alpha is the same number, so that they are not scaled."""
     options: dict[str, object] = Field(default_factory=dict)
-    """Further arguments of the architecture, e.g. `decoder_channels`."""
+    """Further arguments of the architecture, e.g. `decoder_channels`. For `dpt` and `linear` also
+    `patch_size`, to which the encoder's patches are resampled, and `drop_path_rate`."""
     crop: Size = (512, 512)
     """Width and height of the random training crops."""
     batch_size: int = Field(8, ge=1)
@@ -141,6 +150,17 @@ class SegmentationConfig(Schema):
     """Steps between two entries of the log."""
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between two checkpoints: the most that a kill can lose."""
+
+    @property
+    def network(self) -> dict[str, object]:
+        """What decides the names and shapes of a network's weights."""
+        lora = self.encoder_tuning == "lora"
+        return {
+            "architecture": self.architecture,
+            "encoder": self.encoder,
+            "options": self.options,
+            "encoder_tuning": f"lora of rank {self.lora_rank}" if lora else "full or frozen",
+        }
 
 
 class Subset(Schema):

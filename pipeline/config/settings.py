@@ -119,10 +119,11 @@ class Config(Schema):
             except UserError as error:
                 raise ValueError(f"arms.{name}.segmentation: {error}") from error
             start = self.arms.get(arm.start or "")
-            if start and _network(recipe) != _network(self.recipe(str(arm.start))):
+            if start and recipe.network != self.recipe(str(arm.start)).network:
                 raise ValueError(
                     f"arms.{name} starts from {arm.start}, whose network is another one; give both "
-                    "the same architecture, encoder and options"
+                    "the same architecture, encoder, options and, if one is lora, encoder_tuning "
+                    "and lora_rank"
                 )
             others = [other for other in self.arms if other != name]
             if arm.base is not None and arm.base not in others:
@@ -360,7 +361,3 @@ class Config(Schema):
 def _is_file(start: str) -> bool:
     """Whether an arm's `start` means a file and not an arm."""
     return start.endswith(FILES)
-
-
-def _network(recipe: SegmentationConfig) -> tuple[str, str, dict[str, object]]:
-    return recipe.architecture, recipe.encoder, recipe.options
