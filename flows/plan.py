@@ -5,6 +5,7 @@ began.
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from pipeline.config.segmentation import SegmentationConfig, SelectionConfig
 from pipeline.config.settings import Config
 from pipeline.config.translation import TRANSLATED, CycleGANConfig, place
 from pipeline.config.translators import TRANSLATORS, TranslationInputs
+from pipeline.data.images import UInt8
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import Sample, digest, instance_finder, list_samples
 from pipeline.data.reading import decoder_code
@@ -88,6 +90,8 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
     semantics = recipe.semantics
     arm = config.semantics_arm(semantics) if semantics else None
     evaluator = _path("segmentation", arm, config.seeds[0]) if arm else None
+    arm = settings.pseudo_labels
+    labeller = _path("segmentation", arm, config.seeds[0]) if arm else None
     name = cyclegan_folder(translation)
 
     def inputs() -> Inputs:
@@ -97,12 +101,17 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
             "version": 2,
             "config": Settings(_identity(recipe), frozenset({"start"}), content),
             # Frames that another stage makes are known by the stage.
-            "source": _frames(config.source, run, labelled=semantics is not None),
+            "source": _frames(
+                config.source, run, labelled=semantics is not None or recipe.reads_labels
+            ),
             **({} if settings.teacher else {"target": _frames(config.target, run)}),
+            **({"label_space": _classes(space)} if recipe.reads_labels else {}),
             **({"start": _start(start, recipe.one_way, run)} if start else {}),
         }
 
     def work(folder: Path) -> None:
+        from cyclegan.alignment import label_target
+        from cyclegan.data import DomainLabels
         from cyclegan.train import train
         from cyclegan.train_contrastive import train_contrastive
         from cyclegan.train_paired import train_paired
@@ -114,20 +123,28 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
         arguments = (recipe, source, target, folder, config.compute)
         encoder_on = partial(frozen_encoder, recipe) if recipe.feature_encoder else None
         with process_group(config.compute) as ranks:
+            labels = None
+            if labeller:
+                labels = DomainLabels(space, folder / "pseudo_labels")
+                with ranks.rank_zero_first():
+                    if ranks.is_rank_zero:
+                        predict = _predict(config, run / labeller)
+                        samples = list_samples(target, labelled=False)
+                        label_target(target, samples, predict, labels.pseudo_labels)
             if recipe.paired:
                 train_paired(*arguments, ranks)
             elif recipe.contrastive:
-                train_contrastive(*arguments, ranks, encoder_on=encoder_on)
+                train_contrastive(*arguments, ranks, encoder_on=encoder_on, labels=labels)
             else:
                 make = (
                     partial(semantic_evaluator, config, space, run / evaluator)
                     if evaluator
                     else None
                 )
-                train(*arguments, make, ranks, encoder_on=encoder_on)
+                train(*arguments, make, ranks, encoder_on=encoder_on, labels=labels)
 
-    made = _making(config, settings.source, settings.teacher)
-    reads = (*((evaluator,) if evaluator else ()), *made)
+    networks = dict.fromkeys(path for path in (evaluator, labeller) if path)
+    reads = (*networks, *_making(config, settings.source, settings.teacher))
     results = ("checkpoints/*.pt", "leaderboard.csv", "drift.json")
     devices = config.compute.devices
     return Stage(name, "train-cyclegan", reads, inputs, work, results, devices)
@@ -176,6 +193,14 @@ def semantic_evaluator(
     )
 
 
+def _predict(config: Config, training: Path) -> Callable[[UInt8], tuple[UInt8, UInt8]]:
+    """What makes pseudo-labels: the network that was trained in the folder `training`."""
+    from segmentation.pseudo_labels import pseudo_labeller
+    from segmentation.train import CHECKPOINT
+
+    return pseudo_labeller(training / CHECKPOINT, config.compute)
+
+
 def frozen_encoder(recipe: CycleGANConfig, device: Any) -> "FrozenEncoder":
     """The encoder that a recipe's discriminators look through, on a device, as CycleGAN sees it."""
     from cyclegan.discriminators import FrozenEncoder
@@ -188,7 +213,8 @@ def frozen_encoder(recipe: CycleGANConfig, device: Any) -> "FrozenEncoder":
 
 def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Stage:
     settings = config.all_translations[name]
-    translator, arm = settings.translator, settings.pseudo_labels
+    translator = settings.translator
+    arm = settings.pseudo_labels if translator.reads_labels else None
     labeller = (_path("segmentation", arm, config.seeds[0]),) if arm else ()
 
     def inputs() -> Inputs:
@@ -205,12 +231,7 @@ def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Sta
         }
 
     def work(folder: Path) -> None:
-        predict = None
-        if labeller:
-            from segmentation.pseudo_labels import pseudo_labeller
-            from segmentation.train import CHECKPOINT
-
-            predict = pseudo_labeller(run / labeller[0] / CHECKPOINT, config.compute)
+        predict = _predict(config, run / labeller[0]) if labeller else None
         given = TranslationInputs(
             _spec(config, run, settings.source),
             config.target,

@@ -184,6 +184,15 @@ class Config(Schema):
             if translation.trains and recipe.semantics:
                 self.semantics_arm(recipe.semantics)
             self._check_pseudo_labels(name, translation.pseudo_labels)
+            reads = translation.trains and recipe.reads_labels
+            labeller = translation.pseudo_labels
+            if translation.translator.trains and reads != (labeller is not None):
+                raise ValueError(
+                    f"{place(name)}.pseudo_labels is {labeller!r}, and its cyclegan has "
+                    f"label_discriminators {recipe.label_discriminators} and matched_crops "
+                    f"{recipe.matched_crops}; name the arm whose network labels the target for "
+                    "these, e.g. source_only, or leave all of them out"
+                )
             if translation.teacher:
                 if not recipe.paired:
                     raise ValueError(
