@@ -6,7 +6,7 @@ so nothing is cached here.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from flows.dispatch import dispatch
 from flows.plan import plan
@@ -37,7 +38,11 @@ _SIDE_BY_SIDE: Any = ThreadPoolTaskRunner(max_workers=256)
 """So many units may be waited for at a time."""
 
 
-@flow(name="adapt", flow_run_name="{run}", task_runner=_SIDE_BY_SIDE)
+def _name() -> str:
+    return Path(str(flow_run.parameters["run"])).name
+
+
+@flow(name="adapt", flow_run_name=_name, task_runner=_SIDE_BY_SIDE)
 def adapt(
     run: str,
     config: str | None = None,
@@ -45,7 +50,7 @@ def adapt(
     force: list[str] | None = None,
     whole: Config | None = None,
     workers: bool = False,
-    parts: int = 1,
+    parts: Annotated[int, Field(ge=1, le=1024)] = 1,
 ) -> str:
     """Run a whole adaptation, from CycleGAN training to the report.
 
