@@ -120,28 +120,33 @@ def test_many_take_turns_beside_the_locks_of_the_dead(
     for number in (3, 8):
         dead = Holder(host="here", pid=os.getpid(), machine=own, start="1")  # the number used again
         (tmp_path / FOLDER / f"a+b.{number}").write_text(dead.model_dump_json())
-    processes = [context.Process(target=count, args=(tmp_path, 25)) for _ in range(4)]
+    processes = [context.Process(target=count, args=(tmp_path, 50)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert (tmp_path / "number").read_text() == "100"
+    assert (tmp_path / "number").read_text() == "200"
 
 
-def lose(folder: Path) -> None:
+def lose(folder: Path, to: str) -> None:
     with lock(folder, "a/b"):
         time.sleep(0.3)
         (path,) = (folder / FOLDER).iterdir()
         path.unlink()
+        if to:
+            path.write_text(to)
         time.sleep(30)
 
 
-def test_who_has_lost_its_lock_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("to", ["", Holder(host="far", machine="far").model_dump_json()])
+def test_who_has_lost_its_lock_ends(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock_module, "BEAT", 0.05)
-    process = context.Process(target=lose, args=(tmp_path,))
+    process = context.Process(target=lose, args=(tmp_path, to))
     process.start()
-    process.join(10)
+    process.join(30)
     assert process.exitcode == 2
 
 

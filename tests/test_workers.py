@@ -93,7 +93,7 @@ def started(
             pytest.fail(f"SIGTERM did not end it: {log.read_text()}")
 
 
-def until(condition: Callable[[], object], log: Path, seconds: float = 300) -> None:
+def until(condition: Callable[[], object], log: Path, seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -111,9 +111,8 @@ def test_a_worker_dies_and_the_report_is_that_of_one_machine(
     early = call(env, "worker", "--pool", "gpu")
     assert early.returncode == 2
     assert "has no pool 'gpu'. Make it with `sim2real deploy`" in early.stderr
-    for _ in range(2):  # to repeat it changes nothing
-        made = call(env, "deploy", "--lost-after", "60")
-        assert made.returncode == 0, made.stderr
+    made = call(env, "deploy", "--lost-after", "60")
+    assert made.returncode == 0, made.stderr
     local = {k: v for k, v in env.items() if not k.startswith("PREFECT_API")}
     alone = call(local, "run", place / "tiny.yaml", "--run", place / "alone")
     assert alone.returncode == 0, alone.stderr
@@ -168,7 +167,7 @@ def test_what_a_worker_refuses_is_said_by_the_run(
     env: dict[str, str], place: Path, tmp_path: Path
 ) -> None:
     """A folder that the worker may not use: one unit fails, once, and the run says why."""
-    assert call(env, "deploy", "--lost-after", "60").returncode == 0
+    assert call(env, "deploy", "--lost-after", "60").returncode == 0  # again: nothing changes
     log = place / "stranger.log"
     with started(env, log, "worker", "--pool", "gpu", "--root", tmp_path):
         result = call(env, "run", place / "tiny.yaml", "--run", place / "other", "--workers")

@@ -9,6 +9,7 @@ process can do.
 
 import os
 import random
+import secrets
 import socket
 import sys
 import threading
@@ -43,6 +44,8 @@ class Holder(BaseModel):
     """Tells the running systems and containers of equally named machines apart."""
     start: str | None = None
     """When the process started, by its machine's own count: numbers of processes are used again."""
+    token: str = ""
+    """Tells this time from all others that the same process holds a lock."""
 
     def __str__(self) -> str:
         return f"{self.worker or 'a process'} (process {self.pid} on {self.host})"
@@ -66,16 +69,17 @@ def lock(folder: Path, name: str, *, wait: bool = True) -> Iterator[None]:
         UserError: without `wait`, somebody else holds it.
         OSError: the folder cannot be written.
     """
-    path = _acquire(folder / FOLDER, name, wait)
+    path, own = _acquire(folder / FOLDER, name, wait)
     over = threading.Event()
-    beating = threading.Thread(target=_beat, args=(path, over), daemon=True)
+    beating = threading.Thread(target=_beat, args=(path, own, over), daemon=True)
     beating.start()
     try:
         yield
     finally:
         over.set()
         beating.join()
-        path.unlink(missing_ok=True)
+        if _read(path) == own:
+            path.unlink(missing_ok=True)
         with suppress(OSError):  # others hold locks there
             path.parent.rmdir()
 
@@ -104,7 +108,7 @@ def _key(name: str) -> str:
     return name.replace("/", "+")
 
 
-def _acquire(place: Path, name: str, wait: bool) -> Path:
+def _acquire(place: Path, name: str, wait: bool) -> tuple[Path, Holder]:
     """Create the file of the lock."""
     key = _key(name)
     own = Holder(
@@ -113,7 +117,8 @@ def _acquire(place: Path, name: str, wait: bool) -> Path:
         worker=os.environ.get(WORKER) or None,
         machine=_machine(),
         start=_start(os.getpid()),
-    ).model_dump_json()
+        token=secrets.token_hex(8),
+    )
     seen: _Seen = {}
     told = False
     while True:
@@ -124,13 +129,13 @@ def _acquire(place: Path, name: str, wait: bool) -> Path:
             place.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError, FileNotFoundError):  # another one was faster
                 with path.open("x") as file:
-                    file.write(own)
+                    file.write(own.model_dump_json())
                 # Another one may have done the same since, by what is no longer true here.
                 others = set(_files(place, key)) - {path}
                 if all(_read(p) in (None, dead.get(p)) for p in others):
                     for old in dead:
                         old.unlink(missing_ok=True)
-                    return path
+                    return path, own
                 path.unlink(missing_ok=True)
             time.sleep(random.uniform(0, 0.1))
             continue
@@ -187,20 +192,19 @@ def _is_dead(path: Path, holder: Holder, seen: _Seen) -> bool:
     return True
 
 
-def _beat(path: Path, over: threading.Event) -> None:
+def _beat(path: Path, own: Holder, over: threading.Event) -> None:
     while not over.wait(BEAT):
-        try:
-            os.utime(path)
-        except FileNotFoundError:
+        with suppress(OSError):  # the storage does not answer: once more
+            if _read(path) == own:
+                os.utime(path)
+                continue
             print(
-                f"Error: {path} is gone: this process was silent for so long that another one took "
-                "its work over, or the folder was removed. It ends here.",
+                f"Error: {path} is another's, or gone: this process was silent for so long that "
+                "another one took its work over, or the folder was removed. It ends here.",
                 file=sys.stderr,
                 flush=True,
             )
             os._exit(2)
-        except OSError:  # the storage does not answer: once more
-            continue
 
 
 def _machine() -> str | None:
