@@ -58,7 +58,7 @@ def env(place: Path) -> Iterator[dict[str, str]]:
         place / "server.log",
         *["server", "--port", str(port)],
     ):
-        for _ in range(240):
+        for _ in range(600):
             with contextlib.suppress(URLError), urlopen(f"{api}/health"):
                 break
             time.sleep(0.5)
