@@ -95,9 +95,9 @@ def run(
 
         derived = with_budget(loaded, numbers_of_frames(budget))
     else:
-        _run_flow(loaded, run_folder or folder, force or [])
+        _run_flow(loaded, run_folder or folder, force or [], config)
         return
-    _run_flow(derived, run_folder or Path("runs") / derived.name, force or [], lender=folder)
+    _run_flow(derived, run_folder or Path("runs") / derived.name, force or [], config, folder)
 
 
 @app.command()
@@ -116,19 +116,20 @@ def demo(
     load_config(shipped, settings)  # a misspelt setting is said before anything is drawn
     write_toy_world(out / "data")
     write_text(config, shipped.read_text(encoding="utf-8"))
-    _run_flow(load_config(config, settings), out, [])
+    _run_flow(load_config(config, settings), out, [], config)
 
 
 def _run_flow(
-    config: "Config", folder: Path, forced: list[str], lender: Path | None = None
+    config: "Config", folder: Path, forced: list[str], file: Path, lender: Path | None = None
 ) -> None:
     """Do what is left of a run, and show its result.
 
     Args:
+        file: what the configuration was read from.
         lender: another run, to take stages over from that it made from equal inputs.
     """
     from flows.prepare import prepare
-    from flows.show import say_missing_classes, show_result
+    from flows.show import show_result
     from pipeline.errors import UserError
     from pipeline.run.folder import CONFIG_FILE, LADDER_FILE, locked
     from pipeline.run.stage import is_done
@@ -138,9 +139,8 @@ def _run_flow(
             f"{folder} holds an ablation of an earlier version: a folder of runs, each of which "
             "can still be reported and compared. Give another folder with --run DIR."
         )
-    say_missing_classes(config)
     with locked(folder):
-        stages = prepare(config, folder, forced)
+        stages = prepare(config, folder, forced, file)
         if lender:
             from flows.ablate import take_over
 
@@ -200,7 +200,7 @@ def _run_stages(
         read_run(folder)  # a mistyped name must not make a folder
     with locked(folder):
         if config:
-            prepare(load_config(config, settings), folder, [])
+            prepare(load_config(config, settings), folder, [], config)
         stages = plan(read_run(folder), folder)
         wanted = [stage for stage in stages if stage.command == command]
         if not wanted:
@@ -470,9 +470,8 @@ def check(
             console.print(line, soft_wrap=True, markup=False)
     if target.config:
         from flows.prepare import preflight
-        from flows.show import say_missing_classes, show_estimate
+        from flows.show import show_estimate
 
-        say_missing_classes(target.config)
         try:
             preflight(target.config)
         except UserError as error:

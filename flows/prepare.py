@@ -14,8 +14,10 @@ from pipeline.data.listing import label_finder, list_samples, not_here
 from pipeline.data.reading import LabelReader, read_frame, working_size
 from pipeline.data.spec import DatasetSpec, limited, missing_classes
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.intake.headers import check_headers
-from pipeline.run.folder import write_run
+from pipeline.intake.lost import Lost, lost_classes, refuse
+from pipeline.run.folder import LOST_FILE, write_run
 from pipeline.run.stage import Stage, check, is_done, named, remove
 from pipeline.text import count
 
@@ -199,17 +201,31 @@ def _scoring(config: Config) -> None:
         label_ids(space)
 
 
-def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:
+def lost_in(config: Config, file: Path | None) -> list[Lost]:
+    """The classes that fall to nothing in the labels that a run reads.
+
+    Args:
+        file: what the configuration was read from, for the lines that are to be changed.
+    """
+    parts = {"source": config.source, "target": config.target, "test": config.test}
+    if "target" not in config.labels_read:
+        del parts["target"]
+    return lost_classes(parts, load_label_space(config.label_space), file)
+
+
+def prepare(config: Config, run: Path, forced: list[str], file: Path | None = None) -> list[Stage]:
     """Check a configuration against its data and the run folder, then record it there.
 
     Args:
         forced: names of stages to remove, with all that reads them.
+        file: what the configuration was read from.
 
     Returns:
         The plan of the run.
 
     Raises:
-        UserError: something cannot work, or the run holds stages made from other settings.
+        UserError: something cannot work, a class is lost, or the run holds stages made from other
+            settings.
     """
     stages = plan(config, run)
     doomed = named(stages, forced)
@@ -218,6 +234,11 @@ def prepare(config: Config, run: Path, forced: list[str]) -> list[Stage]:
         return stages
     preflight(config)
     check(run, stages, forced=doomed)
+    lost = lost_in(config, file)
+    refuse(lost)
+    for one in lost:
+        print(f"Note: {one.text}.", file=sys.stderr)
     remove(run, doomed)
     write_run(run, config)
+    write_json(run / LOST_FILE, [one.model_dump(mode="json") for one in lost])
     return stages

@@ -1,6 +1,5 @@
 """What the commands show of runs and data sets: tables and notes."""
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -18,25 +17,6 @@ from pipeline.run.stage import Stage, is_done
 from pipeline.schema import parse
 from pipeline.scoring.metrics import headline
 from pipeline.text import count, duration, number, percent, size
-
-
-def say_missing_classes(config: Config) -> None:
-    """Notes on classes that the source lacks, and on a data set's own names without a class."""
-    space = load_label_space(config.label_space)
-    if missing := missing_classes(config.source, space):
-        print(
-            f"Note: data set {config.source.name} has no {', '.join(missing)}: the arms that "
-            "train on it cannot learn these classes.",
-            file=sys.stderr,
-        )
-    grouped = {name for label_class in space.classes for name in label_class.names}
-    for spec in (config.source, config.target, config.test):
-        if unused := sorted(name for name in spec.names() - grouped if "/" in name):
-            print(
-                f"Note: no class of label space {space.name} holds {', '.join(unused)} of data set "
-                f"{spec.name}: these pixels are ignored.",
-                file=sys.stderr,
-            )
 
 
 def show_result(folder: Path) -> None:

@@ -286,7 +286,8 @@ def test_missing_classes_are_said(
     )
     with pytest.raises(SystemExit):
         cli_module.main()
-    assert "gta5 has no sidewalk, building, wall" in capsys.readouterr().err
+    told = capsys.readouterr().out
+    assert "no value of data set gta5 is named sidewalk (" in told
 
 
 def test_ctrl_c_says_how_to_go_on(

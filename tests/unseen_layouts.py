@@ -29,11 +29,13 @@ _VIPER = {
     "person": 20, "rider": 20, "bicycle": 22, "motorcycle": 23, "car": 24, "bus": 26, "truck": 27,
     "train": 29,
 }  # fmt: skip
-_VIPER_NAMES = (
-    "unlabeled ambiguous sky road sidewalk railtrack terrain tree vegetation building "
-    "infrastructure fence billboard trafficlight trafficsign mobilebarrier firehydrant chair trash "
-    "trashcan person animal bicycle motorcycle car van bus truck trailer train plane boat"
-).split()
+_VIPER_NAMES = [
+    "unlabeled", "ambiguous", "sky", "road", "sidewalk", "railtrack", "terrain", "tree",
+    "vegetation", "building", "infrastructure", "fence", "billboard", "trafficlight",
+    "trafficsign", "mobilebarrier", "firehydrant", "chair", "trash", "trashcan", "person",
+    "animal", "bicycle", "motorcycle", "car", "van", "bus", "truck", "trailer", "train",
+    "plane", "boat",
+]  # fmt: skip
 _CARLA_08 = {
     "": 0, "building": 1, "fence": 2, "person": 4, "rider": 4, "pole": 5, "road": 7, "sidewalk": 8,
     "vegetation": 9, "terrain": 9, "car": 10, "truck": 10, "bus": 10, "train": 10, "motorcycle": 10,
@@ -212,7 +214,7 @@ def camvid_class_dict(folder: Path, scenes: Scenes) -> None:
 
 
 def unity_perception(folder: Path, scenes: Scenes) -> None:
-    """Unity Perception's SOLO: frame and label by step, colours in `annotation_definitions.json`."""
+    """Unity Perception's SOLO: files by step, colours in `annotation_definitions.json`."""
     table = np.concatenate([_colors(_VOC), np.full((256, 1), 255, np.uint8)], axis=1)
     for i, (rgb, ids) in enumerate(scenes):
         place = folder / f"sequence.{i}"
@@ -266,8 +268,15 @@ def labelme(folder: Path, scenes: Scenes) -> None:
             for name, points in _polygons(ids)
         ]
         height, width = ids.shape
-        document = {"version": "5.2.1", "flags": {}, "shapes": shapes, "imageData": None,
-                    "imagePath": f"img_{i:04d}.jpg", "imageHeight": height, "imageWidth": width}  # fmt: skip
+        document = {
+            "version": "5.2.1",
+            "flags": {},
+            "shapes": shapes,
+            "imageData": None,
+            "imagePath": f"img_{i:04d}.jpg",
+            "imageHeight": height,
+            "imageWidth": width,
+        }
         _text(folder / f"img_{i:04d}.json", json.dumps(document))
 
 

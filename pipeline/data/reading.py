@@ -25,7 +25,7 @@ from pipeline.data.images import (
     resize_rgb,
     stored_values,
 )
-from pipeline.data.labels import IGNORE, LabelSpace
+from pipeline.data.labels import ASKED, IGNORE, SKY_AT_TOP, LabelSpace
 from pipeline.data.listing import Sample
 from pipeline.data.spec import DECODERS, DatasetSpec, code_file, raw_value
 from pipeline.errors import UserError
@@ -100,6 +100,7 @@ class LabelReader:
         self._table = np.full(size, UNNAMED if spec.strict else IGNORE, np.uint8)
         for raw, name in spec.values.items():
             self._table[raw_value(raw, spec.encoding)] = space.index_of(name)
+        self._skies = values_at_top(spec)
 
     def __reduce__(self) -> tuple[object, ...]:
         # To another process without the table, which is large, and the decoder's code.
@@ -137,10 +138,14 @@ class LabelReader:
     def classes(self, raw: npt.NDArray[np.integer]) -> UInt8:
         """Raw values as `raw` returns them -> (H, W) uint8 class indices."""
         if raw.ndim == 3:
-            return _look_up_colors(self._table, raw)
-        if raw.dtype == np.uint8:
-            return np.asarray(cv2.LUT(raw, self._table[:256]))
-        return np.asarray(self._table[raw])
+            classes = _look_up_colors(self._table, raw)
+        elif raw.dtype == np.uint8:
+            classes = np.asarray(cv2.LUT(raw, self._table[:256]))
+        else:
+            classes = np.asarray(self._table[raw])
+        for value in self._skies:
+            classes[below_top(packed(raw) == value)] = IGNORE
+        return classes
 
     def raw(self, path: Path) -> npt.NDArray[np.integer]:
         """The raw values of a label file: (H, W) uint8 or uint16, or (H, W, 3) uint8 colours.
@@ -183,6 +188,31 @@ class LabelReader:
                 f"{path}; 0..65535 are expected."
             )
         return raw.astype(np.uint16)
+
+
+def values_at_top(spec: DatasetSpec) -> list[int]:
+    """The raw values that are sky where they touch the upper border of the frame."""
+    return [
+        raw_value(raw, spec.encoding)
+        for raw, name in spec.values.items()
+        if name.removesuffix(ASKED) == SKY_AT_TOP
+    ]
+
+
+def below_top(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The pixels of an (H, W) mask whose connected region does not touch the first row."""
+    count, regions = cv2.connectedComponents(mask.astype(np.uint8))
+    away = np.ones(count, bool)
+    away[regions[0]] = False
+    return np.asarray(mask & away[regions])
+
+
+def packed(raw: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """Raw values as one number a pixel, (H, W): colours (H, W, 3) uint8 as R << 16 | G << 8 | B."""
+    if raw.ndim == 2:
+        return raw
+    four = cv2.cvtColor(np.ascontiguousarray(raw[:, :, :3]), cv2.COLOR_RGB2BGRA)
+    return np.asarray(four.view("<u4")[:, :, 0] & 0xFFFFFF)
 
 
 def decoder_code(name: str) -> str:

@@ -18,7 +18,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.data.labels import TABLES, LabelSpace, check_name
+from pipeline.data.labels import ASKED, TABLES, LabelSpace, check_name, meaning
 from pipeline.errors import UserError, short
 from pipeline.schema import Located, Schema, Side, located, near
 from pipeline.yaml_files import read_settings, write_yaml
@@ -94,7 +94,8 @@ class DatasetSpec(Schema):
     returns raw values as (H, W) integers in 0..65535. Several threads may call it at once."""
     values: Annotated[dict[str, str], BeforeValidator(_table)] = Field(default_factory=dict)
     """Raw value -> name. Colours are written `"R,G,B"`. A word stands for a table: the name of a
-    known data set for its own, `cityscapes_ids` or `cityscapes_train_ids`."""
+    known data set for its own, `cityscapes_ids` or `cityscapes_train_ids`. A name that ends in `?`
+    was guessed: `run` refuses it until a person has answered."""
     splits: dict[str, str] = Field(default_factory=dict)
     """Further splits: name -> a wildcard over frame names, a `.txt` list below `root`, or
     `FILE.mat:KEY`, the frame numbers (from 1) in a MATLAB file below `root`."""
@@ -108,6 +109,9 @@ class DatasetSpec(Schema):
     width: Side | None = None
     """Working width in pixels: frames and labels are resized to it when read, aspect kept;
     none leaves them as they are."""
+    confirmed: tuple[str, ...] = ()
+    """What is meant to be lost: classes, names or values, as `check` and `run` call them when they
+    refuse labels in which a class falls to nothing."""
     strict: bool = False
     """Raise when a label file holds a value without a name, rather than ignore its pixels."""
     about: About | None = None
@@ -137,7 +141,7 @@ class DatasetSpec(Schema):
             )
         owner: dict[int, str] = {}
         for raw, name in self.values.items():
-            check_name(name)
+            check_name(name.removesuffix(ASKED))
             value = raw_value(raw, self.encoding)
             if value in owner:
                 raise ValueError(_named_twice(raw, owner[value], name, self.encoding))
@@ -146,7 +150,7 @@ class DatasetSpec(Schema):
 
     def names(self) -> set[str]:
         """The vocabulary names that labels of this set can decode to."""
-        return set(self.values.values())
+        return {meaning(name) for name in self.values.values()}
 
 
 def pattern_fields(pattern: str) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.data.images import SUFFIXES, image_size, read_header
+from pipeline.data.labels import SKY_AT_TOP
 from pipeline.data.listing import list_samples, read_list, spaced
 from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
@@ -29,13 +30,17 @@ from pipeline.intake.layouts import (
     pair,
     walk,
 )
-from pipeline.intake.tables import SURELY, Fit, alternatives, fits
+from pipeline.intake.lost import LARGE, LOST, VOID, like_sky
+from pipeline.intake.tables import SURELY, Fit, alternatives, fits, odd
+from pipeline.intake.text import percent
 from pipeline.schema import CONTROL, parse
 
 SAMPLE = 64
 """Label files whose values are counted, evenly spaced."""
 _LOOKED_AT = 3
 """Files of a series that decide what it shows."""
+_SEEN = 1e-4
+"""A value without a name that has a smaller share of the pixels is not asked about."""
 _LISTS, _LIST_BYTES = 50, 4 * 1024 * 1024
 
 _LABEL_WORDS = re.compile(r"label|lbl|seg|mask|annot|semantic|class|(?<![a-z])(gt|ss)(?![a-z])")
@@ -113,10 +118,37 @@ class Discovery:
         table = self.table.table.values
         return {v.raw: table[v.raw] for v in self.observation.values if v.raw in table}
 
-    def unnamed(self) -> list[Value]:
-        """The observed values that no table names."""
-        values = () if self.observation is None else self.observation.values
-        return [value for value in values if value.raw not in self.names()]
+    def questions(self) -> dict[str, tuple[str, str]]:
+        """Observed raw value -> the name that is proposed, and why a person is to look at it."""
+        if self.observation is None:
+            return {}
+        names, values = self.names(), self.observation.values
+        sky = sum(value.share for value in values if names.get(value.raw) == "sky")
+        asked = {}
+        for value in values:
+            name = names.get(value.raw)
+            if why := self._doubt(value, name, has_sky=sky >= LOST):
+                asked[value.raw] = why
+        return asked
+
+    def _doubt(self, value: Value, name: str | None, *, has_sky: bool) -> tuple[str, str] | None:
+        void = name is None or name in VOID or name == SKY_AT_TOP
+        if void and not has_sky and like_sky(value.share, value.border):
+            return SKY_AT_TOP, f"{percent(value.border)} of the upper border"
+        if name is None:
+            return ("unlabeled", "") if value.share >= _SEEN else None
+        assert self.table is not None
+        if void:
+            return (name, "much for this name") if value.share >= LARGE else None
+        if value.share < LOST:
+            return None
+        if why := self.table.table.asked.get(value.raw):
+            return name, why
+        if odd(name, value):
+            return name, f"an odd place for {name}"
+        if self.table.plausible < SURELY:
+            return name, "the table is no more than the likeliest"
+        return None
 
 
 def discover(folder: Path) -> Discovery:

@@ -45,6 +45,8 @@ class Value:
     """Files that hold it."""
     height: float
     """Mean position of its pixels: 0 is the top of the frame, 1 the bottom."""
+    border: float
+    """Its share of the first rows of the frames."""
     example: Path
     """The file that holds most of it."""
 
@@ -139,6 +141,7 @@ class _Tally:
     def __init__(self) -> None:
         self.pixels: dict[int, int] = defaultdict(int)
         self.heights: dict[int, float] = defaultdict(float)
+        self.border: dict[int, int] = defaultdict(int)
         self.frames: dict[int, int] = defaultdict(int)
         self.example: dict[int, tuple[int, Path]] = {}
 
@@ -155,10 +158,12 @@ class _Tally:
             self.frames[value] += 1
             if count > self.example.get(value, (0, path))[0]:
                 self.example[value] = count, path
+        for value, count in zip(*np.unique(codes[0], return_counts=True), strict=True):
+            self.border[int(value)] += int(count)
 
     def values(self, text: Callable[[int], str]) -> tuple[Value, ...]:
         """What was counted, most frequent first."""
-        total = sum(self.pixels.values())
+        total, border = sum(self.pixels.values()), sum(self.border.values())
         order = sorted(self.pixels, key=lambda value: (-self.pixels[value], value))
         return tuple(
             Value(
@@ -167,6 +172,7 @@ class _Tally:
                 self.pixels[value] / total,
                 self.frames[value],
                 self.heights[value] / self.pixels[value],
+                self.border[value] / border,
                 self.example[value][1],
             )
             for value in order

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from pipeline.data.labels import TABLES, load_label_space
+from pipeline.data.labels import SKY_AT_TOP, TABLES, load_label_space
 from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.intake.encodings import Encoding, Observation, Value
+from pipeline.intake.lost import like_sky
 from pipeline.schema import parse
 from pipeline.yaml_files import read_yaml
 
@@ -44,6 +45,7 @@ _MORE_COLORS = {
     "0,0,90": "caravan",
     "0,0,110": "trailer",
 }
+_ASKED = {"carla_old": {"10": "any vehicle, from bicycle to train"}}
 _SHARED_COLORS = {
     "153,153,153": "or polegroup: the colour does not tell",
     "0,0,142": "or license plate: the colour does not tell",
@@ -60,6 +62,8 @@ class Table:
     values: dict[str, str]
     remarks: dict[str, str] = field(default_factory=dict)
     """Raw value -> what to know of its name."""
+    asked: dict[str, str] = field(default_factory=dict)
+    """Raw value -> why its name is to be looked at where it occurs."""
     users: tuple[str, ...] = ()
     """Further data sets with the same table."""
 
@@ -91,7 +95,7 @@ def known_tables() -> list[Table]:
             if table.values == values:
                 tables[i] = replace(table, users=(*table.users, name))
                 return
-        tables.append(Table(name, encoding, values))
+        tables.append(Table(name, encoding, values, asked=_ASKED.get(name, {})))
 
     for word, values in TABLES.items():
         add(word, "ids", {str(raw): name for raw, name in values.items()})
@@ -135,8 +139,7 @@ def _fit(table: Table, values: Sequence[Value]) -> Fit:
     weights, scores, worst = _GROUND_WEIGHT, 0.0, (0.0, "")
     covered = ground = void = 0.0
     for value in values:
-        # 255 is what no class claims: in many tables, written down in few.
-        name = table.values.get(value.raw, "unlabeled" if value.raw == "255" else None)
+        name = name_of(table, value)
         if name is None:
             continue
         covered += value.share
@@ -156,6 +159,15 @@ def _fit(table: Table, values: Sequence[Value]) -> Fit:
     if void > MUCH_VOID:
         weights += math.sqrt(void)
     return Fit(table, covered, scores / weights if covered else 0.0, worst[1])
+
+
+def name_of(table: Table, value: Value) -> str | None:
+    """What a table calls an observed value, for its place in the frame."""
+    # 255 is what no class claims: in many tables, written down in few.
+    name = table.values.get(value.raw, "unlabeled" if value.raw == "255" else None)
+    if name == SKY_AT_TOP:
+        return "sky" if like_sky(value.share, value.border) else "unlabeled"
+    return name
 
 
 def _plausibility(name: str, value: Value) -> float:
