@@ -492,8 +492,35 @@ def new_dataset(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="The spec to write [NAME.yaml].")
     ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--target",
+            metavar="FOLDER",
+            help="Real frames, labelled or not, or their YAML file: write the run's configuration.",
+        ),
+    ] = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            "--test", metavar="FOLDER", help="Labelled real frames [a split of the target]."
+        ),
+    ] = None,
 ) -> None:
-    """Look at a folder of unknown layout and write a first spec of it, with pictures."""
+    """Look at a folder of unknown layout and write a first spec of it, with pictures.
+
+    With --target, write also the configuration of a first run, sized for this machine. What a
+    person has to answer ends in a question mark in the files.
+    """
+    from pipeline.errors import UserError
+
+    if target is not None:
+        from flows.first_run import write_first_run
+
+        print("\n".join(write_first_run(folder, target, test, out)))
+        return
+    if test is not None:
+        raise UserError("--test FOLDER goes with --target FOLDER: together they make a run.")
     from pipeline.intake.discover import discover
     from pipeline.intake.first_spec import describe, write_first_spec
 

@@ -34,7 +34,7 @@ def describe(discovery: Discovery, out: Path | None = None) -> list[str]:
     pairs, observation = discovery.pairs, discovery.observation
     lines = [f"{discovery.frames:,} images: {discovery.images.pattern()}"]
     if pairs is None or observation is None:
-        lines.append("no labels: a set of frames only")
+        lines.append("no labels: a `target` to adapt to; a source or a test set has labels")
     else:
         lines.append(f"{len(pairs.labels.paths):,} labels: {pairs.label_pattern()}")
         lines.append(f"{pairs.count:,} pairs, {len(pairs.lone_images):,} images without a label")
