@@ -547,7 +547,7 @@ def test_folders_with_nothing_to_find(
         discover(folder)
     (folder / "frames.zip").write_bytes(b"PK")
     (folder / ".hidden.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"\(1 other file\(s\)\). Unpack"):
+    with pytest.raises(UserError, match=r"\(1 other file\(s\)\). Not read: 1 archives: unpack"):
         discover(folder)
     with pytest.raises(UserError, match="is a file"):
         discover(folder / "frames.zip")

@@ -70,6 +70,10 @@ def class_reader(
     if spec.decoder is not None:
         decoding["code"] = decoder_code(spec.decoder)
     classes = {raw: space.index_of(name) for raw, name in spec.values.items()}
+    if spec.divide != 1:
+        decoding["divide"] = spec.divide
+    if spec.label_scale != 1:
+        decoding["label_scale"] = spec.label_scale
     if skies := values_at_top(spec):
         decoding["at_top"] = skies
     files = [sample.label for sample in samples if sample.label is not None]

@@ -15,11 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.images import (
+    ARRAY,
     Header,
     Raw,
     UInt8,
     image_size,
     open_image,
+    read_header,
+    read_raw,
     read_rgb,
     resize_indices,
     resize_rgb,
@@ -58,10 +61,24 @@ def working_size(spec: DatasetSpec, size: tuple[int, int]) -> tuple[int, int]:
 
 def sizes_differ(spec: DatasetSpec, image: tuple[int, int], label: tuple[int, int]) -> str | None:
     """What is wrong with the size of a frame beside its label's (width, height), if anything."""
+    scaled = spec.label_scale != 1
+    full = (round(label[0] / spec.label_scale), round(label[1] / spec.label_scale))
+    said = label == tuple(round(side * spec.label_scale) for side in image)
     # Translated frames are stored at the working width beside labels of the original size.
-    if image in (label, working_size(spec, label)):
+    if said or image in (full, working_size(spec, full)):
         return None
-    return f"image {image[0]}x{image[1]}, label {label[0]}x{label[1]}"
+    seen = f"image {image[0]}x{image[1]}, label {label[0]}x{label[1]}"
+    if scaled:
+        return f"{seen}, and `label_scale` {spec.label_scale:g} is said"
+    if scale := scale_of(image, label):
+        return f"{seen}: if all are so, `label_scale: {scale:g}` reads them"
+    return seen
+
+
+def scale_of(image: tuple[int, int], label: tuple[int, int]) -> float | None:
+    """How many times as wide and high as its frame a label is; None where it is cut otherwise."""
+    scale = label[0] / image[0]
+    return scale if scale != 1 and abs(image[1] * scale - label[1]) < 1 else None
 
 
 def label_fault(spec: DatasetSpec, header: Header) -> tuple[str, str] | None:
@@ -133,7 +150,11 @@ class LabelReader:
                 f"({unnamed.mean():.1%} of its pixels). Name them in `values` of data set "
                 f"{self.spec.name} ('unlabeled' ignores them), or set `strict: false`."
             )
-        return classes if native else resize_indices(classes, working_size(self.spec, size))
+        if native:
+            return classes
+        if self.spec.label_scale != 1:
+            size = image_size(sample.image)
+        return resize_indices(classes, working_size(self.spec, size))
 
     def classes(self, raw: npt.NDArray[np.integer]) -> UInt8:
         """Raw values as `raw` returns them -> (H, W) uint8 class indices."""
@@ -155,20 +176,30 @@ class LabelReader:
         """
         if self._decode is not None:
             return self._decoded(path, self._decode)
-        with open_image(path) as opened:
-            if fault := label_fault(self.spec, opened.header):
-                raise UserError(
-                    f"{path} is no label of data set {self.spec.name}: {fault[1]}. Fix the file, "
-                    "or the data set's `encoding`; `sim2real check` says more."
-                )
-            raw = stored_values(opened, colors=self.spec.encoding == "rgb")
+        colors = self.spec.encoding == "rgb"
+        if path.suffix.lower() == ARRAY:
+            self._check(path, read_header(path))
+            raw = read_raw(path)
+        else:
+            with open_image(path) as opened:
+                self._check(path, opened.header)
+                raw = stored_values(opened, colors=colors)
         if self.spec.encoding == "rgb":
             return np.ascontiguousarray(raw[:, :, :3])
         if self.spec.encoding == "channel":
             raw = raw[:, :, self.spec.channel]
+        if self.spec.encoding == "ids":
+            raw = divided(raw, self.spec.divide)
         if problem := not_ids(raw):
             raise UserError(f"{path} is no label of data set {self.spec.name}: {problem}.")
         return np.ascontiguousarray(raw, np.uint16 if raw.dtype.itemsize > 1 else np.uint8)
+
+    def _check(self, path: Path, header: Header) -> None:
+        if fault := label_fault(self.spec, header):
+            raise UserError(
+                f"{path} is no label of data set {self.spec.name}: {fault[1]}. Fix the file, or "
+                "the data set's `encoding`; `sim2real check` says more."
+            )
 
     def _decoded(self, path: Path, decode: Decoder) -> npt.NDArray[np.integer]:
         try:
@@ -228,6 +259,11 @@ def decoder_code(name: str) -> str:
         if not os.path.isfile(source):  # a module that Python itself is built with
             return ""
     return hashlib.sha256(_content(source)).hexdigest()[:16]
+
+
+def divided(raw: Raw, divisor: int) -> Raw:
+    """Ids of classes from values that hold the number of an object, too; see `divide` of a spec."""
+    return raw if divisor == 1 else np.where(raw >= divisor, raw // divisor, raw)
 
 
 def not_ids(raw: Raw) -> str | None:

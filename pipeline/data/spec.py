@@ -85,6 +85,12 @@ class DatasetSpec(Schema):
     RGB colour, or one channel of a colour image."""
     channel: int = Field(0, ge=0, le=3)
     """Which channel holds the value when `encoding` is `channel`: 0 is red."""
+    divide: int = Field(1, ge=1, le=65535)
+    """For ids that hold the number of an object, too: values from this on are divided by it. 1000
+    reads class * 1000 + number, 256 what KITTI's `instance` files hold."""
+    label_scale: float = Field(1.0, gt=0, le=16)
+    """How many times as wide as its frame a label is: 0.5 for masks of half the size. It is resized
+    (nearest) to the frame, or with `width` both to that; scores are taken at the label's size."""
     decoder: Annotated[str | None, Located((".py",))] = Field(
         None, pattern=r"^([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*$"
     )
@@ -139,6 +145,8 @@ class DatasetSpec(Schema):
             raise ValueError(
                 f"`decoder` returns ids, and `encoding` is {self.encoding!r}; leave it out"
             )
+        if self.divide != 1 and self.encoding != "ids":
+            raise ValueError(f"`divide` is for `encoding: ids`, not {self.encoding!r}")
         owner: dict[int, str] = {}
         for raw, name in self.values.items():
             check_name(name.removesuffix(ASKED))

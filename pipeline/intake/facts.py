@@ -16,13 +16,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
-from pipeline.data.images import Header, Raw, UInt8, frame_fault, read_header, read_raw, read_rgb
+from pipeline.data.images import (
+    ARRAY,
+    Header,
+    Raw,
+    UInt8,
+    frame_fault,
+    read_header,
+    read_raw,
+    read_rgb,
+)
 from pipeline.data.labels import IGNORE, LabelSpace, meaning
 from pipeline.data.listing import Sample
 from pipeline.data.reading import (
     UNNAMED,
     LabelReader,
     below_top,
+    divided,
     label_fault,
     not_ids,
     packed,
@@ -56,6 +66,7 @@ _ENDINGS = {
     "MPO": {".jpg", ".jpeg"},
     **{name: {f".{name.lower()}"} for name in ("PNG", "WEBP", "BMP", "PPM")},
     "TIFF": {".tif", ".tiff"},
+    "NPY": {ARRAY},
 }
 Read = TypeVar("Read")
 Values = npt.NDArray[np.integer]
@@ -219,6 +230,7 @@ class Examiner:
 
     def _ids(self, raw: Raw, faults: Faults) -> Values | None:
         """Ids as they are read in training: 8 or 16 bits; None, and a fault, if beyond."""
+        raw = divided(raw, self.spec.divide) if self.spec.encoding == "ids" else raw
         if raw.dtype in (np.uint8, np.bool_):
             return raw.astype(np.uint8, copy=False)
         if beyond := not_ids(raw):
@@ -230,7 +242,7 @@ class Examiner:
             if (used % 257 == 0).all() or (used % 256 == 0).all():
                 seen = "8-bit ids stretched to 16 bits: divide by 257 or 256"
             elif top > 999 and np.isin(used // 1000, [*self.names]).mean() > 0.5:
-                seen = "id * 1000 + number, as instance files hold; the labels are other files"
+                seen = "id * 1000 + number, as instance files hold: `divide: 1000` reads them"
             else:
                 seen = "values beyond the table"
             faults["label-depth"] = f"16-bit values up to {top}: {seen}"

@@ -33,7 +33,10 @@ def describe(discovery: Discovery, out: Path | None = None) -> list[str]:
     """
     pairs, observation = discovery.pairs, discovery.observation
     lines = [f"{discovery.frames:,} images: {discovery.images.pattern()}"]
-    if pairs is None or observation is None:
+    if discovery.foreign:
+        lines.append(f"labels that are not read: {discovery.foreign}")
+        lines.append("without them these frames are a `target` to adapt to")
+    elif pairs is None or observation is None:
         lines.append("no labels: a `target` to adapt to; a source or a test set has labels")
     else:
         lines.append(f"{len(pairs.labels.paths):,} labels: {pairs.label_pattern()}")
@@ -178,11 +181,19 @@ def spec_text(discovery: Discovery, out: Path, quarantine: str | None) -> str:
     lines.append(f"#   sim2real check {out.name}")
     lines += [f"name: {_quoted(discovery.name)}", f"root: {_quoted(_root(discovery, out))}"]
     lines.append(f"images: {_quoted(discovery.images.pattern())}")
+    if discovery.foreign:
+        lines += [f"# {line}" for line in _wrapped([f"Labels not read: {discovery.foreign}."])]
     if pairs is not None and observation is not None:
         lines.append(f"labels: {_quoted(pairs.label_pattern())}")
         lines.append(f"encoding: {observation.encoding}")
         if observation.encoding == "channel":
             lines.append(f"channel: {observation.channel}")
+        if observation.divide != 1:
+            lines.append(f"divide: {observation.divide}  # class * {observation.divide} + number")
+        if discovery.label_scale != 1:
+            lines.append(
+                f"label_scale: {discovery.label_scale:.6g}  # labels' size by frames' size"
+            )
     if discovery.split is not None:
         known = ", ".join(f"{name} {count:,}" for name, count in discovery.splits.items())
         lines.append(f"split: {_quoted(discovery.split)}" + (f"  # of {known}" if known else ""))

@@ -242,6 +242,8 @@ def _of_values(part: str, found: Census, space: LabelSpace, place: _Place) -> It
         if space.index_of(name) != IGNORE:
             continue
         ignored += share
+        if name.endswith(ASKED):
+            continue
         at_top = found.share_at_top(value)
         if meaning(name) not in VOID:
             broad[meaning(name)].append(value)

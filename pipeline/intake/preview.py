@@ -85,7 +85,7 @@ def read_pair(image: Path, label: Path, observation: Observation) -> tuple[UInt8
     """A frame (H, W, 3) and its values (H, W), brought to the label's size; None if unreadable."""
     try:
         raw = read_raw(label, colors=observation.encoding == "rgb")
-        values = codes(raw, observation.encoding, observation.channel)
+        values = codes(raw, observation.encoding, observation.channel, observation.divide)
         rgb = read_rgb(image)
     except (UserError, IndexError):
         return None

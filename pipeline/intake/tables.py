@@ -46,6 +46,16 @@ _MORE_COLORS = {
     "0,0,110": "trailer",
 }
 _ASKED = {"carla_old": {"10": "any vehicle, from bicycle to train"}}
+_CARLA_COLORS = {
+    "0": "0,0,0", "1": "70,70,70", "2": "100,40,40", "3": "55,90,80", "4": "220,20,60",
+    "5": "153,153,153", "6": "157,234,50", "7": "128,64,128", "8": "244,35,232",
+    "9": "107,142,35", "10": "0,0,142", "11": "102,102,156", "12": "220,220,0",
+    "13": "70,130,180", "14": "81,0,81", "15": "150,100,100", "16": "230,150,140",
+    "17": "180,165,180", "18": "250,170,30", "19": "110,190,160", "20": "170,120,50",
+    "21": "45,60,150", "22": "145,170,100",
+}  # fmt: skip
+"""Tag of `carla_old` -> what its colour converter draws (LibCarla image/CityScapesPalette.h)."""
+_CARLA_TO_0_9_9 = {"2": "190,153,153", "3": "250,170,160"}
 _SHARED_COLORS = {
     "153,153,153": "or polegroup: the colour does not tell",
     "0,0,142": "or license plate: the colour does not tell",
@@ -107,6 +117,12 @@ def known_tables() -> list[Table]:
         ",".join(map(str, one.color)): one.name for one in load_label_space("cityscapes19").classes
     }
     colors = _MORE_COLORS | palette
+    old = parse(DatasetSpec, {**spec_fields("carla_old", Path()), "root": "."}, "carla_old").values
+    for name, changed in (("CARLA colours", {}), ("CARLA colours to 0.9.9", _CARLA_TO_0_9_9)):
+        drawn = {raw: changed.get(raw, color) for raw, color in _CARLA_COLORS.items()}
+        asked = {drawn[raw]: why for raw, why in _ASKED["carla_old"].items()}
+        named = {color: old[raw] for raw, color in drawn.items()}
+        tables.append(Table(name, "rgb", named, asked=asked))
     return [*tables, Table("Cityscapes colours", "rgb", colors, _SHARED_COLORS)]
 
 
@@ -132,6 +148,11 @@ def fits(observation: Observation) -> list[Fit]:
         return -score, -named, fit.table.encoding != observation.encoding
 
     return sorted(found, key=order)
+
+
+def fit_of_legend(table: Table, values: Sequence[Value]) -> Fit:
+    """How well a table suits that was found beside the data: surely, if it names the values."""
+    return replace(_fit(table, values), plausible=1.0, oddest="")
 
 
 def _fit(table: Table, values: Sequence[Value]) -> Fit:
