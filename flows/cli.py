@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -21,7 +22,7 @@ app = typer.Typer(
     help="Sim-to-real adaptation for semantic segmentation: train a CycleGAN, translate synthetic "
     "frames, train segmentation networks, and report how much of the gap was closed. "
     "Any command takes --debug, which shows the traceback of an error, and --allow-code, which "
-    "lets a data set's YAML name a Python file to run.",
+    "lets a data set's YAML name a Python file to run. `sim2real --version` says which it is.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,6 +40,8 @@ Forced = Annotated[
 Translation = Annotated[
     str, typer.Option("--translation", metavar="NAME", help="Which of a run's translations.")
 ]
+_QUICK = {"status", "datasets"}
+_FIRST_WORD_SECONDS = 1.5
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Configure the run first, as `run` would.")
 ]
@@ -394,10 +397,15 @@ def export(
 
 @app.command()
 def status(run: RunFolder) -> None:
-    """Show the stages of a run: state, progress, time, what is left."""
-    from flows.show import show_status
+    """Show the stages of a run: state, progress, time, what is left; of a folder of runs, each."""
+    from flows.show import show_runs, show_status
+    from pipeline.run.folder import CONFIG_FILE
 
-    show_status(run)
+    runs = sorted(path.parent for path in run.glob(f"*/{CONFIG_FILE}"))
+    if runs and not (run / CONFIG_FILE).is_file():
+        show_runs(runs)
+    else:
+        show_status(run)
 
 
 @app.command()
@@ -601,6 +609,15 @@ def _command() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     debug = "--debug" in sys.argv
     arguments = [text for text in sys.argv[1:] if text not in ("--debug", "--allow-code")]
+    if arguments == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"sim2real {version('sim2real')}")
+        return
+    first_word = Timer(_FIRST_WORD_SECONDS, _say, arguments[:1])
+    first_word.daemon = True
+    if arguments[:1] and arguments[0] not in _QUICK and "--help" not in arguments:
+        first_word.start()
     try:
         app(args=arguments)
     except (UserError, OSError) as error:
@@ -613,6 +630,13 @@ def _command() -> None:
         if end.code == 130:  # what typer makes of Ctrl-C
             print(STOPPED, file=sys.stderr)
         raise
+    finally:
+        first_word.cancel()
+
+
+def _say(command: str) -> None:
+    """The first word of a command that has libraries to load."""
+    print(f"{command}: loading libraries, then looking at the data", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
