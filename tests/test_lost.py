@@ -1,6 +1,7 @@
 """No class is lost silently: from the guess of a first spec to the refusal of a run."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -198,3 +199,23 @@ def test_sky_is_what_touches_the_top(tmp_path: Path) -> None:
     expected = np.zeros((8, 8), np.uint8)
     expected[:3, 2:], expected[6:, :2] = sky, IGNORE
     assert (classes == expected).all()
+
+
+def test_what_is_wrong_with_data_is_said_before_a_hub_is_asked(
+    sim2real: Sim2Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("flows.prepare.hub_answers", lambda: bool(asked.append(True)))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    weights = {**TINY["segmentation"], "encoder_weights": "imagenet"}
+    source = {**TINY["source"], "images": "none/{frame}"}
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({**TINY, "source": source, "segmentation": weights}))
+    status, told = sim2real("train-segmentation", "r", "--config", "run.yaml")
+    assert status == 2
+    assert "no frame matches 'none/{frame}'" in told
+    assert not asked
+    config.write_text(yaml.safe_dump({**TINY, "segmentation": weights}))
+    assert sim2real("check", "run.yaml")[0] == 0  # its networks are not built here
+    assert asked
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
