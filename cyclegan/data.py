@@ -2,16 +2,18 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cyclegan.layouts import STRIDE, LabelMap, label_map, layout, similarity
 from pipeline.config.settings import ComputeConfig
 from pipeline.config.translation import CycleGANConfig
 from pipeline.data.cache import Reader, class_reader, frame_reader
-from pipeline.data.images import UInt8
+from pipeline.data.images import UInt8, read_raw
 from pipeline.data.labels import LabelSpace
 from pipeline.data.listing import Sample, list_samples
 from pipeline.data.spec import DatasetSpec
@@ -24,29 +26,48 @@ LEAST_DEVIATION = 2.0
 turns the gradients of a near-constant picture into very large ones."""
 ATTEMPTS = 10
 
+ReadItem = Callable[[int, np.random.Generator], Item]
+
+
+@dataclass(frozen=True)
+class DomainLabels:
+    """The classes of both domains' pixels: labels of the source, pseudo-labels of the target."""
+
+    space: LabelSpace
+    pseudo_labels: Path
+    """The folder that `cyclegan.alignment.label_target` fills."""
+
 
 def crop_reader(
     spec: DatasetSpec,
     samples: list[Sample],
     crop: tuple[int, int],
     cache: Path | None,
-    space: LabelSpace | None = None,
-) -> Callable[[int, np.random.Generator], Item]:
+    labels: LabelSpace | Path | None = None,
+) -> ReadItem:
     """A function (frame index, generator) -> `rgb` (h, w, 3) uint8 crop and frame `name`.
 
     Args:
         crop: width and height in pixels; half of the crops are mirrored.
         cache: the folder to keep decoded frames in, if any.
-        space: read the labels, too: `classes` (h, w) uint8.
+        labels: read `classes` (h, w) uint8, too: labels in these classes, or the pseudo-labels in
+            this folder.
     """
     frames = frame_reader(spec, samples, cache)
-    labels = class_reader(spec, samples, space, cache) if space else None
-    return partial(_read_crop, samples, frames, labels, crop)
+    if isinstance(labels, Path):
+        classes: Reader | None = partial(_read_pseudo_label, labels, samples)
+    else:
+        classes = class_reader(spec, samples, labels, cache) if labels else None
+    return partial(_read_crop, samples, frames, classes, crop)
+
+
+def _read_pseudo_label(folder: Path, samples: list[Sample], index: int) -> UInt8:
+    return read_raw(folder / f"{samples[index].name}.png").astype(np.uint8)
 
 
 def unpaired(
     config: CycleGANConfig,
-    domains: Sequence[tuple[DatasetSpec, list[Sample], LabelSpace | None]],
+    domains: Sequence[tuple[DatasetSpec, list[Sample], LabelSpace | Path | None]],
     compute: ComputeConfig,
     ranks: Ranks,
     *,
@@ -56,23 +77,24 @@ def unpaired(
 ) -> Iterator[tuple[Item, ...]]:
     """This rank's batch of crops of each domain, of steps `first` to `last` - 1.
 
+    With `config.matched_crops` those of the second domain, which has pseudo-labels, are chosen by
+    those of the first.
+
     Args:
-        domains: frames, and the classes to read their labels in, if any.
+        domains: frames, and the classes to read their labels in or the folder of their
+            pseudo-labels, if any.
         pin: keep batches in pinned memory, for a GPU.
     """
     with ranks.rank_zero_first():  # fills the cache
-        datasets = [
-            IndexedDataset(
-                crop_reader(spec, samples, config.crop, compute.cache, space),
-                len(samples),
-                seed=config.seed,
-                stream=stream,
-            )
-            for stream, (spec, samples, space) in enumerate(domains, start=1)
+        readers = [
+            crop_reader(spec, samples, config.crop, compute.cache, labels)
+            for spec, samples, labels in domains
         ]
+        if config.matched_crops:
+            readers = [match_reader(config, readers[0], domains[1], compute.cache)]
     loaders = [
         batches(
-            dataset,
+            IndexedDataset(read, len(samples), seed=config.seed, stream=stream),
             first=first,
             last=last,
             batch_size=config.batch_size,
@@ -80,8 +102,10 @@ def unpaired(
             pin=pin,
             shard=(ranks.rank, ranks.world_size),
         )
-        for dataset in datasets
+        for stream, (read, (_, samples, _)) in enumerate(zip(readers, domains, strict=False), 1)
     ]
+    if config.matched_crops:
+        return ((both["source"], both["target"]) for both in loaders[0])
     return zip(*loaders, strict=True)
 
 
@@ -99,10 +123,68 @@ def _read_crop(
         if _varies(rgb[rows, columns]):
             break
     way = -1 if rng.random() < 0.5 else 1
+    return _cut(rgb, labels and labels(index), rows, columns, way, name)
+
+
+def _cut(
+    rgb: UInt8, classes: UInt8 | None, rows: slice, columns: slice, way: int, name: str
+) -> Item:
+    """A crop, mirrored where `way` is -1."""
     item: Item = {"rgb": torch.from_numpy(rgb[rows, columns][:, ::way].copy()), "name": name}
-    if labels:
-        item["classes"] = torch.from_numpy(labels(index)[rows, columns][:, ::way].copy())
+    if classes is not None:
+        item["classes"] = torch.from_numpy(classes[rows, columns][:, ::way].copy())
     return item
+
+
+def match_reader(
+    config: CycleGANConfig,
+    source: ReadItem,
+    target: tuple[DatasetSpec, list[Sample], LabelSpace | Path | None],
+    cache: Path | None,
+) -> ReadItem:
+    """A function (source frame index, generator) -> `source` and `target`, crops of like layouts.
+
+    That of the target is the one of `config.matched_crops` random crops of all its frames, some
+    mirrored, whose layout is nearest to that of the source's (`cyclegan.layouts`).
+
+    Args:
+        source: gives crops with `classes`.
+        target: frames and the folder of their pseudo-labels, all of which are read here, once.
+    """
+    spec, samples, folder = target
+    assert isinstance(folder, Path), "crops are matched by pseudo-labels"
+    frames = frame_reader(spec, samples, cache)
+    labels = partial(_read_pseudo_label, folder, samples)
+    maps = [label_map(labels(index)) for index in range(len(samples))]
+    return partial(_read_match, config, source, samples, frames, labels, maps)
+
+
+def _read_match(
+    config: CycleGANConfig,
+    source: ReadItem,
+    samples: list[Sample],
+    frames: Reader,
+    labels: Reader,
+    maps: list[LabelMap],
+    index: int,
+    rng: np.random.Generator,
+) -> Item:
+    item = source(index, rng)
+    wanted = layout(item["classes"].numpy()[::STRIDE, ::STRIDE])
+    found = []
+    for _ in range(config.matched_crops):
+        frame = int(rng.integers(len(maps)))
+        name = str(samples[frame].image)
+        rows, columns = random_crop(rng, maps[frame].size, config.crop, name)
+        way = -1 if rng.random() < 0.5 else 1
+        alike = similarity(wanted, layout(maps[frame].cut(rows, columns)[:, ::way]))
+        found.append((alike, frame, rows, columns, way, name))
+    found.sort(key=lambda choice: -choice[0])
+    # A crop that shows nothing is taken where all do.
+    varied = (choice for choice in found if _varies(frames(choice[1])[choice[2], choice[3]]))
+    _, frame, rows, columns, way, name = next(varied, found[0])
+    target = _cut(frames(frame), labels(frame), rows, columns, way, name)
+    return {"source": item, "target": target}
 
 
 def _varies(rgb: UInt8) -> bool:
@@ -147,7 +229,7 @@ def pair_reader(
     target_samples: list[Sample],
     crop: tuple[int, int],
     cache: Path | None,
-) -> Callable[[int, np.random.Generator], Item]:
+) -> ReadItem:
     """As `crop_reader`, for pairs: the same crop of both as `source` and `target`, and `name`."""
     sets = {
         "source": (source_samples, frame_reader(source, source_samples, cache)),

@@ -243,9 +243,12 @@ class PatchDiscriminator(nn.Module):
         layers: strided convolutions; 3 give patches of 70x70 pixels.
         width: channels after the first convolution.
         channels: of the input; 6 for a frame and its translation.
+        outputs: logits of each patch.
     """
 
-    def __init__(self, layers: int = 3, width: int = 64, channels: int = 3) -> None:
+    def __init__(
+        self, layers: int = 3, width: int = 64, channels: int = 3, outputs: int = 1
+    ) -> None:
         super().__init__()
         modules: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         narrower = width
@@ -255,11 +258,11 @@ class PatchDiscriminator(nn.Module):
             modules += [nn.Conv2d(narrower, wider, 4, stride, 1), InstanceNorm()]
             modules += [nn.LeakyReLU(0.2)]
             narrower = wider
-        modules += [nn.Conv2d(narrower, 1, 4, 1, 1)]
+        modules += [nn.Conv2d(narrower, outputs, 4, 1, 1)]
         self.model = nn.Sequential(*modules)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) in [-1, 1] -> (N, 1, h, w) logits."""
+        """(N, C, H, W) in [-1, 1] -> (N, outputs, h, w) logits."""
         out: Tensor = self.model(x)
         return out
 
@@ -267,16 +270,16 @@ class PatchDiscriminator(nn.Module):
 class PixelDiscriminator(nn.Module):
     """PixelGAN (Isola et al., section 4.4): 1x1 convolutions, a logit for each pixel's colour."""
 
-    def __init__(self, width: int = 64, channels: int = 3) -> None:
+    def __init__(self, width: int = 64, channels: int = 3, outputs: int = 1) -> None:
         super().__init__()
         self.net = nn.Sequential(
             *[nn.Conv2d(channels, width, 1), nn.LeakyReLU(0.2)],
             *[nn.Conv2d(width, 2 * width, 1), InstanceNorm(), nn.LeakyReLU(0.2)],
-            nn.Conv2d(2 * width, 1, 1),
+            nn.Conv2d(2 * width, outputs, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) in [-1, 1] -> (N, 1, H, W) logits."""
+        """(N, C, H, W) in [-1, 1] -> (N, outputs, H, W) logits."""
         out: Tensor = self.net(x)
         return out
 
@@ -319,13 +322,17 @@ def build_generator(config: CycleGANConfig) -> Generator:
     )
 
 
-def build_discriminator(config: CycleGANConfig) -> nn.Module:
-    """The discriminator that `config` describes; of a frame, or of a pair in paired training."""
-    channels = 6 if config.paired else 3
+def build_discriminator(config: CycleGANConfig, outputs: int = 1) -> nn.Module:
+    """The discriminator that `config` describes; of a frame, or of a pair in paired training.
+
+    Args:
+        outputs: logits of each patch.
+    """
+    channels, width = 6 if config.paired else 3, config.discriminator_width
     discriminators: list[nn.Module] = [
-        PixelDiscriminator(config.discriminator_width, channels)
+        PixelDiscriminator(width, channels, outputs)
         if config.discriminator == "pixel"
-        else PatchDiscriminator(config.discriminator_layers, config.discriminator_width, channels)
+        else PatchDiscriminator(config.discriminator_layers, width, channels, outputs)
         for _ in range(config.discriminator_scales)
     ]
     return discriminators[0] if len(discriminators) == 1 else PyramidDiscriminator(discriminators)

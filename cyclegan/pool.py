@@ -20,7 +20,7 @@ class ImagePool:
         self.images: list[Tensor] = []
 
     def query(self, batch: Tensor, rng: np.random.Generator) -> Tensor:
-        """Exchange a batch (N, 3, H, W), image by image; the result carries no gradient."""
+        """Exchange a batch (N, C, H, W), image by image; the result carries no gradient."""
         batch = batch.detach()
         if self.size == 0:
             return batch

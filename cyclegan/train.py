@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cyclegan.data import unpaired
-from cyclegan.discriminators import FrozenEncoder, domain_discriminator
+from cyclegan.data import DomainLabels, unpaired
+from cyclegan.discriminators import FrozenEncoder, domain_discriminator, with_classes
 from cyclegan.losses import discriminator_loss, gan_loss
 from cyclegan.networks import build_generator, to_network
 from cyclegan.pool import ImagePool
@@ -56,19 +56,21 @@ def train(
     ranks: Ranks = ONE_RANK,
     *,
     encoder_on: Callable[[torch.device], FrozenEncoder] | None = None,
+    labels: DomainLabels | None = None,
 ) -> None:
     """Train source -> target and target -> source translators (Zhu et al., ICCV 2017, eq. 3).
 
     Writes `checkpoints/last.pt`, `log.jsonl`, TensorBoard events and `samples/*.png` below
     `folder`, and continues from a checkpoint that is there. With a semantic evaluator also
     `leaderboard.csv`, `drift.json` and `checkpoints/best.pt`. No label of the target is read, and
-    of the source only with an evaluator.
+    of the source only with an evaluator or `labels`.
 
     Args:
         evaluator_on: makes the semantic evaluator that `config.semantics` asks for on a device.
         ranks: those that train these networks together. Each works on its shard of every batch;
             rank zero alone writes.
         encoder_on: makes the encoder that `config.feature_encoder` asks for on a device.
+        labels: what `config.label_discriminators` and `config.matched_crops` read.
 
     Raises:
         UserError: a frame cannot be read or is smaller than the crop, or the crop too small for
@@ -76,7 +78,7 @@ def train(
     """
     check_crop(config)
     semantics = config.semantics
-    source_samples = list_samples(source, labelled=semantics is not None)
+    source_samples = list_samples(source, labelled=semantics is not None or labels is not None)
     target_samples = list_samples(target, labelled=False)
     steps_per_epoch = config.steps_per_epoch or -(
         -max(len(source_samples), len(target_samples)) // config.batch_size
@@ -86,12 +88,13 @@ def train(
     # Networks and optimisers.
     fabric = make_fabric(compute, training=True, device=ranks.local_rank)
     encoder = encoder_on(fabric.device) if encoder_on else None
+    space, pseudo = (labels.space, labels.pseudo_labels) if labels else (None, None)
     seed_step(config.seed, 0)
     networks = {
         "source_to_target": build_generator(config),
         "target_to_source": build_generator(config),
-        "source_discriminator": domain_discriminator(config, encoder),
-        "target_discriminator": domain_discriminator(config, encoder),
+        "source_discriminator": domain_discriminator(config, encoder, space),
+        "target_discriminator": domain_discriminator(config, encoder, space),
     }
     resuming = (folder / CHECKPOINT).is_file()
     training = prepare(networks, config, fabric.device, resuming=resuming, say=ranks.is_rank_zero)
@@ -128,11 +131,12 @@ def train(
             probe = make_probe(
                 evaluator, source, source_samples, target, target_samples, semantics, fabric.device
             )
-    # Labels are read where a loss needs them.
-    space = evaluator.space if evaluator and consistent else None
+    # Labels are read where a loss, a discriminator or the choice of crops needs them.
+    if evaluator and consistent:
+        space = evaluator.space
     crops = unpaired(
         config,
-        [(source, source_samples, space), (target, target_samples, None)],
+        [(source, source_samples, space), (target, target_samples, pseudo)],
         compute,
         ranks,
         first=start,
@@ -172,8 +176,10 @@ def train(
             back_source, back_target = target_to_source(fake_target), source_to_target(fake_source)
             losses["cycle_loss_source"] = weight * F.l1_loss(back_source, real_source)
             losses["cycle_loss_target"] = weight * F.l1_loss(back_target, real_target)
-            losses["gan_loss_G"] = gan_loss(target_discriminator(fake_target), real=True, kind=kind)
-            losses["gan_loss_F"] = gan_loss(source_discriminator(fake_source), real=True, kind=kind)
+            seen_target = with_classes(config, fake_target, source_batch)
+            seen_source = with_classes(config, fake_source, target_batch)
+            losses["gan_loss_G"] = gan_loss(target_discriminator(seen_target), real=True, kind=kind)
+            losses["gan_loss_F"] = gan_loss(source_discriminator(seen_source), real=True, kind=kind)
             if evaluator and semantics:
                 with fabric.autocast():
                     if consistent:
@@ -191,15 +197,15 @@ def train(
             trainable(discriminators, True)
             rng = np.random.default_rng([config.seed, 3, step])
             pooled_before = {name: list(pool.images) for name, pool in pools.items()}
-            pooled_target = pools["target"].query(ranks.all_gather(fake_target), rng)
-            pooled_source = pools["source"].query(ranks.all_gather(fake_source), rng)
+            pooled_target = pools["target"].query(ranks.all_gather(seen_target), rng)
+            pooled_source = pools["source"].query(ranks.all_gather(seen_source), rng)
             losses = {
                 f"discriminator_loss_{name}": discriminator_loss(
-                    discriminator, real, ranks.shard(pooled), kind
+                    discriminator, with_classes(config, real, batch), ranks.shard(pooled), kind
                 )
-                for name, discriminator, real, pooled in (
-                    ("target", target_discriminator, real_target, pooled_target),
-                    ("source", source_discriminator, real_source, pooled_source),
+                for name, discriminator, real, batch, pooled in (
+                    ("target", target_discriminator, real_target, target_batch, pooled_target),
+                    ("source", source_discriminator, real_source, source_batch, pooled_source),
                 )
             }
             training.optimizers["discriminators"].zero_grad()

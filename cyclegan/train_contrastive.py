@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cyclegan.contrastive import EncodingGenerator, PatchHeads, draw_places
-from cyclegan.data import unpaired
-from cyclegan.discriminators import FrozenEncoder, domain_discriminator
+from cyclegan.data import DomainLabels, unpaired
+from cyclegan.discriminators import FrozenEncoder, domain_discriminator, with_classes
 from cyclegan.losses import contrastive_loss, discriminator_loss, gan_loss
 from cyclegan.networks import ResnetGenerator, build_generator, to_network
 from cyclegan.samples import pair_grid, spread
@@ -44,18 +44,20 @@ def train_contrastive(
     ranks: Ranks = ONE_RANK,
     *,
     encoder_on: Callable[[torch.device], FrozenEncoder] | None = None,
+    labels: DomainLabels | None = None,
 ) -> None:
     """Train a source -> target translator by contrastive learning (Park et al., ECCV 2020).
 
     `config.contrastive` says how its parts are weighed, as in the authors' code. The generator is
     CycleGAN's, without the antialiasing that the authors added. Writes what `cyclegan.train.train`
-    writes and continues as it does; the translator has the same name in the checkpoint. No label is
-    read.
+    writes and continues as it does; the translator has the same name in the checkpoint. Labels are
+    read with `labels` alone.
 
     Args:
         ranks: those that train these networks together. Each works on its shard of every batch;
             rank zero alone writes.
         encoder_on: makes the encoder that `config.feature_encoder` asks for on a device.
+        labels: what `config.label_discriminators` and `config.matched_crops` read.
 
     Raises:
         UserError: a frame cannot be read or is smaller than the crop, or the crop too small for
@@ -64,7 +66,7 @@ def train_contrastive(
     check_crop(config)
     contrast = config.contrastive
     assert contrast is not None, "config.contrastive says how to compare"
-    source_samples = list_samples(source, labelled=False)
+    source_samples = list_samples(source, labelled=labels is not None)
     target_samples = list_samples(target, labelled=False)
     steps_per_epoch = config.steps_per_epoch or -(
         -max(len(source_samples), len(target_samples)) // config.batch_size
@@ -74,6 +76,7 @@ def train_contrastive(
     # Networks and optimisers.
     fabric = make_fabric(compute, training=True, device=ranks.local_rank)
     encoder = encoder_on(fabric.device) if encoder_on else None
+    space, pseudo = (labels.space, labels.pseudo_labels) if labels else (None, None)
     seed_step(config.seed, 0)
     generator = build_generator(config)
     assert isinstance(generator, ResnetGenerator), "config.contrastive is for resnet generators"
@@ -81,7 +84,7 @@ def train_contrastive(
     networks = {
         "source_to_target": generator,
         "heads": PatchHeads(encoding.channels),
-        "discriminator": domain_discriminator(config, encoder),
+        "discriminator": domain_discriminator(config, encoder, space),
     }
     resuming = (folder / CHECKPOINT).is_file()
     training = prepare(networks, config, fabric.device, resuming=resuming, say=ranks.is_rank_zero)
@@ -99,7 +102,7 @@ def train_contrastive(
     )
     crops = unpaired(
         config,
-        [(source, source_samples, None), (target, target_samples, None)],
+        [(source, source_samples, space), (target, target_samples, pseudo)],
         compute,
         ranks,
         first=start,
@@ -136,7 +139,7 @@ def train_contrastive(
             queries = heads(made, places)
             # Of both halves, where target frames are shown, too: the mean of their losses.
             similar = contrastive_loss(queries, keys, contrast.temperature)
-            fake_target = translated[: len(real_source)]
+            fake_target = with_classes(config, translated[: len(real_source)], source_batch)
             losses: dict[str, Tensor] = {
                 "gan_loss_G": gan_loss(discriminator(fake_target), real=True, kind=kind),
                 "contrastive_loss": contrast.weight * similar.mean(),
@@ -146,7 +149,8 @@ def train_contrastive(
 
             # Discriminator.
             trainable([discriminator], True)
-            loss = discriminator_loss(discriminator, real_target, fake_target.detach(), kind)
+            real = with_classes(config, real_target, target_batch)
+            loss = discriminator_loss(discriminator, real, fake_target.detach(), kind)
             losses = {"discriminator_loss": loss}
             training.optimizers["discriminators"].zero_grad()
             trained |= backward(fabric, losses)

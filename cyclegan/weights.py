@@ -184,7 +184,7 @@ def _unet(state: State) -> CycleGANConfig:
 def looks_at_more(discriminator: Iterable[str]) -> bool:
     """Whether weights of these names are a discriminator of ours that looks at more than pixels;
     see `cyclegan.discriminators`."""
-    return any(name.startswith(("parts.", "heads.")) for name in discriminator)
+    return any(name.startswith(("parts.", "heads.", "discriminator.")) for name in discriminator)
 
 
 def discriminator_settings(state: State, where: Where) -> CycleGANConfig:

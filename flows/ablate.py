@@ -41,6 +41,7 @@ def ablation(config: Config) -> Config:
     own_cyclegan = {k: v for k, v in config.translation.cyclegan.items() if k != "semantics"}
     trains = config.translation.translator.trains
     method = config.translation.method if trains else "cyclegan"
+    labels = {"pseudo_labels": BEFORE if recipe.reads_labels and weights is None else None}
     untrained: Arms = {
         name: {"method": name, **({"pseudo_labels": BEFORE} if entry.reads_labels else {})}
         for name, entry in TRANSLATORS.items()
@@ -74,6 +75,7 @@ def ablation(config: Config) -> Config:
             "checkpoint": config.translation.checkpoint,
             "shifts": config.translation.shifts,
             "cyclegan": {**own_cyclegan, "semantics": own},
+            **labels,
         }
         title = "+ semantic consistency"
         arms[SEMANTIC] = {"train": SEMANTIC, "title": title, "base": AFTER}
@@ -85,8 +87,8 @@ def ablation(config: Config) -> Config:
     fields["segmentation"]["rare_class_sampling"] = None
     used = TRANSLATORS[method].settings
     plain = {key: value for key, value in fields["translation"].items() if key in used}
-    plain |= {"method": method, "checkpoint": "last"}
-    fields["translation"] = plain | {"cyclegan": own_cyclegan}
+    plain |= {"method": method, "checkpoint": "last", "cyclegan": own_cyclegan}
+    fields["translation"] = plain | labels
     fields |= {"name": f"{config.name}-ablation", "arms": arms, "translations": translations}
     return parse(Config, fields, "the configuration of --ablate")
 

@@ -5,6 +5,7 @@ began.
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from pipeline.config.segmentation import SegmentationConfig, SelectionConfig
 from pipeline.config.settings import Config
 from pipeline.config.translation import TRANSLATED, CycleGANConfig, place
 from pipeline.config.translators import TRANSLATORS, TranslationInputs
+from pipeline.data.images import UInt8
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import Sample, digest, instance_finder, list_samples
 from pipeline.data.reading import decoder_code
@@ -36,8 +38,9 @@ def plan(config: Config, run: Path) -> list[Stage]:
     stages: dict[str, Stage] = {}
 
     def train(arm: str, seed: int) -> None:
-        if (start := config.arms[arm].start) in config.arms:
-            train(str(start), seed)
+        for name in config.arms[arm].networks:
+            if name in config.arms:
+                train(name, seed)
         _add(stages, _training(config, run, space, arm, seed))
 
     for name, translation in config.used_translations.items():
@@ -87,6 +90,8 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
     semantics = recipe.semantics
     arm = config.semantics_arm(semantics) if semantics else None
     evaluator = _path("segmentation", arm, config.seeds[0]) if arm else None
+    arm = settings.pseudo_labels
+    labeller = _path("segmentation", arm, config.seeds[0]) if arm else None
     name = cyclegan_folder(translation)
 
     def inputs() -> Inputs:
@@ -96,12 +101,17 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
             "version": 2,
             "config": Settings(_identity(recipe), frozenset({"start"}), content),
             # Frames that another stage makes are known by the stage.
-            "source": _frames(config.source, run, labelled=semantics is not None),
+            "source": _frames(
+                config.source, run, labelled=semantics is not None or recipe.reads_labels
+            ),
             **({} if settings.teacher else {"target": _frames(config.target, run)}),
+            **({"label_space": _classes(space)} if recipe.reads_labels else {}),
             **({"start": _start(start, recipe.one_way, run)} if start else {}),
         }
 
     def work(folder: Path) -> None:
+        from cyclegan.alignment import label_target
+        from cyclegan.data import DomainLabels
         from cyclegan.train import train
         from cyclegan.train_contrastive import train_contrastive
         from cyclegan.train_paired import train_paired
@@ -113,20 +123,28 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
         arguments = (recipe, source, target, folder, config.compute)
         encoder_on = partial(frozen_encoder, recipe) if recipe.feature_encoder else None
         with process_group(config.compute) as ranks:
+            labels = None
+            if labeller:
+                labels = DomainLabels(space, folder / "pseudo_labels")
+                with ranks.rank_zero_first():
+                    if ranks.is_rank_zero:
+                        predict = _predict(config, run / labeller)
+                        samples = list_samples(target, labelled=False)
+                        label_target(target, samples, predict, labels.pseudo_labels)
             if recipe.paired:
                 train_paired(*arguments, ranks)
             elif recipe.contrastive:
-                train_contrastive(*arguments, ranks, encoder_on=encoder_on)
+                train_contrastive(*arguments, ranks, encoder_on=encoder_on, labels=labels)
             else:
                 make = (
                     partial(semantic_evaluator, config, space, run / evaluator)
                     if evaluator
                     else None
                 )
-                train(*arguments, make, ranks, encoder_on=encoder_on)
+                train(*arguments, make, ranks, encoder_on=encoder_on, labels=labels)
 
-    made = _making(config, settings.source, settings.teacher)
-    reads = (*((evaluator,) if evaluator else ()), *made)
+    networks = dict.fromkeys(path for path in (evaluator, labeller) if path)
+    reads = (*networks, *_making(config, settings.source, settings.teacher))
     results = ("checkpoints/*.pt", "leaderboard.csv", "drift.json")
     devices = config.compute.devices
     return Stage(name, "train-cyclegan", reads, inputs, work, results, devices)
@@ -175,6 +193,14 @@ def semantic_evaluator(
     )
 
 
+def _predict(config: Config, training: Path) -> Callable[[UInt8], tuple[UInt8, UInt8]]:
+    """What makes pseudo-labels: the network that was trained in the folder `training`."""
+    from segmentation.pseudo_labels import pseudo_labeller
+    from segmentation.train import CHECKPOINT
+
+    return pseudo_labeller(training / CHECKPOINT, config.compute)
+
+
 def frozen_encoder(recipe: CycleGANConfig, device: Any) -> "FrozenEncoder":
     """The encoder that a recipe's discriminators look through, on a device, as CycleGAN sees it."""
     from cyclegan.discriminators import FrozenEncoder
@@ -187,7 +213,8 @@ def frozen_encoder(recipe: CycleGANConfig, device: Any) -> "FrozenEncoder":
 
 def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Stage:
     settings = config.all_translations[name]
-    translator, arm = settings.translator, settings.pseudo_labels
+    translator = settings.translator
+    arm = settings.pseudo_labels if translator.reads_labels else None
     labeller = (_path("segmentation", arm, config.seeds[0]),) if arm else ()
 
     def inputs() -> Inputs:
@@ -204,12 +231,7 @@ def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Sta
         }
 
     def work(folder: Path) -> None:
-        predict = None
-        if labeller:
-            from segmentation.pseudo_labels import pseudo_labeller
-            from segmentation.train import CHECKPOINT
-
-            predict = pseudo_labeller(run / labeller[0] / CHECKPOINT, config.compute)
+        predict = _predict(config, run / labeller[0]) if labeller else None
         given = TranslationInputs(
             _spec(config, run, settings.source),
             config.target,
@@ -250,7 +272,11 @@ def generator_file(config: Config, run: Path, translation: str = TRANSLATED) -> 
 
 def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int) -> Stage:
     arm = config.arms[name]
-    first = _path("segmentation", arm.start, seed) if arm.start in config.arms else None
+    trained = {
+        network: _path("segmentation", network, seed)
+        for network in arm.networks
+        if network in config.arms
+    }
 
     def inputs() -> Inputs:
         teaching: Inputs = {}
@@ -259,7 +285,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
                 "self_training": Settings(arm.self_training),
                 "target": _frames(config.target, run),
             }
-        if arm.start and not first:
+        if arm.start and arm.start not in trained:
             teaching["start"] = _content(Path(arm.start), run)
         return {
             "version": 2,
@@ -283,7 +309,9 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
         from pipeline.runtime.distributed import process_group
         from segmentation.train import CHECKPOINT, train
 
-        start = run / first / CHECKPOINT if first else arm.start and Path(arm.start)
+        files = {network: run / place / CHECKPOINT for network, place in trained.items()}
+        start = files.get(arm.start, Path(arm.start)) if arm.start else None
+        teacher = arm.self_training and arm.self_training.teacher
         # Without labels that it could read.
         target = config.target.model_copy(update={"labels": None}) if arm.self_training else None
         with process_group(config.compute) as ranks:
@@ -298,14 +326,15 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
                 folder,
                 config.compute,
                 ranks,
-                start=start or None,
+                start=start,
                 self_training=arm.self_training,
+                teacher_checkpoint=files[teacher] if teacher else None,
                 target=target,
                 title=f"segmentation {name} seed {seed}",
             )
 
     reads = [translated_folder(kind) for kind in arm.train if kind in config.all_translations]
-    reads += [first] if first else []
+    reads += trained.values()
     where = _path("segmentation", name, seed)
     results, devices = ("checkpoints/*.pt",), config.compute.devices
     return Stage(where, "train-segmentation", tuple(reads), inputs, work, results, devices)

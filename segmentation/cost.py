@@ -42,15 +42,17 @@ def step_cost(
     once = measure_pass(measured, shape, compute, training=True)
     # Mixed and masked frames take a pass each, as labelled ones do; the teacher takes a forward
     # pass, about a third of that.
-    passes, copies = 1.0, 4  # parameters, gradients and AdamW's two means
+    passes, copies = 1.0, 1
     if self_training:
         passes += 4 / 3 + (self_training.masked_weight > 0)
         copies += 1
-    parameters = sum(p.numel() for p in model.parameters())
+    weights = copies * sum(p.numel() for p in model.parameters())
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Cost(
         seconds=passes * once.seconds,
-        memory=copies * parameters * _FLOAT + once.memory,
-        stored=(copies - 1) * parameters * _FLOAT,
+        # What learns has gradients and AdamW's two means.
+        memory=(weights + 3 * learning) * _FLOAT + once.memory,
+        stored=(weights + 2 * learning) * _FLOAT,
     )
 
 

@@ -3,10 +3,12 @@
 import inspect
 from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from segmentation_models_pytorch.encoders import TimmViTEncoder
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,10 +16,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config.segmentation import SegmentationConfig
 from pipeline.errors import UserError
+from pipeline.files import explain_damage
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.distributed import Ranks
 from pipeline.schema import near
+from segmentation.tuning import tune
+from segmentation.vision_transformers import (
+    OPTIONS,
+    PATCHES,
+    PREFIX,
+    Linear,
+    encoder_options,
+    published_form,
+    published_patch,
+)
 
+ARCHITECTURES: dict[str, type[nn.Module]] = {**smp.MODEL_ARCHITECTURES_MAPPING, "linear": Linear}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Ours to give, or changing what the network puts out.
@@ -26,23 +40,39 @@ _NOT_OPTIONS = {
     *["activation", "aux_params"],
 }
 STRIDE = 32
-"""Sides that every architecture accepts are multiples of this."""
+"""Sides that every architecture of segmentation-models-pytorch accepts are multiples of this."""
 
 
 class Segmenter(nn.Module):
     """A segmentation network with its input normalisation.
 
-    `network` is the network of segmentation-models-pytorch.
+    `network` is that of an architecture. An encoder that is `frozen` stays in evaluation mode: no
+    dropout, no statistics of batches.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        frozen: bool = False,
+    ) -> None:
         super().__init__()
         self.network = network
+        self.frozen = frozen
+        self.multiple = int(getattr(network, "multiple", STRIDE))
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            self.network.encoder.eval()  # type: ignore[union-attr]
+        return self
 
     def forward(self, rgb: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 RGB of any size -> (N, classes, H, W) float32 logits."""
@@ -60,12 +90,14 @@ class Segmenter(nn.Module):
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) RGB in [0, 1] -> (N, D, h, w): the encoder's last stage, which covers the
-        frame as `pad` makes it."""
-        stages: list[Tensor] = self.network.encoder(self._input(x))  # type: ignore[operator]
+        frame as `pad` to `multiple` makes it."""
+        found: Any = self.network.encoder(self._input(x))  # type: ignore[operator]
+        # Those for tokens put out class tokens, too.
+        stages: list[Tensor] = found[0] if isinstance(found, tuple) else found
         return stages[-1]
 
     def _input(self, x: Tensor) -> Tensor:
-        return _network_input(x, self.mean, self.std)
+        return _network_input(x, self.mean, self.std, self.multiple)
 
 
 class Encoder(nn.Module):
@@ -90,9 +122,9 @@ class Encoder(nn.Module):
         return levels[2:]
 
 
-def _network_input(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Normalised, sides padded to what every architecture accepts."""
-    x = pad((x - mean) / std, "replicate")
+def _network_input(x: Tensor, mean: Tensor, std: Tensor, multiple: int = STRIDE) -> Tensor:
+    """Normalised, sides padded to what the network accepts."""
+    x = pad((x - mean) / std, "replicate", multiple)
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -105,7 +137,7 @@ def check_encoder(name: str, weights: str, field: str) -> list[str]:
     problems = []
     encoders = list(smp.encoders.get_encoder_names())
     # `tu-` hands any name on to timm.
-    if name not in encoders and not name.startswith("tu-"):
+    if name not in encoders and not name.startswith(PREFIX):
         problems.append(
             f"{field}: no encoder {name!r}.{near(name, encoders)} Known: {', '.join(encoders)}; or "
             "tu-NAME for any network of timm."
@@ -113,15 +145,15 @@ def check_encoder(name: str, weights: str, field: str) -> list[str]:
     if weights not in {"imagenet", "none"} and not Path(weights).is_file():
         problems.append(
             f"{field}_weights: no file {weights!r}. Give 'imagenet', 'none' or the path of an "
-            "encoder's state_dict."
+            "encoder's state_dict (.pth, .safetensors)."
         )
     return problems
 
 
-def pad(x: Tensor, mode: str = "constant") -> Tensor:
-    """(N, C, H, W), continued below and to the right until its sides are multiples of `STRIDE`."""
+def pad(x: Tensor, mode: str = "constant", multiple: int = STRIDE) -> Tensor:
+    """(N, C, H, W), continued below and to the right until its sides are multiples."""
     height, width = x.shape[2:]
-    return F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode=mode)
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode=mode)
 
 
 def check_names(config: SegmentationConfig) -> list[str]:
@@ -130,16 +162,17 @@ def check_names(config: SegmentationConfig) -> list[str]:
     Names the value, near legal names, and where the full list is.
     """
     problems = []
-    architectures = list(smp.MODEL_ARCHITECTURES_MAPPING)
-    if config.architecture not in architectures:
+    patches = PATCHES.get(config.architecture)
+    if config.architecture not in ARCHITECTURES:
         problems.append(
             f"segmentation.architecture: no architecture {config.architecture!r}."
-            f"{near(config.architecture, architectures)} Known: {', '.join(architectures)}."
+            f"{near(config.architecture, ARCHITECTURES)} Known: {', '.join(ARCHITECTURES)}."
         )
     else:
         # The constructors swallow options that they do not know.
-        model = smp.MODEL_ARCHITECTURES_MAPPING[config.architecture]
+        model = ARCHITECTURES[config.architecture]
         options = set(inspect.signature(model.__init__).parameters) - _NOT_OPTIONS
+        options |= OPTIONS if patches else set()
         problems += [
             f"segmentation.options: {config.architecture} has no option {key!r}."
             f"{near(key, options)} Known: {', '.join(sorted(options))}."
@@ -148,6 +181,16 @@ def check_names(config: SegmentationConfig) -> list[str]:
         ]
     where = "segmentation.encoder"
     problems += check_encoder(config.encoder, config.encoder_weights, where)
+    if patches and not (published := published_patch(config.encoder)):
+        problems.append(
+            f"{where}: {config.architecture} takes a vision transformer of timm, not "
+            f"{config.encoder!r}. Give tu-NAME, e.g. tu-vit_base_patch14_dinov2."
+        )
+    elif patches and (patch := config.options.get("patch_size", published)) not in patches:
+        problems.append(
+            f"segmentation.options: {config.architecture} does not work on patches of {patch!r} "
+            f"pixels. Set patch_size, to which they are resampled, to one of {patches}, best 16."
+        )
     return problems
 
 
@@ -177,7 +220,7 @@ def build_encoder(name: str, weights: str, field: str) -> Encoder:
 
 def _no_weights(encoder: str, error: OSError, way_out: str) -> str:
     return (
-        f"The ImageNet weights of encoder {encoder!r} are neither cached nor to be downloaded "
+        f"The published weights of encoder {encoder!r} are neither cached nor to be downloaded "
         f"({error}). Set {way_out}."
     )
 
@@ -197,12 +240,14 @@ def build_model(config: SegmentationConfig, classes: int, *, pretrained: bool = 
         raise UserError("\n".join(problems))
     hub = config.encoder_weights == "imagenet"
     try:
-        network = smp.create_model(
-            config.architecture,
+        options = config.options
+        if config.architecture in PATCHES:
+            options = encoder_options(config.encoder, options)
+        network: Any = ARCHITECTURES[config.architecture](
             config.encoder,
             encoder_weights="imagenet" if hub and pretrained else None,
             classes=classes,
-            **config.options,
+            **options,
         )
     except OSError as error:
         way_out = "segmentation.encoder_weights to a local file or 'none'"
@@ -214,8 +259,14 @@ def build_model(config: SegmentationConfig, classes: int, *, pretrained: bool = 
         ) from error
     if pretrained and config.encoder_weights not in {"imagenet", "none"}:
         load_encoder(network.encoder, Path(config.encoder_weights))
+    try:
+        tune(network.encoder, config.encoder_tuning, config.lora_rank)
+    except ValueError as error:
+        raise UserError(
+            f"segmentation.encoder_tuning with encoder {config.encoder!r}: {error}"
+        ) from error
     mean, std = _normalisation(config.encoder)
-    return Segmenter(network, mean, std)
+    return Segmenter(network, mean, std, frozen=config.encoder_tuning == "frozen")
 
 
 def try_model(config: SegmentationConfig, classes: int) -> None:
@@ -278,7 +329,7 @@ def _normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     stated = settings.get("imagenet") or {}
     if "mean" in stated:
         return tuple(stated["mean"]), tuple(stated["std"])
-    name = encoder.removeprefix("timm-").removeprefix("tu-")
+    name = encoder.removeprefix("timm-").removeprefix(PREFIX)
     known = timm.get_pretrained_cfg(name)
     return (known.mean, known.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
 
@@ -290,6 +341,9 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
         UserError: keys are missing or shapes differ.
     """
     state = load_checkpoint(path)
+    if isinstance(encoder, TimmViTEncoder):
+        with explain_damage(path, "Give the state_dict of this very encoder."):
+            state = published_form(encoder, state)
     # smp keeps timm's own networks (`tu-`) one level down.
     state |= {f"model.{key}": value for key, value in state.items()}
     own = encoder.state_dict()

@@ -115,7 +115,9 @@ def see_target(network: Segmenter, image: Tensor) -> tuple[UInt8, Sums]:
         "entropy": -(probabilities * logs).sum(dtype=torch.float64),
         "probabilities": probabilities.sum(dim=(0, 2, 3), dtype=torch.float64),
         "agreeing": agreeing.sum(),
-        "target_features": class_features(network.feature_map(image), classes, logits.shape[1]),
+        "target_features": class_features(
+            network.feature_map(image), classes, logits.shape[1], network.multiple
+        ),
     }
     return classes.to(torch.uint8).cpu().numpy(), _plain(found)
 
@@ -129,19 +131,22 @@ def see_source(network: Segmenter, image: Tensor, label: UInt8, classes: int) ->
         label: (H, W) class indices, `IGNORE` where there is none.
     """
     features = network.feature_map(image)
-    of_classes = class_features(features, torch.from_numpy(label).to(image.device), classes)
+    indices = torch.from_numpy(label).to(image.device)
+    of_classes = class_features(features, indices, classes, network.multiple)
     return _plain({"frames": torch.tensor(1), "source_features": of_classes})
 
 
-def class_features(features: Tensor, label: Tensor, classes: int) -> Tensor:
+def class_features(features: Tensor, label: Tensor, classes: int, multiple: int) -> Tensor:
     """Features summed over the pixels of each class, (K, D) float64, in any unit of area.
 
     Args:
         features: (1, D, h, w), each of an equal part of the frame as `pad` makes it.
         label: (H, W) class indices; others than 0..K - 1 count for nothing.
+        multiple: that of the network.
     """
     masks = label == torch.arange(classes, device=label.device)[:, None, None]
-    areas = F.adaptive_avg_pool2d(pad(masks[None].float()), (features.shape[2], features.shape[3]))
+    padded = pad(masks[None].float(), multiple=multiple)
+    areas = F.adaptive_avg_pool2d(padded, (features.shape[2], features.shape[3]))
     return torch.einsum("nkhw,ndhw->kd", areas.double(), features.double())
 
 

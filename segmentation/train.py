@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config.segmentation import SegmentationConfig, SelfTrainingConfig
 from pipeline.config.settings import ComputeConfig
@@ -56,6 +56,7 @@ def train(
     *,
     start: Path | None = None,
     self_training: SelfTrainingConfig | None = None,
+    teacher_checkpoint: Path | None = None,
     target: DatasetSpec | None = None,
     title: str = "segmentation",
 ) -> None:
@@ -70,6 +71,7 @@ def train(
         start: a checkpoint whose weights training starts from.
         self_training: train on the frames of `target`, too, whose labels are not read. Writes
             pictures of mixed frames to `samples/`.
+        teacher_checkpoint: the network that labels these frames; None: a mean teacher.
 
     Raises:
         UserError: a name is unknown, a frame or label cannot be read, no label holds a class, a
@@ -88,10 +90,13 @@ def train(
             model.load_state_dict(load_checkpoint(start)["model"])
     model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _adamw(model, config)
-    teacher = copy.deepcopy(model).requires_grad_(False).eval() if self_training else None
     modules: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
-    if teacher:
-        modules["teacher"] = teacher
+    teacher = None
+    if teacher_checkpoint:
+        teacher = load_segmenter(teacher_checkpoint).requires_grad_(False)
+        teacher.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    elif self_training:
+        modules["teacher"] = teacher = copy.deepcopy(model).requires_grad_(False).eval()
     thresholds = None
     if self_training and self_training.keep:
         thresholds = ClassThresholds(len(space.classes), self_training.keep).to(fabric.device)
@@ -193,7 +198,7 @@ def train(
             # The ranks' means are the losses and gradients of the whole batch.
             ranks.all_reduce_mean([*gradients([model]), *trained.values()])
             optimizer.step()
-            if self_training and teacher:
+            if self_training and teacher and not teacher_checkpoint:
                 ema_update(teacher, model, self_training.teacher_average, step)
 
             # Records, on rank zero.
@@ -255,11 +260,11 @@ def check_start(path: Path, config: SegmentationConfig, space: LabelSpace) -> No
             f"{path} knows the classes {theirs}; label space {space.name} has "
             f"{', '.join(space.class_names)}. Start from a network of the same classes."
         )
-    for field in ("architecture", "encoder", "options"):
-        other, ours = state["config"].get(field), getattr(config, field)
-        if other != ours:
+    given = parse_record(SegmentationConfig, state["config"], str(path)).network
+    for field, ours in config.network.items():
+        if given[field] != ours:
             raise UserError(
-                f"{path} has segmentation.{field} {other!r}, the arm that starts from it "
+                f"{path} has segmentation.{field} {given[field]!r}, the arm that starts from it "
                 f"{ours!r}. Make them equal."
             )
 
@@ -271,10 +276,14 @@ def learning_rate_factor(step: int, config: SegmentationConfig) -> float:
 
 
 def _adamw(model: Segmenter, config: SegmentationConfig) -> torch.optim.AdamW:
-    """AdamW with the encoder's own rate; `full_rate` in each group is the schedule's top."""
-    encoder = list(model.network.encoder.parameters())  # type: ignore[union-attr]
-    inside = {id(p) for p in encoder}
-    rest: list[nn.Parameter] = [p for p in model.parameters() if id(p) not in inside]
+    """AdamW of what learns, with the encoder's own rate.
+
+    `full_rate` in each group is the schedule's top.
+    """
+    inside = {id(p) for p in model.network.encoder.parameters()}  # type: ignore[union-attr]
+    learning = [p for p in model.parameters() if p.requires_grad]
+    encoder = [p for p in learning if id(p) in inside]
+    rest = [p for p in learning if id(p) not in inside]
     encoder_rate = config.learning_rate * config.encoder_learning_rate_factor
     return torch.optim.AdamW(
         [

@@ -106,6 +106,15 @@ def test_a_translation_s_own_settings_are_those_of_both_of_its_steps(tiny: Path)
     assert "semantic_consistency" not in paired.arms
 
 
+def test_labels_that_discriminators_are_told_are_those_of_the_plain_network(tiny: Path) -> None:
+    own = "{label_discriminators: true}"
+    arms = "arms={plain: source, adapted: translated}"
+    config = arms_of(tiny, f"translation={{pseudo_labels: plain, cyclegan: {own}}}", arms)
+    for name in ("translated", "semantic_consistency"):
+        assert config.all_translations[name].pseudo_labels == "source_only"
+        assert config.cyclegan_recipe(name).label_discriminators
+
+
 def test_other_translators_and_translations_of_the_configuration(tiny: Path) -> None:
     aligned = "translation={method: class_alignment, pseudo_labels: source_only}"
     config = arms_of(

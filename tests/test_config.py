@@ -33,7 +33,7 @@ def test_every_shipped_file_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -
         config = load_config(path)
         space = load_label_space(config.label_space)
         covered = [c for c in space.classes if config.source.names() & set(c.names)]
-        assert len(covered) >= 10
+        assert len(covered) >= min(10, len(space.classes))
     else:
         parse(DatasetSpec, {**spec_fields(path.name, path.parent), "root": "/data"}, path.name)
 

@@ -165,7 +165,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(
             f"cyclegan.{name}",
-            lambda given, build=build: build(given).double(),  # type: ignore[operator]
+            lambda *given, build=build: build(*given).double(),  # type: ignore[operator]
         )
 
 

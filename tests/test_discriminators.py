@@ -137,7 +137,7 @@ def test_which_discriminators_there_are(
     [
         ("{discriminator: none}", "no feature_encoder takes its place; name one"),
         ("{feature_encoder: resnet18, feature_encoder_weights: none}", "random features know not"),
-        ("{feature_encoder: resnet18, paired: true}", "paired training shows pairs"),
+        ("{feature_encoder: resnet18, paired: true}", "feature_encoder is for unpaired training"),
     ],
 )
 def test_settings_that_cannot_work(tiny: Path, settings: str, message: str) -> None:

@@ -46,7 +46,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train.build_generator", build_generator),
         ("discriminators.build_discriminator", build_discriminator),
     ):
-        monkeypatch.setattr(f"cyclegan.{name}", lambda config, build=build: build(config).double())
+        monkeypatch.setattr(f"cyclegan.{name}", lambda *given, build=build: build(*given).double())
 
 
 def recipe(config: Config, **settings: Any) -> CycleGANConfig:

@@ -16,21 +16,28 @@ pytestmark = needs_real_data
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("name", ["toonsim_to_camvid", "streetsim_to_camvid"])
-def test_listing_and_labels(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "target", "test", "height"),
+    [
+        ("toonsim_to_camvid", 367, 171, 180),
+        ("streetsim_to_camvid", 367, 171, 180),
+        ("streetsim_to_idd_lite", 1403, 204, 170),
+    ],
+)
+def test_listing_and_labels(name: str, target: int, test: int, height: int) -> None:
     config = load_config(ROOT / "configs" / f"{name}.yaml")
     space = load_label_space(config.label_space)
-    counts = {"source": 1000, "target": 367, "test": 171}
-    for key, count in counts.items():
+    for key, count in {"source": 1000, "target": target, "test": test}.items():
         spec = getattr(config, key)
         samples = list_samples(spec, labelled=True)
         assert len(samples) == count
         frame = read_frame(spec, samples[0])
-        assert frame.shape == (180, 240, 3)
+        size = (180, 240) if key == "source" else (height, 240)
+        assert frame.shape == (*size, 3)
         strict = spec.model_copy(update={"strict": True})
         label = LabelReader(strict, space).read(samples[0])
-        assert label.shape == (180, 240)
-        assert (np.unique(label)[:-1] < 11).all()
+        assert label.shape == size
+        assert (np.unique(label)[:-1] < len(space.classes)).all()
         assert (label != IGNORE).mean() > 0.5
 
 

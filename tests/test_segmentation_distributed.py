@@ -58,13 +58,23 @@ def fit(
     return load_checkpoint(folder / CHECKPOINT)
 
 
+LOW_RANK = {
+    "architecture": "linear",
+    "encoder": "tu-eva02_tiny_patch14_224",
+    "options": {},
+    "encoder_tuning": "lora",
+}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         pytest.param({}, marks=pytest.mark.slow),
         {"batch_size": 4, "class_weights": "balanced", "hard_pixels": 0.5, "dice_weight": 0.5},
+        pytest.param({"encoder_tuning": "frozen"}, marks=pytest.mark.slow),
+        pytest.param(LOW_RANK, marks=pytest.mark.slow),
     ],
-    ids=["plain", "all losses"],
+    ids=["plain", "all losses", "frozen", "low rank"],
 )
 def test_two_devices_learn_what_one_learns(
     config: Config, tmp_path: Path, exact: None, settings: dict[str, Any]

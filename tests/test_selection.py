@@ -55,6 +55,8 @@ ON = "selection={frames: 4}"
 class Made(nn.Module):
     """Stands in for a trained network: logits by a rule, features are colours."""
 
+    multiple = 32
+
     def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.logits = rule
@@ -130,7 +132,7 @@ def test_a_pixel_has_the_features_of_its_part_of_the_padded_frame() -> None:
     for i, j in np.ndindex(*label.shape):
         if label[i, j] != IGNORE:
             expected[label[i, j]] += features[0, :, i // 16, j // 16].numpy() / 16**2
-    found = class_features(features, torch.from_numpy(label), 4)
+    found = class_features(features, torch.from_numpy(label), 4, multiple=32)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from flows.plan import plan
@@ -32,7 +33,7 @@ from segmentation.self_training import (
     recolor,
     weighted_cross_entropy,
 )
-from segmentation.train import CHECKPOINT, check_start, train
+from segmentation.train import CHECKPOINT, check_start, load_segmenter, train
 from tests.helpers import equal, killed_in_step
 
 SPACE = load_label_space("cityscapes19")
@@ -308,6 +309,58 @@ def test_self_training_continues_bit_for_bit(
     pictures = sorted((tmp_path / "whole" / "samples").iterdir())
     assert [path.name for path in pictures] == [f"step-000000{n}.png" for n in (3, 6, 8)]
     assert read_rgb(pictures[0]).shape == (2 * 48, 4 * 64, 3)
+
+
+def test_a_teacher_that_is_an_arm_stays_as_it_is(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config.segmentation, SPACE, [(config.source, 1)], 0, tmp_path / "arm", config.compute)
+    teacher = load_segmenter(tmp_path / "arm" / CHECKPOINT)
+    agreed: list[bool] = []
+
+    def mix(logits: Tensor, *others: Any) -> Any:
+        with torch.no_grad():
+            agreed.append(torch.allclose(logits, teacher(others[1]["rgb"]), atol=1e-4))
+        return mix_batch(logits, *others)
+
+    def fit(name: str) -> dict[str, Any]:
+        train(
+            config.segmentation,
+            SPACE,
+            [(config.source, 1)],
+            3,
+            tmp_path / name,
+            config.compute,
+            self_training=SelfTrainingConfig(teacher="arm", keep=0.5, class_mix=False),
+            teacher_checkpoint=tmp_path / "arm" / CHECKPOINT,
+            target=config.target.model_copy(update={"labels": None}),
+        )
+        return load_checkpoint(tmp_path / name / CHECKPOINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("segmentation.train.mix_batch", mix)
+        whole = fit("whole")
+    assert agreed == [True] * config.segmentation.steps
+    assert "teacher" not in whole
+    with killed_in_step(5, monkeypatch):
+        fit("parts")
+    assert equal(whole, fit("parts"))
+
+
+def test_a_teacher_is_an_arm_of_the_same_seed_and_of_the_same_eyes(tiny: Path) -> None:
+    """Who learns from a network that saw the target's labels has seen them."""
+    taught = "{train: source, self_training: {teacher: %s}}"
+    config = load_config(
+        tiny,
+        [f"arms={{source_only: source, oracle: target, a: {taught % 'oracle'}, "
+         f"b: {taught % 'source_only'}, c: {{train: source, start: a}}}}", "seeds=[3, 4]"],
+    )  # fmt: skip
+    assert [arm for arm in config.arms if config.sees_target_labels(arm)] == ["oracle", "a", "c"]
+    stages = {stage.name: stage for stage in plan(config, tiny.parent / "run")}
+    assert stages["segmentation/b/seed-4"].reads == ("segmentation/source_only/seed-4",)
+    for arms in ("{a: %s, b: source}" % (taught % "b"), "{a: %s}" % (taught % "nobody")):
+        with pytest.raises(UserError, match=r"self_training.teacher is .* must be an arm that is"):
+            load_config(tiny, [f"arms={arms}"])
 
 
 def test_no_label_of_the_target_is_read_but_by_the_oracle(

@@ -13,7 +13,7 @@ Size = tuple[Side, Side]
 
 FilePath = Annotated[Path, Located()]
 
-FILES = (".yaml", ".yml", ".pth", ".pt")
+FILES = (".yaml", ".yml", ".pth", ".pt", ".safetensors")
 
 NameOrFile = Annotated[str, Located(FILES)]
 """A name, or the path of a file, which ends in one of `FILES`."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pipeline.config.fields import NameOrFile, Size
+from pipeline.config.fields import Name, NameOrFile, Size
 from pipeline.schema import FORM, Schema
 
 
@@ -63,8 +63,11 @@ class SelfTrainingConfig(Schema):
     first, and from no others: rare classes are not drowned by those of which it is sure
     (class-balanced thresholds: Zou et al., ECCV 2018, here of the last hundred steps or so).
     None: from all pixels alike, weighted by `confidence`."""
+    teacher: Name | None = None
+    """The arm, listed before this one, whose network of the same seed labels the frames and stays
+    as it is (Lee, ICML workshop 2013; Zou et al., ECCV 2018). None: the mean teacher."""
     teacher_average: float = Field(0.999, ge=0, lt=1)
-    """The part of the old average of weights that each step keeps."""
+    """The part of the old average of weights that each step of a mean teacher keeps."""
     class_mix: bool = True
     """Paste classes of labelled frames; without it target frames are trained on as they are."""
     color: float = Field(0.2, ge=0, le=1)
@@ -98,13 +101,22 @@ class SegmentationConfig(Schema):
     """Training of the segmentation network: the recipe of every arm that does not say otherwise."""
 
     architecture: str = "deeplabv3plus"
-    """Any architecture of segmentation-models-pytorch, by name."""
+    """Any architecture of segmentation-models-pytorch, by name; or `linear`, one linear layer on
+    the last tokens of a vision transformer."""
     encoder: str = "resnet50"
-    """Any encoder of segmentation-models-pytorch, by name."""
+    """Any encoder of segmentation-models-pytorch, by name, or `tu-NAME` for one of timm. `dpt` and
+    `linear` take vision transformers of timm."""
     encoder_weights: NameOrFile = "imagenet"
-    """`imagenet` (from the local cache or the hub), `none`, or the path of a state_dict."""
+    """`imagenet` (the encoder's published weights, from the local cache or the hub), `none`, or the
+    path of a state_dict (`.pth`, `.safetensors`)."""
+    encoder_tuning: Literal["full", "lora", "frozen"] = "full"
+    """What of the encoder learns: all of it; low-rank updates of the weights of its attention
+    (LoRA: Hu et al., ICLR 2022); nothing."""
+    lora_rank: int = Field(16, ge=1)
+    """Rank of these updates; their alpha is the same number, so that they are not scaled."""
     options: dict[str, object] = Field(default_factory=dict)
-    """Further arguments of the architecture, e.g. `decoder_channels`."""
+    """Further arguments of the architecture, e.g. `decoder_channels`. For `dpt` and `linear` also
+    `patch_size`, to which the encoder's patches are resampled, and `drop_path_rate`."""
     crop: Size = (512, 512)
     """Width and height of the random training crops."""
     batch_size: int = Field(8, ge=1)
@@ -138,6 +150,17 @@ class SegmentationConfig(Schema):
     """Steps between two entries of the log."""
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between two checkpoints: the most that a kill can lose."""
+
+    @property
+    def network(self) -> dict[str, object]:
+        """What decides the names and shapes of a network's weights."""
+        lora = self.encoder_tuning == "lora"
+        return {
+            "architecture": self.architecture,
+            "encoder": self.encoder,
+            "options": self.options,
+            "encoder_tuning": f"lora of rank {self.lora_rank}" if lora else "full or frozen",
+        }
 
 
 class Subset(Schema):
@@ -188,6 +211,12 @@ class ArmConfig(Schema):
         if isinstance(value, dict) and isinstance(value.get("train"), str):
             value = {**value, "train": {value["train"]: 1}}
         return value
+
+    @property
+    def networks(self) -> list[str]:
+        """What its training begins with: `start` and the teacher, where it has them."""
+        teacher = self.self_training.teacher if self.self_training else None
+        return [network for network in (self.start, teacher) if network]
 
     @property
     def weights(self) -> dict[str, float]:

@@ -100,6 +100,40 @@ class Config(Schema):
         return self
 
     @model_validator(mode="after")
+    def _arms_work(self) -> Self:
+        before: list[str] = []
+        for name, arm in self.arms.items():
+            if arm.start and not _is_file(arm.start) and arm.start not in before:
+                raise ValueError(
+                    f"arms.{name}.start is {arm.start!r}; it must be an arm that is listed before "
+                    f"it ({', '.join(before) or 'there is none'}) or the path of a .pt file"
+                )
+            teacher = arm.self_training and arm.self_training.teacher
+            if teacher and teacher not in before:
+                raise ValueError(
+                    f"arms.{name}.self_training.teacher is {teacher!r}; it must be an arm that is "
+                    f"listed before it ({', '.join(before) or 'there is none'})"
+                )
+            try:
+                recipe = self.recipe(name)
+            except UserError as error:
+                raise ValueError(f"arms.{name}.segmentation: {error}") from error
+            start = self.arms.get(arm.start or "")
+            if start and recipe.network != self.recipe(str(arm.start)).network:
+                raise ValueError(
+                    f"arms.{name} starts from {arm.start}, whose network is another one; give both "
+                    "the same architecture, encoder, options and, if one is lora, encoder_tuning "
+                    "and lora_rank"
+                )
+            others = [other for other in self.arms if other != name]
+            if arm.base is not None and arm.base not in others:
+                raise ValueError(
+                    f"arms.{name}.base is {arm.base!r}; it must be one of {', '.join(others)}"
+                )
+            before.append(name)
+        return self
+
+    @model_validator(mode="after")
     def _translations_work(self) -> Self:
         names = ["source", *self.all_translations]
         for taken in ("source", "target", TRANSLATED):
@@ -150,6 +184,15 @@ class Config(Schema):
             if translation.trains and recipe.semantics:
                 self.semantics_arm(recipe.semantics)
             self._check_pseudo_labels(name, translation.pseudo_labels)
+            reads = translation.trains and recipe.reads_labels
+            labeller = translation.pseudo_labels
+            if translation.translator.trains and reads != (labeller is not None):
+                raise ValueError(
+                    f"{place(name)}.pseudo_labels is {labeller!r}, and its cyclegan has "
+                    f"label_discriminators {recipe.label_discriminators} and matched_crops "
+                    f"{recipe.matched_crops}; name the arm whose network labels the target for "
+                    "these, e.g. source_only, or leave all of them out"
+                )
             if translation.teacher:
                 if not recipe.paired:
                     raise ValueError(
@@ -174,12 +217,12 @@ class Config(Schema):
             )
 
     def sees_target_labels(self, arm: str) -> bool:
-        """Whether the network of an arm learns from labels of the target, or starts from one that
+        """Whether the network of an arm learns from labels of the target, or from a network that
         did."""
-        chain = [arm]
-        while (start := self.arms[chain[-1]].start) in self.arms and start not in chain:
-            chain.append(str(start))
-        return any("target" in self.arms[link].train for link in chain)
+        own = self.arms[arm]
+        return "target" in own.train or any(
+            self.sees_target_labels(name) for name in own.networks if name in self.arms
+        )
 
     @property
     def _graph(self) -> str:
@@ -190,33 +233,6 @@ class Config(Schema):
             + (f" as {teacher} makes it" if (teacher := translation.teacher) else "")
             for name, translation in self.all_translations.items()
         )
-
-    @model_validator(mode="after")
-    def _arms_work(self) -> Self:
-        before: list[str] = []
-        for name, arm in self.arms.items():
-            if arm.start and not _is_file(arm.start) and arm.start not in before:
-                raise ValueError(
-                    f"arms.{name}.start is {arm.start!r}; it must be an arm that is listed before "
-                    f"it ({', '.join(before) or 'there is none'}) or the path of a .pt file"
-                )
-            try:
-                recipe = self.recipe(name)
-            except UserError as error:
-                raise ValueError(f"arms.{name}.segmentation: {error}") from error
-            start = self.arms.get(arm.start or "")
-            if start and _network(recipe) != _network(self.recipe(str(arm.start))):
-                raise ValueError(
-                    f"arms.{name} starts from {arm.start}, whose network is another one; give both "
-                    "the same architecture, encoder and options"
-                )
-            others = [other for other in self.arms if other != name]
-            if arm.base is not None and arm.base not in others:
-                raise ValueError(
-                    f"arms.{name}.base is {arm.base!r}; it must be one of {', '.join(others)}"
-                )
-            before.append(name)
-        return self
 
     @model_validator(mode="after")
     def _shards_are_equal(self) -> Self:
@@ -289,18 +305,19 @@ class Config(Schema):
                 taught = [teacher] if teacher else []
                 graph[name] = [known[name].source, *taught, *([f"arms.{arm}"] if arm else [])]
             elif name.startswith("arms.") and (own := self.arms.get(name[5:])):
-                start = [f"arms.{own.start}"] if own.start in self.arms else []
-                graph[name] = [*own.train, *start]
+                graph[name] = [*own.train, *(f"arms.{n}" for n in own.networks if n in self.arms)]
             todo.extend(graph.get(name, []))
         order = TopologicalSorter(graph).static_order()
         return {name: known[name] for name in order if name in known}
 
     def builds_on(self, arm: str) -> str | None:
         """The arm whose network labels the target for a translation that `arm` trains on, or that
-        it starts from, or that it adds a step to; None where there is none of these."""
+        it starts or learns from, or that it adds a step to; None where there is none of these."""
         own, known = self.arms[arm], self.all_translations
         labellers = [known[frames].pseudo_labels for frames in own.train if frames in known]
-        return next((name for name in (*labellers, own.start, own.base) if name in self.arms), None)
+        return next(
+            (name for name in (*labellers, *own.networks, own.base) if name in self.arms), None
+        )
 
     def labelled(self, frames: str, number: int | None = None) -> DatasetSpec:
         """The data set that training frames of a name take their labels from.
@@ -353,7 +370,3 @@ class Config(Schema):
 def _is_file(start: str) -> bool:
     """Whether an arm's `start` means a file and not an arm."""
     return start.endswith(FILES)
-
-
-def _network(recipe: SegmentationConfig) -> tuple[str, str, dict[str, object]]:
-    return recipe.architecture, recipe.encoder, recipe.options

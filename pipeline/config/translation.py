@@ -89,6 +89,12 @@ class CycleGANConfig(Schema):
     TPAMI 2022). Beside `discriminator` both count alike."""
     feature_encoder_weights: NameOrFile = "imagenet"
     """`imagenet` (from the local cache or the hub), or the path of a state_dict."""
+    label_discriminators: bool = False
+    """Tell discriminators the classes of frames, so that they compare skies with skies (Richter et
+    al., TPAMI 2022): the source's labels, and `pseudo_labels` of the translation for the target."""
+    matched_crops: int = Field(0, ge=0, le=10_000)
+    """Crops of the target of which one is taken, that whose layout is nearest to that of the
+    source's crop (after Richter et al., TPAMI 2022), by the same labels; 0 takes any."""
     discriminator_width: int = Field(64, ge=4)
     """Channels after the discriminator's first convolution."""
     discriminator_layers: int = Field(3, ge=1, le=5)
@@ -140,7 +146,14 @@ class CycleGANConfig(Schema):
     @property
     def plain_discriminators(self) -> bool:
         """Whether discriminators are those of the reference implementation."""
-        return self.discriminator != "none" and self.feature_encoder is None
+        return self.discriminator != "none" and not (
+            self.feature_encoder or self.label_discriminators
+        )
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it needs the source's labels and pseudo-labels of the target."""
+        return self.label_discriminators or self.matched_crops > 0
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -158,10 +171,9 @@ class CycleGANConfig(Schema):
                 "feature_encoder_weights is 'none', but random features know nothing; give "
                 "imagenet or the path of a state_dict"
             )
-        if self.paired and self.feature_encoder:
-            raise ValueError(
-                "feature_encoder sees single frames, and paired training shows pairs; leave one out"
-            )
+        for name in ("feature_encoder", "label_discriminators", "matched_crops"):
+            if self.paired and getattr(self, name):
+                raise ValueError(f"{name} is for unpaired training; leave it out, or paired")
         if self.contrastive:
             wrong = {
                 "generator": (self.generator != "resnet", "resnet, whose layers are compared"),
@@ -228,7 +240,8 @@ class TranslationConfig(Schema):
     seed: int = Field(0, ge=0)
     """Seed of the choice of a target frame for each source frame (`histogram_matching`, `fda`)."""
     pseudo_labels: str | None = None
-    """The arm whose network, of the first seed, labels the target's frames (`class_alignment`)."""
+    """The arm whose network, of the first seed, labels the target's frames (`class_alignment`; also
+    `cyclegan`, `cut` and `fastcut` with `label_discriminators` or `matched_crops`)."""
     keep: float = Field(0.5, gt=0, le=1)
     """The part of each class's pseudo-labelled pixels that counts, the most confident first
     (class-balanced thresholds: Zou et al., ECCV 2018) (`class_alignment`)."""

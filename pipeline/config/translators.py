@@ -71,6 +71,8 @@ STUDENT: dict[str, object] = {
     "generator_width": 16,
     "discriminator": "patch",
     "feature_encoder": None,
+    "label_discriminators": False,
+    "matched_crops": 0,
     "discriminator_width": 16,
     "epochs": 10,
     "decay_epochs": 10,
@@ -81,7 +83,7 @@ detail on by skip connections; pairs say what each pixel is to be, so few epochs
 TRANSLATORS = {
     "cyclegan": Translator(
         "CycleGAN",
-        frozenset({"cyclegan", "checkpoint", "weights", "batch_norm", "shifts"}),
+        frozenset({"cyclegan", "checkpoint", "weights", "batch_norm", "shifts", "pseudo_labels"}),
         "cyclegan.translate:translate",
         version=2,
         trains=True,
@@ -97,7 +99,7 @@ TRANSLATORS = {
     ),
     "cut": Translator(
         "CUT",
-        frozenset({"cyclegan", "shifts"}),
+        frozenset({"cyclegan", "shifts", "pseudo_labels"}),
         "cyclegan.translate:translate",
         trains=True,
         recipe={"contrastive": {}},
@@ -105,7 +107,7 @@ TRANSLATORS = {
     ),
     "fastcut": Translator(
         "FastCUT",
-        frozenset({"cyclegan", "shifts"}),
+        frozenset({"cyclegan", "shifts", "pseudo_labels"}),
         "cyclegan.translate:translate",
         trains=True,
         recipe={"contrastive": {"weight": 10.0, "identity": False, "flip_equivariance": True}},

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from pipeline.files import explain_damage, open_regular, replacing
@@ -22,7 +23,7 @@ def save_checkpoint(path: Path, state: Mapping[str, object]) -> None:
 
 
 def read_tensors(path: Path) -> object:
-    """What `torch.save` wrote, on the CPU; runs no code from the file.
+    """What `torch.save` wrote, or a `.safetensors` file, on the CPU; runs no code from the file.
 
     torch does not look at the checksums that it writes; this does. Files of torch before 1.6 have
     none, and those of `set_crc32_options(False)` have zeros.
@@ -32,6 +33,8 @@ def read_tensors(path: Path) -> object:
         Exception: of any kind, as a damaged or foreign file makes the unpickler raise it.
     """
     with open_regular(path) as file:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(file.read())
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as records:
                 summed = any(record.CRC for record in records.infolist())
