@@ -75,7 +75,9 @@ def adapt(
         if config or whole:
             loaded = whole or load_config(Path(str(config)), settings)
             check_roots(files_named(loaded))
-            prepare(loaded, folder, force or [], devices=not workers)
+            prepare(
+                loaded, folder, force or [], Path(config) if config else None, devices=not workers
+            )
         stages = plan(read_run(folder), folder)
         inputs = check(folder, stages)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -21,7 +22,7 @@ app = typer.Typer(
     help="Sim-to-real adaptation for semantic segmentation: train a CycleGAN, translate synthetic "
     "frames, train segmentation networks, and report how much of the gap was closed. "
     "Any command takes --debug, which shows the traceback of an error, and --allow-code, which "
-    "lets a data set's YAML name a Python file to run.",
+    "lets a data set's YAML name a Python file to run. `sim2real --version` says which it is.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,6 +40,8 @@ Forced = Annotated[
 Translation = Annotated[
     str, typer.Option("--translation", metavar="NAME", help="Which of a run's translations.")
 ]
+_QUICK = {"status", "datasets"}
+_FIRST_WORD_SECONDS = 1.5
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Configure the run first, as `run` would.")
 ]
@@ -103,10 +106,10 @@ def run(
 
         derived = with_budget(loaded, numbers_of_frames(budget))
     else:
-        _run_flow(loaded, run_folder or folder, force or [], workers=workers, parts=parts)
+        _run_flow(loaded, run_folder or folder, force or [], config, workers=workers, parts=parts)
         return
     place = run_folder or Path("runs") / derived.name
-    _run_flow(derived, place, force or [], lender=folder, workers=workers, parts=parts)
+    _run_flow(derived, place, force or [], config, folder, workers=workers, parts=parts)
 
 
 @app.command()
@@ -125,27 +128,29 @@ def demo(
     load_config(shipped, settings)  # a misspelt setting is said before anything is drawn
     write_toy_world(out / "data")
     write_text(config, shipped.read_text(encoding="utf-8"))
-    _run_flow(load_config(config, settings), out, [])
+    _run_flow(load_config(config, settings), out, [], config)
 
 
 def _run_flow(
     config: "Config",
     folder: Path,
     forced: list[str],
-    *,
+    file: Path,
     lender: Path | None = None,
+    *,
     workers: bool = False,
     parts: int = 1,
 ) -> None:
     """Do what is left of a run, and show its result.
 
     Args:
+        file: what the configuration was read from.
         lender: another run, to take stages over from that it made from equal inputs.
         workers: let the workers of the named server do it.
         parts: into how many units workers divide each translation.
     """
     from flows.prepare import prepare
-    from flows.show import say_missing_classes, show_result
+    from flows.show import show_result
     from pipeline.errors import UserError
     from pipeline.run.folder import CONFIG_FILE, LADDER_FILE, locked
     from pipeline.run.stage import is_done
@@ -159,9 +164,8 @@ def _run_flow(
         from flows.server import use_named_server
 
         use_named_server()
-    say_missing_classes(config)
     with locked(folder):
-        stages = prepare(config, folder, forced, devices=not workers)
+        stages = prepare(config, folder, forced, file, devices=not workers)
         if lender:
             from flows.ablate import take_over
 
@@ -216,7 +220,7 @@ def _run_stages(
         read_run(folder)  # a mistyped name must not make a folder
     with locked(folder):
         if config:
-            prepare(load_config(config, settings), folder, [])
+            prepare(load_config(config, settings), folder, [], config)
         stages = plan(read_run(folder), folder)
         wanted = [stage for stage in stages if stage.command == command]
         if not wanted:
@@ -411,10 +415,20 @@ def status(
     run: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Show the stages of a run: state, progress, time, what is left, and who is at work."""
-    from flows.show import show_status, write_status
+    """Show the stages of a run: state, progress, time, what is left, who is at work.
 
-    (write_status if as_json else show_status)(run)
+    Of a folder of runs, each.
+    """
+    from flows.show import show_runs, show_status, write_status
+    from pipeline.run.folder import CONFIG_FILE
+
+    runs = sorted(path.parent for path in run.glob(f"*/{CONFIG_FILE}"))
+    if as_json:
+        write_status(run)
+    elif runs and not (run / CONFIG_FILE).is_file():
+        show_runs(runs)
+    else:
+        show_status(run)
 
 
 @app.command()
@@ -539,9 +553,8 @@ def check(
             console.print(line, soft_wrap=True, markup=False)
     if target.config:
         from flows.prepare import preflight
-        from flows.show import say_missing_classes, show_estimate
+        from flows.show import show_estimate
 
-        say_missing_classes(target.config)
         try:
             preflight(target.config)
         except UserError as error:
@@ -562,8 +575,35 @@ def new_dataset(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="The spec to write [NAME.yaml].")
     ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--target",
+            metavar="FOLDER",
+            help="Real frames, labelled or not, or their YAML file: write the run's configuration.",
+        ),
+    ] = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            "--test", metavar="FOLDER", help="Labelled real frames [a split of the target]."
+        ),
+    ] = None,
 ) -> None:
-    """Look at a folder of unknown layout and write a first spec of it, with pictures."""
+    """Look at a folder of unknown layout and write a first spec of it, with pictures.
+
+    With --target, write also the configuration of a first run, sized for this machine. What a
+    person has to answer ends in a question mark in the files.
+    """
+    from pipeline.errors import UserError
+
+    if target is not None:
+        from flows.first_run import write_first_run
+
+        print("\n".join(write_first_run(folder, target, test, out)))
+        return
+    if test is not None:
+        raise UserError("--test FOLDER goes with --target FOLDER: together they make a run.")
     from pipeline.intake.discover import discover
     from pipeline.intake.first_spec import describe, write_first_spec
 
@@ -644,6 +684,15 @@ def _command() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     debug = "--debug" in sys.argv
     arguments = [text for text in sys.argv[1:] if text not in ("--debug", "--allow-code")]
+    if arguments == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"sim2real {version('sim2real')}")
+        return
+    first_word = Timer(_FIRST_WORD_SECONDS, _say, arguments[:1])
+    first_word.daemon = True
+    if arguments[:1] and arguments[0] not in _QUICK and "--help" not in arguments:
+        first_word.start()
     try:
         app(args=arguments)
     except (UserError, OSError) as error:
@@ -656,6 +705,13 @@ def _command() -> None:
         if end.code == 130:  # what typer makes of Ctrl-C
             print(STOPPED, file=sys.stderr)
         raise
+    finally:
+        first_word.cancel()
+
+
+def _say(command: str) -> None:
+    """The first word of a command that has libraries to load."""
+    print(f"{command}: loading libraries, then looking at the data", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

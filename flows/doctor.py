@@ -13,7 +13,15 @@ from pipeline.data.spec import DatasetSpec, spec_fields
 from pipeline.errors import UserError
 from pipeline.intake.compare import compare, compare_splits
 from pipeline.intake.examine import examine, split_specs
-from pipeline.intake.findings import DatasetReport, Severity, write_quarantine
+from pipeline.intake.findings import (
+    DatasetReport,
+    Finding,
+    Severity,
+    finding,
+    ordered,
+    write_quarantine,
+)
+from pipeline.intake.lost import lost_classes
 from pipeline.intake.text import printable
 from pipeline.schema import parse
 from pipeline.yaml_files import read_yaml
@@ -35,8 +43,13 @@ class CheckTarget:
     config: Config | None
     crop: tuple[int, int] | None
     """What CycleGAN cuts out of the frames of source and target, if it is trained."""
-    beside: Path | None
-    """The file that says it all, without its ending; none for a data set known by name."""
+    file: Path | None
+    """The file that says it all; none for a data set known by name."""
+
+    @property
+    def beside(self) -> Path | None:
+        """That file without its ending."""
+        return self.file and self.file.with_suffix("")
 
 
 def check_target(
@@ -66,7 +79,7 @@ def check_target(
             load_label_space(config.label_space),
             config,
             config.cyclegan.crop if config.translates and config.translation.trains else None,
-            path.with_suffix(""),
+            path,
         )
     if settings:
         raise UserError(f"--set is for configurations; {what} is a data set.")
@@ -81,9 +94,7 @@ def check_target(
         parts = split_specs(spec) or parts
     scored = frozenset(part for part in parts if _is_scored(part))
     space = load_label_space(label_space)
-    return CheckTarget(
-        parts, frozenset(), scored, space, None, None, path.with_suffix("") if is_file else None
-    )
+    return CheckTarget(parts, frozenset(), scored, space, None, None, path if is_file else None)
 
 
 def _is_scored(split: str) -> bool:
@@ -107,7 +118,26 @@ def check(target: CheckTarget) -> dict[str, DatasetReport]:
             part: report if report.spec.split else compare_splits(report, scored=_is_scored)
             for part, report in reports.items()
         }
-    return compare(reports, scored=target.scored, one_set=target.config is None)
+    reports = compare(reports, scored=target.scored, one_set=target.config is None)
+    return _with_lost_classes(target, reports)
+
+
+def _with_lost_classes(
+    target: CheckTarget, reports: dict[str, DatasetReport]
+) -> dict[str, DatasetReport]:
+    """Add what `run` refuses, in its words; of a data set, each value once for all splits."""
+    specs = {part: report.spec for part, report in reports.items() if report.labelled}
+    if target.config is None:
+        specs = dict(list(specs.items())[:1])
+    more: dict[str, list[Finding]] = {part: [] for part in reports}
+    for lost in lost_classes(specs, target.space, target.file):
+        kind = finding("lost-class", 1, lost.text)
+        severity: Severity = "must fix" if lost.refused else "look"
+        more[lost.part] += [replace(kind, severity=severity, advice=lost.advice or kind.advice)]
+    return {
+        part: replace(report, findings=ordered([*report.findings, *more[part]]))
+        for part, report in reports.items()
+    }
 
 
 def _without_labels(config: Config, target: DatasetReport) -> DatasetReport:
@@ -128,18 +158,18 @@ def tell(reports: dict[str, DatasetReport], console: Console) -> None:
         labels = f", {report.labelled:,} labelled" if report.labelled else ""
         title = f"{part}: {report.spec.name}, {report.frames:,} frames{labels}, {sizes}"
         console.print(f"[bold]{escape(printable(title))}[/]", soft_wrap=True)
-        for finding in report.findings:
-            style = _STYLES[finding.severity]
-            share = f" ({finding.share:.1%})" if finding.share is not None else ""
-            detail = finding.detail or "; ".join(
-                f"{example.frame}: {example.detail}" for example in finding.examples[:2]
+        for found in report.findings:
+            style = _STYLES[found.severity]
+            share = f" ({found.share:.1%})" if found.share is not None else ""
+            detail = found.detail or "; ".join(
+                f"{example.frame}: {example.detail}" for example in found.examples[:2]
             )
-            line = f"{finding.title}: {finding.count:,}{share}. {detail}"
+            line = f"{found.title}: {found.count:,}{share}. {detail}"
             console.print(
-                f"  [{style}]{finding.severity}[/] {escape(printable(line))}", soft_wrap=True
+                f"  [{style}]{found.severity}[/] {escape(printable(line))}", soft_wrap=True
             )
-            if finding.severity != "note":
-                console.print(f"      {escape(finding.advice)}", soft_wrap=True)
+            if found.severity != "note":
+                console.print(f"      {escape(found.advice)}", soft_wrap=True)
         if not any(finding.severity != "note" for finding in report.findings):
             console.print("  [green]ok[/]")
 

@@ -490,9 +490,10 @@ def _frames(spec: DatasetSpec, run: Path, *, labelled: bool = False) -> Inputs:
     """A data set as a part of a stage's identity: how it is read and what is there, not where."""
     # What a split or a quarantine leaves is in the listing of the samples.
     # Instances are read by the evaluation alone, which says so itself.
-    unseen = {"root", "label_root", "splits", "quarantine", "about", "instances"}
+    unseen = {"root", "label_root", "splits", "quarantine", "about", "instances", "confirmed"}
     if not labelled:
-        unseen |= {"labels", "encoding", "channel", "decoder", "values", "strict"}
+        unseen |= {"labels", "encoding", "channel", "divide", "label_scale"}
+        unseen |= {"decoder", "values", "strict"}
     fields = spec.model_dump(mode="json", exclude=unseen, exclude_defaults=True)
     if labelled and spec.decoder is not None:
         fields["decoder"] = Path(spec.decoder).name  # not where its file is

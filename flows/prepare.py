@@ -1,5 +1,7 @@
 """Everything that is looked at before any work starts."""
 
+import os
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,17 +16,71 @@ from pipeline.data.listing import label_finder, list_samples, not_here
 from pipeline.data.reading import LabelReader, read_frame, working_size
 from pipeline.data.spec import DatasetSpec, limited, missing_classes
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.intake.headers import check_headers
-from pipeline.run.folder import write_run
+from pipeline.intake.lost import Lost, lost_classes, refuse
+from pipeline.run.folder import LOST_FILE, write_run
 from pipeline.run.stage import Stage, check, is_done, named, remove
 from pipeline.text import count
 
+_OTHER_WAYS = "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HF_ENDPOINT"
 
-def preflight(config: Config, *, devices: bool = True) -> None:
+
+def preflight(config: Config) -> None:
     """Check that every data set, name and size of a configuration can work.
 
     Looks at the listing and all headers of each data set, decodes its first frame and label, and
     builds the network once. Frames beyond the first are decoded when they are read.
+
+    Raises:
+        UserError: shows all that is wrong at once; what needs networks, whose weights may come from
+            a hub, only where the rest is right.
+    """
+    look_at_data(config)
+    try_networks(config)
+
+
+def _all_at_once(looks: Iterable[Callable[[], None]]) -> None:
+    """Look at everything, and raise one `UserError` of all that is wrong."""
+    problems: list[str] = []
+    for look in looks:
+        try:
+            look()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def try_networks(config: Config) -> None:
+    """Build each network once."""
+    used = config.used_translations
+    recipes = [config.cyclegan_recipe(name) for name in used if used[name].trains]
+    asks = "imagenet" in {
+        *(recipe.feature_encoder_weights for recipe in recipes if recipe.feature_encoder),
+        *(config.recipe(arm).encoder_weights for arm in config.arms),
+    }
+    if asks and not hub_answers():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # else each network waits for half a minute of retries
+        if constants := sys.modules.get("huggingface_hub.constants"):
+            constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+    encoders = [partial(_feature_encoder, recipe) for recipe in recipes if recipe.feature_encoder]
+    _all_at_once([*encoders, partial(_networks, config)])
+
+
+def hub_answers() -> bool:
+    """Whether the hub of weights can be reached; True where a proxy or a mirror may know more."""
+    if any(os.environ.get(name) for name in _OTHER_WAYS):
+        return True
+    try:
+        socket.create_connection(("huggingface.co", 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def look_at_data(config: Config, *, devices: bool = True) -> None:
+    """What `preflight` looks at without building a network.
 
     Args:
         devices: whether it is this machine that trains.
@@ -32,14 +88,8 @@ def preflight(config: Config, *, devices: bool = True) -> None:
     Raises:
         UserError: shows all that is wrong at once.
     """
-    problems: list[str] = []
-
-    def collect(look: Callable[[], None]) -> None:
-        try:
-            look()
-        except UserError as error:
-            problems.append(str(error))
-
+    looks: list[Callable[[], None]] = []
+    collect = looks.append
     kinds = config.labels_read
     arms = config.arms.values()
     all_target = any("target" in arm.train.keys() - arm.frames for arm in arms)
@@ -63,10 +113,9 @@ def preflight(config: Config, *, devices: bool = True) -> None:
             collect(partial(_start, recipe))
     if devices:
         collect(lambda: _devices(config))
-    collect(lambda: _networks(config))
     collect(lambda: _scoring(config))
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+    collect(lambda: _names(config))
+    _all_at_once(looks)
 
 
 def _look_at_subset(config: Config, kind: str, frames: int) -> None:
@@ -128,8 +177,19 @@ def _crop(recipe: CycleGANConfig) -> None:
     from cyclegan.steps import check_crop
 
     check_crop(recipe)
-    if recipe.feature_encoder:
-        frozen_encoder(recipe, "cpu")
+
+
+def _feature_encoder(recipe: CycleGANConfig) -> None:
+    frozen_encoder(recipe, "cpu")
+
+
+def _names(config: Config) -> None:
+    """Raise `UserError` for names of networks that there are not."""
+    from segmentation.models import check_names
+
+    problems = [line for arm in config.arms for line in check_names(config.recipe(arm))]
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
 
 
 def _pairs(config: Config) -> None:
@@ -203,26 +263,53 @@ def _scoring(config: Config) -> None:
         label_ids(space)
 
 
-def prepare(config: Config, run: Path, forced: list[str], *, devices: bool = True) -> list[Stage]:
+def lost_in(config: Config, file: Path | None) -> list[Lost]:
+    """The classes that fall to nothing in the labels that a run reads.
+
+    Args:
+        file: what the configuration was read from, for the lines that are to be changed.
+    """
+    parts = {"source": config.source, "target": config.target, "test": config.test}
+    if "target" not in config.labels_read:
+        del parts["target"]
+    return lost_classes(parts, load_label_space(config.label_space), file)
+
+
+def prepare(
+    config: Config,
+    run: Path,
+    forced: list[str],
+    file: Path | None = None,
+    *,
+    devices: bool = True,
+) -> list[Stage]:
     """Check a configuration against its data and the run folder, then record it there.
 
     Args:
         forced: names of stages to remove, with all that reads them.
+        file: what the configuration was read from.
         devices: whether it is this machine that trains.
 
     Returns:
         The plan of the run.
 
     Raises:
-        UserError: something cannot work, or the run holds stages made from other settings.
+        UserError: something cannot work, a class is lost, or the run holds stages made from other
+            settings.
     """
     stages = plan(config, run)
     doomed = named(stages, forced)
     if not doomed and all(is_done(run, stage.name) for stage in stages):
         check(run, stages)
         return stages
-    preflight(config, devices=devices)
+    look_at_data(config, devices=devices)
+    lost = lost_in(config, file)
+    refuse(lost)
+    try_networks(config)
     check(run, stages, forced=doomed)
+    for one in lost:
+        print(f"Note: {one.text}.", file=sys.stderr)
     remove(run, doomed)
     write_run(run, config)
+    write_json(run / LOST_FILE, [one.model_dump(mode="json") for one in lost])
     return stages

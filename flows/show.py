@@ -1,7 +1,8 @@
 """What the commands show of runs and data sets: tables and notes."""
 
 import json
-import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from flows.plan import plan
 from pipeline.config.settings import IDEAL, Config
 from pipeline.data.labels import load_label_space
 from pipeline.data.spec import DatasetSpec, built_in_specs, missing_classes, plug_ins, spec_fields
+from pipeline.errors import UserError
 from pipeline.files import explain_damage
 from pipeline.progress import recorded
 from pipeline.run.folder import INPUTS_FILE, check_results, read_run, read_stage
@@ -20,25 +22,6 @@ from pipeline.run.stage import Stage, is_done
 from pipeline.schema import parse
 from pipeline.scoring.metrics import headline
 from pipeline.text import count, duration, number, percent, size
-
-
-def say_missing_classes(config: Config) -> None:
-    """Notes on classes that the source lacks, and on a data set's own names without a class."""
-    space = load_label_space(config.label_space)
-    if missing := missing_classes(config.source, space):
-        print(
-            f"Note: data set {config.source.name} has no {', '.join(missing)}: the arms that "
-            "train on it cannot learn these classes.",
-            file=sys.stderr,
-        )
-    grouped = {name for label_class in space.classes for name in label_class.names}
-    for spec in (config.source, config.target, config.test):
-        if unused := sorted(name for name in spec.names() - grouped if "/" in name):
-            print(
-                f"Note: no class of label space {space.name} holds {', '.join(unused)} of data set "
-                f"{spec.name}: these pixels are ignored.",
-                file=sys.stderr,
-            )
 
 
 def show_result(folder: Path) -> None:
@@ -118,6 +101,28 @@ def show_status(run: Path) -> None:
         )
 
 
+def show_runs(runs: Sequence[Path]) -> None:
+    """A line for each run: how many stages are done, the time worked, and what is being made."""
+    table = Table("run", "stages done", "time", "at", "last change")
+    for run in runs:
+        try:
+            stages = plan(read_run(run), run)
+        except UserError as error:
+            table.add_row(run.name, "?", "", str(error).splitlines()[0][:60], "")
+            continue
+        rows = status_rows(run, stages)
+        done = [row for row in rows if row[1] == "done"]
+        begun = [
+            f"{name} {progress}".strip() for name, state, progress, *_ in rows if state == "begun"
+        ]
+        files = [path for row in rows for path in (run / row[0]).glob("*.json")]
+        changed = max((path.stat().st_mtime for path in files), default=0)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)) if changed else ""
+        worked = duration(sum(row[3] for row in rows))
+        table.add_row(run.name, f"{len(done)} of {len(rows)}", worked, ", ".join(begun), when)
+    Console().print(table)
+
+
 StatusRow = tuple[str, str, str, float, float | None]
 
 
@@ -141,9 +146,10 @@ def status_rows(run: Path, stages: list[Stage]) -> list[StatusRow]:
             state, seconds, left = "done", read_stage(run, stage.name).seconds, 0.0
         elif (folder / INPUTS_FILE).is_file():
             state = "begun"
-            left = (
-                seconds / known.done * (known.total - known.done) if known and known.done else None
-            )
+            rate = 0.0
+            if known:
+                rate = known.rate or known.done / max(seconds, 1e-9)
+            left = (known.total - known.done) / rate if known and rate else None
         else:
             state = "to do"
             peers = taken.get(stage.command)

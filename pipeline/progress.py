@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,6 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from pipeline.files import read_record, write_json
@@ -26,8 +26,10 @@ T = TypeVar("T")
 FILE = "progress.json"
 _FILE_SECONDS = 2.0
 _LINE_SECONDS = 30.0
-_FIRST_LINE_SECONDS = 5.0
-"""A rate and what is left are said early: many a work takes less or far more than is thought."""
+_FIRST_LINE_SECONDS = 1.0
+_WINDOW_SECONDS = 60.0
+"""The rate is that of the last so many seconds: it follows a machine that others use. It is said
+early: many a work takes less or far more than is thought."""
 
 
 class Recorded(BaseModel):
@@ -37,6 +39,20 @@ class Recorded(BaseModel):
     total: int = Field(ge=0)
     unit: str
     seconds: float = Field(ge=0, allow_inf_nan=False)
+    rate: float = Field(0, ge=0, allow_inf_nan=False)
+    """Units a second in the last minute; 0 where it is not known."""
+
+
+class Advance:
+    """What work calls with the number of units finished since its last call."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+        self.note = ""
+        """Shown beside the rate: the losses of a training."""
+
+    def __call__(self, count: int) -> None:
+        self._advance(count)
 
 
 def part_folder(folder: Path, part: int, parts: int) -> Path:
@@ -78,7 +94,7 @@ def progress(
     done: int = 0,
     unit: str = "steps",
     images_per_unit: int | None = None,
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Advance]:
     """Show and record how far a stage is.
 
     Args:
@@ -88,7 +104,7 @@ def progress(
         images_per_unit: where given, the rate is shown in images.
 
     Yields:
-        A function to call with the number of units finished since the last call.
+        What to call with the number of units finished since the last call.
     """
     path = folder / FILE
     earlier = _own(folder) if done else None
@@ -98,8 +114,11 @@ def progress(
 
     def record() -> None:
         seconds = round(before + time.monotonic() - start, 1)
-        write_json(path, {"done": now_done, "total": total, "unit": unit, "seconds": seconds})
+        state = {"done": now_done, "total": total, "unit": unit, "seconds": seconds}
+        write_json(path, {**state, "rate": round(show.rate, 6)})
 
+    how_far = f"continued at {unit.removesuffix('s')} {done:,} of {total:,}" if done else ""
+    print(f"{title}: {how_far or f'{total:,} {unit}'}", file=sys.stderr, flush=True)
     with _shown(title, total, done, unit, images_per_unit) as show:
 
         def advance(count: int) -> None:
@@ -111,7 +130,8 @@ def progress(
                 record()
 
         record()
-        yield advance
+        show.own = Advance(advance)
+        yield show.own
         record()
 
 
@@ -127,6 +147,38 @@ def each(items: Iterable[T], title: str, total: int, *, unit: str = "images") ->
             advance(1)
 
 
+class _Shown:
+    """A bar on a terminal, or a line now and then."""
+
+    def __init__(
+        self, bar: Progress, title: str, total: int, done: int, unit: str, images: int | None
+    ) -> None:
+        self.bar, self.title, self.total, self.done, self.unit = bar, title, total, done, unit
+        self.per_unit, self.rate_unit = images or 1, "images" if images else unit
+        self.task = bar.add_task(title, total=total, completed=done, rate="")
+        self.seen = deque([(time.monotonic(), done)])
+        self.last_line = self.seen[0][0] + _FIRST_LINE_SECONDS - _LINE_SECONDS
+        self.rate = 0.0
+        self.own: Advance | None = None
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        self.seen.append((now, self.done))
+        while len(self.seen) > 2 and now - self.seen[0][0] > _WINDOW_SECONDS:
+            self.seen.popleft()
+        then, before = self.seen[0]
+        self.rate = (self.done - before) / max(now - then, 1e-9)
+        speed = f"{self.rate * self.per_unit:.1f} {self.rate_unit}/s"
+        left = f"{duration((self.total - self.done) / max(self.rate, 1e-9))} left"
+        note = f", {self.own.note}" if self.own and self.own.note else ""
+        self.bar.update(self.task, completed=self.done, rate=f"{speed}, {left}{note}")
+        if self.bar.disable and now - self.last_line > _LINE_SECONDS:
+            self.last_line = now
+            line = f"{self.title}: {self.done}/{self.total} {self.unit}, {speed}, {left}{note}"
+            print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def _shown(
     title: str,
@@ -136,11 +188,8 @@ def _shown(
     images_per_unit: int | None,
     *,
     transient: bool = False,
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[_Shown]:
     """A bar on a terminal, which vanishes at the end if `transient`; else a line now and then."""
-    start = time.monotonic()
-    last_line = start + _FIRST_LINE_SECONDS - _LINE_SECONDS
-    now_done = done
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description:<34}"),
@@ -148,28 +197,8 @@ def _shown(
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
         transient=transient,
     ) as bar:
-        task = bar.add_task(title, total=total, completed=done, rate="")
-
-        def advance(count: int) -> None:
-            nonlocal now_done, last_line
-            now_done += count
-            now = time.monotonic()
-            rate = (now_done - done) / max(now - start, 1e-9)
-            speed = f"{rate * (images_per_unit or 1):.1f} {'images' if images_per_unit else unit}/s"
-            bar.update(task, completed=now_done, rate=speed)
-            if not console.is_terminal and now - last_line > _LINE_SECONDS:
-                last_line = now
-                left = (total - now_done) / rate
-                print(
-                    f"{title}: {now_done}/{total} {unit}, {speed}, {duration(left)} left",
-                    file=sys.stderr,
-                    flush=True,
-                )
-
-        yield advance
+        yield _Shown(bar, title, total, done, unit, images_per_unit)

@@ -193,6 +193,19 @@ def _error(problem: str, place: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
+def line_of(path: Path, *keys: str) -> int | None:
+    """The line (from 1) in which the value below `keys` begins to be said, where it is said."""
+    node: yaml.Node | None = yaml.compose(path.read_text(encoding="utf-8"), _Loader)
+    line = None
+    for key in keys:
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [(name, value) for name, value in entries if name.value == key]
+        if not found:
+            return None
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return line
+
+
 def read_yaml(path: Path) -> object:
     """Read a YAML file of at most 256 KiB: plain values as they look, unique keys, no aliases.
 

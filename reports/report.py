@@ -16,7 +16,9 @@ from pipeline.data.labels import load_label_space
 from pipeline.data.spec import missing_classes
 from pipeline.errors import UserError
 from pipeline.files import explain_damage, read_record, sweep, write_json, write_text
+from pipeline.intake.lost import LostClasses
 from pipeline.run.folder import (
+    LOST_FILE,
     RUN_FILE,
     STAGE_FILE,
     StageRecord,
@@ -68,6 +70,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     steps = steps_of(config, run, report)
     candidates = read_networks(config, run, report)
     budget = points(report)
+    lost = _lost_classes(config, run)
     page = (
         environment()
         .get_template("report.html.j2")
@@ -81,7 +84,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
             cards=[_card(report, metric) for metric in headline()],
             space=load_label_space(config.label_space),
             confusions=_confusions(evaluations),
-            unsupplied=missing_classes(config.source, load_label_space(config.label_space)),
+            lost=lost,
             settings=yaml_text(config.model_dump(mode="json")),
             plotly=Markup(get_plotlyjs()),
             **_pictures(config, run, report, evaluations),
@@ -109,9 +112,19 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         write_networks(folder / TABLE, candidates)
     if budget:
         write_budget(folder / "budget.csv", budget)
-    shown = {"report": report, "shares": shares, "steps": steps, "budget": budget}
+    shown = {"report": report, "shares": shares, "steps": steps, "budget": budget, "lost": lost}
     write_text(folder / "report.md", text.render(shown, candidates=candidates))
     write_text(folder / "index.html", page)
+
+
+def _lost_classes(config: Config, run: Path) -> list[str]:
+    """What comes to nothing between labels and classes, in the words of `check` and `run`."""
+    if (run / LOST_FILE).is_file():
+        way_out = "Remove it: the report then does not tell which classes are lost."
+        return [lost.text for lost in read_record(run / LOST_FILE, LostClasses, way_out).root]
+    missing = missing_classes(config.source, load_label_space(config.label_space))
+    named = f"no value of data set {config.source.name} is named {', '.join(missing)}: lost"
+    return [named] if missing else []
 
 
 def _pictures(

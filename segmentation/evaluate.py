@@ -23,6 +23,9 @@ from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.metrics import Counts
 from segmentation.predict import predict_on_device, views
 from segmentation.scores import (
+    IDS,
+    OVERLAYS,
+    PICTURES,
     counted_in,
     instance_files,
     label_ids,
@@ -32,8 +35,6 @@ from segmentation.scores import (
 from segmentation.tally import Tally
 from segmentation.train import load_segmenter
 
-PICTURES, IDS, OVERLAYS = "predictions", "predictions_ids", "overlays"
-"""The folders of predictions: small pictures, whole ones, drawn over the frame."""
 PICTURE_WIDTH = 400
 """Pixels in a row of the pictures of predictions; some kilobytes each."""
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.data.images import UInt8, image_size, read_raw
+from pipeline.data.images import UInt8, image_size, read_raw, resize_indices
 from pipeline.data.labels import CITYSCAPES_IDS, IGNORE, LabelSpace
 from pipeline.data.listing import Sample, evenly, list_samples
 from pipeline.data.reading import LabelReader
@@ -17,10 +17,12 @@ from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.progress import each
 from pipeline.scoring.confusion import count_pairs
-from pipeline.scoring.evaluation import Evaluation
+from pipeline.scoring.evaluation import FILE, Evaluation
 from pipeline.scoring.metrics import Counts
 from pipeline.text import listed, percent
 from segmentation.scores import (
+    IDS,
+    PICTURES,
     FrameCounts,
     counted_in,
     instance_files,
@@ -32,6 +34,8 @@ Encoding = Literal["label_ids", "train_ids"]
 
 _CALLED: dict[Encoding, str] = {"label_ids": "label ids", "train_ids": "trainIds"}
 _LABEL_IDS = range(34)
+_BY_CHANCE = 0.05
+"""Fewer right pixels come from other ids or other frames."""
 _LOOKED_AT = 5  # files that the encoding is guessed from
 
 
@@ -59,8 +63,15 @@ def score_files(
             pixel; values that do not fit the encoding. Nothing is written then.
     """
     samples = list_samples(dataset, labelled=True)
+    predictions, ours = own_predictions(predictions)
+    if ours == PICTURES:
+        encoding = "train_ids"
     files, others = match_files(samples, predictions)
-    _check_sizes(dataset, samples, files)
+    enlarged = False
+    if ours == PICTURES and (label := samples[0].label) and dataset.decoder is None:
+        enlarged = image_size(files[0]) != image_size(label)
+    if not enlarged:
+        _check_sizes(dataset, samples, files)
     counted = counted_in(space)
     labels, classes = LabelReader(dataset, counted), len(counted.classes)
     instances, instance_scores = instance_files(dataset, samples, space)
@@ -69,6 +80,8 @@ def score_files(
         """(256, 256) pairs of truth and value of one frame, and its values."""
         truth = labels.read(samples[number], native=True)
         values = read_values(files[number])
+        if enlarged:
+            values = resize_indices(values, (truth.shape[1], truth.shape[0]))
         if values.shape != truth.shape:
             raise UserError(_sizes(files[number], values.shape[::-1], truth.shape[::-1]))
         return count_pairs(truth, values), values
@@ -112,7 +125,21 @@ def score_files(
             "instance_scores": instance_scores,
         },
     )
-    return evaluation, _notes(evaluation, kind, others, predictions)
+    notes = _notes(evaluation, kind, others, predictions)
+    if enlarged:
+        notes.append(
+            f"The pictures in {predictions} are smaller than the truth and were enlarged: the "
+            "run's own scores are those of its full predictions."
+        )
+    return evaluation, notes
+
+
+def own_predictions(folder: Path) -> tuple[Path, str]:
+    """The pictures in a run's folder of scores, and their form; others as they are, without one."""
+    if (folder / FILE).is_file():
+        form = next((form for form in (IDS, PICTURES) if (folder / form).is_dir()), "")
+        return folder / form, form
+    return folder, folder.name if (folder.parent / FILE).is_file() else ""
 
 
 def match_files(samples: Sequence[Sample], folder: Path) -> tuple[list[Path], int]:
@@ -154,7 +181,8 @@ def match_files(samples: Sequence[Sample], folder: Path) -> tuple[list[Path], in
         elif (other_name := owner.setdefault(fitting[0], sample.name)) != sample.name:
             doubled.append(f"{sample.name} and {other_name} share {fitting[0]}")
         matched += fitting[:1]
-    _check_matches(samples, folder, missing, doubled)
+    unused = [path for path in files if path not in owner]
+    _check_matches(samples, folder, missing, doubled, unused)
     return matched, len(files) - len(matched)
 
 
@@ -175,14 +203,19 @@ def _pngs(folder: Path) -> list[Path]:
 
 
 def _check_matches(
-    samples: Sequence[Sample], folder: Path, missing: list[str], doubled: list[str]
+    samples: Sequence[Sample],
+    folder: Path,
+    missing: list[str],
+    doubled: list[str],
+    unused: Sequence[Path],
 ) -> None:
     if missing:
         last = missing[0].rsplit("/", 1)[-1]
         raise UserError(
             f"{len(missing)} of {len(samples)} frames have no prediction below {folder}: "
-            f"{listed(missing)}. Files are found by the frame's name: {last}.png or {last}_*.png "
-            "in any folder."
+            f"{listed(missing, 3)}. Files without a frame: "
+            f"{listed([path.relative_to(folder) for path in unused], 3) or 'none'}. Files are "
+            f"found by the frame's name: {last}.png or {last}_*.png in any folder."
         )
     if doubled:
         raise UserError(
@@ -304,6 +337,13 @@ def _check_values(pairs: Counts, space: LabelSpace, kind: Encoding, file: Path) 
 
 def _notes(evaluation: Evaluation, kind: Encoding, others: int, folder: Path) -> list[str]:
     notes = [f"The values are read as {_CALLED[kind]}."]
+    right = evaluation.scores.get("pixel_accuracy")
+    if right is not None and right < _BY_CHANCE:
+        notes.append(
+            f"Warning: {percent(right)} of the scored pixels are right, as by chance. Are these "
+            f"ids of label space {evaluation.protocol['label_space']}? Else give another "
+            "--label-space or --encoding, or the predictions of these frames."
+        )
     if void := sum(evaluation.void_predictions):
         notes.append(
             f"{percent(void / evaluation.table.sum(), 2)} of the scored pixels are predicted as "

@@ -19,6 +19,9 @@ from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.evaluation import FRAMES_FILE, Evaluation, Setting
 from pipeline.scoring.metrics import Counts, Score, scores
 
+PICTURES, IDS, OVERLAYS = "predictions", "predictions_ids", "overlays"
+"""The folders of predictions: small pictures, whole ones, drawn over the frame."""
+
 OFFICIAL = "official.json"
 
 

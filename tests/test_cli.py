@@ -1,6 +1,7 @@
 """The command line: every mistake is one clear message, status 2, no traceback."""
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -286,7 +287,8 @@ def test_missing_classes_are_said(
     )
     with pytest.raises(SystemExit):
         cli_module.main()
-    assert "gta5 has no sidewalk, building, wall" in capsys.readouterr().err
+    told = capsys.readouterr().out
+    assert "no value of data set gta5 is named sidewalk (" in told
 
 
 def test_ctrl_c_says_how_to_go_on(
@@ -348,3 +350,24 @@ def test_evaluate_options_that_do_not_go_together(fails: Fails, tiny: Path, worl
         "evaluate", tiny, *options, "--set", "evaluation.classes=[roat]"
     )
     assert not Path("scores").exists()
+
+
+def test_status_of_a_folder_of_runs(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        write_run(Path("runs") / name, load_config(tiny))
+    Path("runs/two/config.yaml").write_text("nonsense: 1\n")
+    monkeypatch.setattr(sys, "argv", ["sim2real", "status", "runs"])
+    with pytest.raises(SystemExit):
+        cli_module.main()
+    told = capsys.readouterr().out
+    assert re.search(r"one .*0 of \d+", told)
+    assert re.search(r"two .*\?", told)
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["sim2real", "--version"])
+    cli_module.main()
+    assert re.fullmatch(r"sim2real \d+\.\d+\S*\n", capsys.readouterr().out)

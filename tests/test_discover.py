@@ -136,7 +136,7 @@ def test_gta5(world: Path) -> None:
     assert found.table.table.name == "cityscapes_ids"
     assert "gta5" in found.table.table.users
     assert found.sure
-    assert not found.unnamed()
+    assert not found.questions()
     assert found.frames == len(list_samples(spec, labelled=True)) == 10
 
 
@@ -343,7 +343,9 @@ def test_every_known_data_set(folder: Path, scenes: list[tuple[Array, Array]], k
     assert (spec.encoding, spec.channel) == (truth.encoding, truth.channel)
     assert found.table is not None
     assert known in (found.table.table.name, *found.table.table.users)
-    assert spec.values == truth.values
+    assert {raw: name.removesuffix("?") for raw, name in spec.values.items()} == truth.values
+    # Nothing is asked but what one name cannot say: any vehicle is read as a car.
+    assert set(found.questions()) == ({"10"} if known == "carla_old" else set())
     assert known in found.same_as
     assert any(f"`dataset: {known}`" in line or known in line for line in describe(found))
 
@@ -416,13 +418,16 @@ def test_values_of_no_table_are_shown_and_left_to_the_user(
     fill(folder, scenes, "images/{i}.png", "labels/{i}.png", foreign)
     found, spec = first_spec(folder)
     assert found.table is None
-    assert set(spec.values.values()) == {"unlabeled"}
     assert set(spec.values) == {str(v) for _, ids in scenes for v in np.unique(foreign(ids))}
+    assert spec.values.pop(str(200 - 3 * 23)) == "sky at the top?"
+    rare = [raw for raw, name in spec.values.items() if name == "unlabeled"]
+    assert {name for raw, name in spec.values.items() if raw not in rare} == {"unlabeled?"}
     out = folder.parent / "specs" / "first.yaml"
     assert any("no known table fits" in line for line in describe(found, out))
     line = next(line for line in out.read_text().splitlines() if line.startswith("  179:"))
-    assert "% of the pixels, at the bottom; name it: first.preview/value-179.png" in line
-    for value in spec.values:
+    assert line.startswith("  179: unlabeled?")
+    assert "% of the pixels, at the bottom; colour " in line
+    for value in spec.values.keys() - rare:
         with Image.open(out.parent / "first.preview" / f"value-{value}.png") as picture:
             assert picture.width > 400
 
@@ -463,8 +468,8 @@ def test_values_beside_a_table(folder: Path, scenes: list[tuple[Array, Array]]) 
 
     fill(folder, scenes, "images/{i}.png", "labels/{i}.png", encode)
     found, spec = first_spec(folder)
-    assert [value.raw for value in found.unnamed()] == ["77"]
-    assert spec.values["77"] == "unlabeled"
+    assert set(found.questions()) == {"77"}
+    assert spec.values["77"] == "unlabeled?"
     assert spec.values["7"] == "road"
     preview = folder.parent / "specs" / "first.preview"
     assert {path.name for path in preview.iterdir()} == {"frames.png", "value-77.png"}
@@ -542,7 +547,7 @@ def test_folders_with_nothing_to_find(
         discover(folder)
     (folder / "frames.zip").write_bytes(b"PK")
     (folder / ".hidden.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"\(1 other file\(s\)\). Unpack"):
+    with pytest.raises(UserError, match=r"\(1 other file\(s\)\). Not read: 1 archives: unpack"):
         discover(folder)
     with pytest.raises(UserError, match="is a file"):
         discover(folder / "frames.zip")

@@ -35,6 +35,7 @@ from pipeline.intake.findings import (
     write_quarantine,
 )
 from pipeline.intake.headers import check_headers
+from pipeline.intake.lost import lost_classes
 from pipeline.toyworld.writing import write_toy_world
 from reports.check import write_check
 
@@ -696,9 +697,14 @@ def test_a_known_set_without_its_lists_is_examined_whole(clean: Path) -> None:
 def test_class_that_is_scored_and_never_learnt(clean: Path) -> None:
     # The source has no name for it.
     values = {k: v for k, v in spec_of(clean / "toy-sim").values.items() if v != "road"}
-    reports = {"source": look(clean / "toy-sim", values=values), "test": look(clean / "toy-sim")}
+    parts = {
+        "source": spec_of(clean / "toy-sim", values=values),
+        "test": spec_of(clean / "toy-sim"),
+    }
+    (lost,) = [lost for lost in lost_classes(parts, SPACE) if lost.key == "unnamed"]
 
-    assert "road (" in found(compare(reports)["test"])["class-only-scored"].detail
+    assert lost.text.startswith("no value of data set gta5 is named road (")
+    assert not lost.refused
 
 
 def test_few_frames_and_limit(clean: Path) -> None:

@@ -336,11 +336,14 @@ def test_logs_have_lines_and_no_blank_ones(
             pass
         said = capsys.readouterr().err.splitlines()
         assert [line.split(",")[0] for line in said] == [
-            f"labels read: {n + 1}/3 images" for n in range(lines)
+            *(f"labels read: {n + 1}/3 images" for n in range(lines)),
+            "work: 3 steps",
         ]
 
 
-def test_progress_is_recorded_and_continues(tmp_path: Path) -> None:
+def test_progress_is_recorded_and_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with progress(tmp_path, "work", 10) as advance:
         advance(4)
     first = json.loads((tmp_path / "progress.json").read_text())
@@ -348,6 +351,7 @@ def test_progress_is_recorded_and_continues(tmp_path: Path) -> None:
     write_json(tmp_path / "progress.json", first | {"seconds": 100.0})
     with progress(tmp_path, "work", 10, done=4) as advance:
         advance(6)
+    assert "work: continued at step 4 of 10\n" in capsys.readouterr().err
     last = json.loads((tmp_path / "progress.json").read_text())
     assert last["done"] == 10
     assert last["seconds"] >= 100

@@ -210,7 +210,28 @@ def test_many_missing_frames_are_listed_shortly(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         match_files(samples, tmp_path)
     assert "899 of 900 frames" in str(error.value)
-    assert "0000, 0001, 0002, 0004, 0005 and 894 more" in str(error.value)
+    assert "0000, 0001, 0002 and 896 more. Files without a frame: none." in str(error.value)
+
+
+def test_a_runs_own_predictions(test_set: DatasetSpec, tmp_path: Path) -> None:
+    """`predictions_ids` before the smaller `predictions`, from the folder of the scores."""
+    own = tmp_path / "evaluation"
+    write_predictions(test_set, own / "predictions", lambda p: p[::2, ::2], "{name}.png")
+    (own / "evaluation.json").touch()
+    small, notes = score_files(test_set, SPACE, own, tmp_path / "small")
+    assert "were enlarged" in notes[-1]
+    write_predictions(test_set, own / "predictions_ids", name="{name}.png")
+    full, notes = score_files(test_set, SPACE, own, tmp_path / "full")
+    assert notes == ["The values are read as label ids."]
+    assert full["pixel_accuracy"] > small["pixel_accuracy"] > 0.9
+
+
+def test_predictions_that_are_right_by_chance_are_warned_about(
+    test_set: DatasetSpec, tmp_path: Path
+) -> None:
+    write_predictions(test_set, tmp_path / "p", lambda p: ((p + 5) % 19).astype(np.uint8))
+    _, notes = score_files(test_set, SPACE, tmp_path / "p", tmp_path / "out", "train_ids")
+    assert any("of the scored pixels are right, as by chance" in note for note in notes)
 
 
 def test_the_wrong_encoding_is_detected(test_set: DatasetSpec, tmp_path: Path) -> None:

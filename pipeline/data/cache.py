@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from pipeline.data.images import UInt8
 from pipeline.data.labels import LabelSpace
 from pipeline.data.listing import Sample
-from pipeline.data.reading import LabelReader, decoder_code, read_frame
+from pipeline.data.reading import LabelReader, decoder_code, read_frame, values_at_top
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import read_record, replacing, sweep, write_json
@@ -70,6 +70,12 @@ def class_reader(
     if spec.decoder is not None:
         decoding["code"] = decoder_code(spec.decoder)
     classes = {raw: space.index_of(name) for raw, name in spec.values.items()}
+    if spec.divide != 1:
+        decoding["divide"] = spec.divide
+    if spec.label_scale != 1:
+        decoding["label_scale"] = spec.label_scale
+    if skies := values_at_top(spec):
+        decoding["at_top"] = skies
     files = [sample.label for sample in samples if sample.label is not None]
     return _cached(read, files, {**decoding, "classes": classes}, cache, f"{spec.name}, labels")
 

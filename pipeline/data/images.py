@@ -16,6 +16,9 @@ from pipeline.files import open_regular, replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """File name endings that count as images, in the order in which they are looked for."""
+ARRAY = ".npy"
+LABEL_SUFFIXES = (*SUFFIXES, ARRAY)
+"""Labels may be arrays that NumPy saved, too."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 """What `SUFFIXES` stand for. Files of other formats are refused whatever they are called: PIL would
 hand PostScript to Ghostscript, which runs it."""
@@ -110,8 +113,42 @@ def open_image(path: Path) -> Iterator[OpenImage]:
 
 def read_header(path: Path) -> Header:
     """What an image file says of itself, without decoding pixels; `UserError` when it is none."""
+    if path.suffix.lower() == ARRAY:
+        return _array_header(_read_array(path))
     with open_image(path) as opened:
         return opened.header
+
+
+def _array_header(raw: Raw) -> Header:
+    """What an image file of these values would say: (H, W), or (H, W, 3 or 4)."""
+    kind = "F" if raw.dtype.kind == "f" else "L" if raw.dtype.itemsize == 1 else "I"
+    mode = kind if raw.ndim == 2 else "RGB" if raw.shape[2] == 3 else "RGBA"
+    stored = {"I": "I;32"}.get(mode, mode)
+    return Header("NPY", (raw.shape[1], raw.shape[0]), mode, stored, False, 1, False, b"")
+
+
+def _read_array(path: Path) -> Raw:
+    """The array in a `.npy` file: numbers (H, W), (H, W, 3) or (H, W, 4).
+
+    Raises:
+        UserError: no such file, no regular file, too large, damaged, or of another form.
+    """
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise UserError(f"{path} has {size:,} bytes; arrays of at most {MAX_BYTES:,} are read.")
+        try:
+            raw = np.asarray(np.load(file, allow_pickle=False))
+        except Exception as error:  # a damaged file makes NumPy raise all sorts of things
+            raise UserError(
+                f"{path} cannot be read as an array ({error}). Save it anew."
+            ) from error
+    if raw.ndim == 3 and raw.shape[2] == 1:
+        raw = raw[:, :, 0]
+    if raw.dtype.kind not in "buif" or raw.ndim not in (2, 3) or not raw.size:
+        raise UserError(f"{path} holds {raw.dtype} of shape {raw.shape}; (H, W) ids are read.")
+    if raw.ndim == 3 and (raw.shape[2] not in (3, 4) or raw.dtype != np.uint8):
+        raise UserError(f"{path} holds {raw.dtype} of shape {raw.shape}; (H, W) ids are read.")
+    return raw
 
 
 def _header(image: ImageFile.ImageFile, start: bytes) -> Header:
@@ -212,6 +249,8 @@ def read_raw(path: Path, *, colors: bool = False) -> Raw:
     Raises:
         UserError: as `open_image`.
     """
+    if path.suffix.lower() == ARRAY:
+        return _read_array(path)
     with open_image(path) as opened:
         return stored_values(opened, colors=colors)
 

@@ -47,6 +47,10 @@ CITYSCAPES_TRAIN_IDS: dict[int, str] = dict(
 TABLES = {"cityscapes_ids": CITYSCAPES_IDS, "cityscapes_train_ids": CITYSCAPES_TRAIN_IDS}
 """Tables of raw values that a spec may name instead of writing them out."""
 
+SKY_AT_TOP = "sky at the top"
+"""Sky where a region of the value touches the upper border of the frame, and nothing elsewhere: for
+sets in which the sky has the value of what has no class."""
+
 VOCABULARY: frozenset[str] = frozenset(
     {
         *CITYSCAPES_IDS.values(),
@@ -54,9 +58,12 @@ VOCABULARY: frozenset[str] = frozenset(
         "vehicle",  # car, truck or bus, where they are not told apart
         "any vehicle",  # a vehicle of whatever kind: cycles and trains too, or a kind of its own
         "bicyclist",  # rider together with the bicycle
+        SKY_AT_TOP,
     }
 )
 """Every name that a data set may decode to and a label space may group."""
+ASKED = "?"
+"""The end of a name that was guessed: a person is to remove it, or to write another name."""
 _BUILT_IN = Path(__file__).parent / "label_spaces"
 _OWN_NAME = re.compile(r"[a-z0-9_-]+/[a-z0-9 _-]+")
 
@@ -152,9 +159,15 @@ class LabelSpace(Schema):
     def index_of(self, name: str) -> int:
         """The class index of a vocabulary name, or `IGNORE` when no class holds it."""
         for index, label_class in enumerate(self.classes):
-            if name in label_class.names:
+            if meaning(name) in label_class.names:
                 return index
         return IGNORE
+
+
+def meaning(name: str) -> str:
+    """What a name of a data set's `values` stands for: `sky` for `sky at the top?`."""
+    plain = name.removesuffix(ASKED)
+    return "sky" if plain == SKY_AT_TOP else plain
 
 
 def check_name(name: str) -> None:

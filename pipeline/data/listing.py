@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.csv_files import unquoted
-from pipeline.data.images import SUFFIXES
+from pipeline.data.images import LABEL_SUFFIXES, SUFFIXES
 from pipeline.data.spec import DatasetSpec, below_literal, is_list, pattern_fields
 from pipeline.errors import UserError
 from pipeline.files import open_regular
@@ -375,7 +375,7 @@ def _finder(spec: DatasetSpec, pattern: str) -> Callable[[str], list[Path]]:
     fields = pattern_fields(spec.images)
     root = spec.label_root or spec.root
     ending = Path(pattern).suffix
-    given = ending.lower() in SUFFIXES or (spec.decoder is not None and ending)
+    given = ending.lower() in LABEL_SUFFIXES or (spec.decoder is not None and ending)
 
     @cache
     def beside(folder: Path) -> dict[str, list[Path]]:

@@ -15,17 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.images import (
+    ARRAY,
     Header,
     Raw,
     UInt8,
     image_size,
     open_image,
+    read_header,
+    read_raw,
     read_rgb,
     resize_indices,
     resize_rgb,
     stored_values,
 )
-from pipeline.data.labels import IGNORE, LabelSpace
+from pipeline.data.labels import ASKED, IGNORE, SKY_AT_TOP, LabelSpace
 from pipeline.data.listing import Sample
 from pipeline.data.spec import DECODERS, DatasetSpec, code_file, raw_value
 from pipeline.errors import UserError
@@ -58,10 +61,24 @@ def working_size(spec: DatasetSpec, size: tuple[int, int]) -> tuple[int, int]:
 
 def sizes_differ(spec: DatasetSpec, image: tuple[int, int], label: tuple[int, int]) -> str | None:
     """What is wrong with the size of a frame beside its label's (width, height), if anything."""
+    scaled = spec.label_scale != 1
+    full = (round(label[0] / spec.label_scale), round(label[1] / spec.label_scale))
+    said = label == tuple(round(side * spec.label_scale) for side in image)
     # Translated frames are stored at the working width beside labels of the original size.
-    if image in (label, working_size(spec, label)):
+    if said or image in (full, working_size(spec, full)):
         return None
-    return f"image {image[0]}x{image[1]}, label {label[0]}x{label[1]}"
+    seen = f"image {image[0]}x{image[1]}, label {label[0]}x{label[1]}"
+    if scaled:
+        return f"{seen}, and `label_scale` {spec.label_scale:g} is said"
+    if scale := scale_of(image, label):
+        return f"{seen}: if all are so, `label_scale: {scale:g}` reads them"
+    return seen
+
+
+def scale_of(image: tuple[int, int], label: tuple[int, int]) -> float | None:
+    """How many times as wide and high as its frame a label is; None where it is cut otherwise."""
+    scale = label[0] / image[0]
+    return scale if scale != 1 and abs(image[1] * scale - label[1]) < 1 else None
 
 
 def label_fault(spec: DatasetSpec, header: Header) -> tuple[str, str] | None:
@@ -100,6 +117,7 @@ class LabelReader:
         self._table = np.full(size, UNNAMED if spec.strict else IGNORE, np.uint8)
         for raw, name in spec.values.items():
             self._table[raw_value(raw, spec.encoding)] = space.index_of(name)
+        self._skies = values_at_top(spec)
 
     def __reduce__(self) -> tuple[object, ...]:
         # To another process without the table, which is large, and the decoder's code.
@@ -132,15 +150,23 @@ class LabelReader:
                 f"({unnamed.mean():.1%} of its pixels). Name them in `values` of data set "
                 f"{self.spec.name} ('unlabeled' ignores them), or set `strict: false`."
             )
-        return classes if native else resize_indices(classes, working_size(self.spec, size))
+        if native:
+            return classes
+        if self.spec.label_scale != 1:
+            size = image_size(sample.image)
+        return resize_indices(classes, working_size(self.spec, size))
 
     def classes(self, raw: npt.NDArray[np.integer]) -> UInt8:
         """Raw values as `raw` returns them -> (H, W) uint8 class indices."""
         if raw.ndim == 3:
-            return _look_up_colors(self._table, raw)
-        if raw.dtype == np.uint8:
-            return np.asarray(cv2.LUT(raw, self._table[:256]))
-        return np.asarray(self._table[raw])
+            classes = _look_up_colors(self._table, raw)
+        elif raw.dtype == np.uint8:
+            classes = np.asarray(cv2.LUT(raw, self._table[:256]))
+        else:
+            classes = np.asarray(self._table[raw])
+        for value in self._skies:
+            classes[below_top(packed(raw) == value)] = IGNORE
+        return classes
 
     def raw(self, path: Path) -> npt.NDArray[np.integer]:
         """The raw values of a label file: (H, W) uint8 or uint16, or (H, W, 3) uint8 colours.
@@ -150,20 +176,30 @@ class LabelReader:
         """
         if self._decode is not None:
             return self._decoded(path, self._decode)
-        with open_image(path) as opened:
-            if fault := label_fault(self.spec, opened.header):
-                raise UserError(
-                    f"{path} is no label of data set {self.spec.name}: {fault[1]}. Fix the file, "
-                    "or the data set's `encoding`; `sim2real check` says more."
-                )
-            raw = stored_values(opened, colors=self.spec.encoding == "rgb")
+        colors = self.spec.encoding == "rgb"
+        if path.suffix.lower() == ARRAY:
+            self._check(path, read_header(path))
+            raw = read_raw(path)
+        else:
+            with open_image(path) as opened:
+                self._check(path, opened.header)
+                raw = stored_values(opened, colors=colors)
         if self.spec.encoding == "rgb":
             return np.ascontiguousarray(raw[:, :, :3])
         if self.spec.encoding == "channel":
             raw = raw[:, :, self.spec.channel]
+        if self.spec.encoding == "ids":
+            raw = divided(raw, self.spec.divide)
         if problem := not_ids(raw):
             raise UserError(f"{path} is no label of data set {self.spec.name}: {problem}.")
         return np.ascontiguousarray(raw, np.uint16 if raw.dtype.itemsize > 1 else np.uint8)
+
+    def _check(self, path: Path, header: Header) -> None:
+        if fault := label_fault(self.spec, header):
+            raise UserError(
+                f"{path} is no label of data set {self.spec.name}: {fault[1]}. Fix the file, or "
+                "the data set's `encoding`; `sim2real check` says more."
+            )
 
     def _decoded(self, path: Path, decode: Decoder) -> npt.NDArray[np.integer]:
         try:
@@ -185,6 +221,31 @@ class LabelReader:
         return raw.astype(np.uint16)
 
 
+def values_at_top(spec: DatasetSpec) -> list[int]:
+    """The raw values that are sky where they touch the upper border of the frame."""
+    return [
+        raw_value(raw, spec.encoding)
+        for raw, name in spec.values.items()
+        if name.removesuffix(ASKED) == SKY_AT_TOP
+    ]
+
+
+def below_top(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The pixels of an (H, W) mask whose connected region does not touch the first row."""
+    count, regions = cv2.connectedComponents(mask.astype(np.uint8))
+    away = np.ones(count, bool)
+    away[regions[0]] = False
+    return np.asarray(mask & away[regions])
+
+
+def packed(raw: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """Raw values as one number a pixel, (H, W): colours (H, W, 3) uint8 as R << 16 | G << 8 | B."""
+    if raw.ndim == 2:
+        return raw
+    four = cv2.cvtColor(np.ascontiguousarray(raw[:, :, :3]), cv2.COLOR_RGB2BGRA)
+    return np.asarray(four.view("<u4")[:, :, 0] & 0xFFFFFF)
+
+
 def decoder_code(name: str) -> str:
     """A hash of the file that holds a decoder, so that what it made is known by its code."""
     source = code_file(name)
@@ -198,6 +259,11 @@ def decoder_code(name: str) -> str:
         if not os.path.isfile(source):  # a module that Python itself is built with
             return ""
     return hashlib.sha256(_content(source)).hexdigest()[:16]
+
+
+def divided(raw: Raw, divisor: int) -> Raw:
+    """Ids of classes from values that hold the number of an object, too; see `divide` of a spec."""
+    return raw if divisor == 1 else np.where(raw >= divisor, raw // divisor, raw)
 
 
 def not_ids(raw: Raw) -> str | None:

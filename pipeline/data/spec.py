@@ -18,7 +18,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.data.labels import TABLES, LabelSpace, check_name
+from pipeline.data.labels import ASKED, TABLES, LabelSpace, check_name, meaning
 from pipeline.errors import UserError, short
 from pipeline.schema import Located, Schema, Side, located, near
 from pipeline.yaml_files import read_settings, write_yaml
@@ -85,6 +85,12 @@ class DatasetSpec(Schema):
     RGB colour, or one channel of a colour image."""
     channel: int = Field(0, ge=0, le=3)
     """Which channel holds the value when `encoding` is `channel`: 0 is red."""
+    divide: int = Field(1, ge=1, le=65535)
+    """For ids that hold the number of an object, too: values from this on are divided by it. 1000
+    reads class * 1000 + number, 256 what KITTI's `instance` files hold."""
+    label_scale: float = Field(1.0, gt=0, le=16)
+    """How many times as wide as its frame a label is: 0.5 for masks of half the size. It is resized
+    (nearest) to the frame, or with `width` both to that; scores are taken at the label's size."""
     decoder: Annotated[str | None, Located((".py",))] = Field(
         None, pattern=r"^([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*$"
     )
@@ -94,7 +100,8 @@ class DatasetSpec(Schema):
     returns raw values as (H, W) integers in 0..65535. Several threads may call it at once."""
     values: Annotated[dict[str, str], BeforeValidator(_table)] = Field(default_factory=dict)
     """Raw value -> name. Colours are written `"R,G,B"`. A word stands for a table: the name of a
-    known data set for its own, `cityscapes_ids` or `cityscapes_train_ids`."""
+    known data set for its own, `cityscapes_ids` or `cityscapes_train_ids`. A name that ends in `?`
+    was guessed: `run` refuses it until a person has answered."""
     splits: dict[str, str] = Field(default_factory=dict)
     """Further splits: name -> a wildcard over frame names, a `.txt` list below `root`, or
     `FILE.mat:KEY`, the frame numbers (from 1) in a MATLAB file below `root`."""
@@ -108,6 +115,9 @@ class DatasetSpec(Schema):
     width: Side | None = None
     """Working width in pixels: frames and labels are resized to it when read, aspect kept;
     none leaves them as they are."""
+    confirmed: tuple[str, ...] = ()
+    """What is meant to be lost: classes, names or values, as `check` and `run` call them when they
+    refuse labels in which a class falls to nothing."""
     strict: bool = False
     """Raise when a label file holds a value without a name, rather than ignore its pixels."""
     about: About | None = None
@@ -135,9 +145,11 @@ class DatasetSpec(Schema):
             raise ValueError(
                 f"`decoder` returns ids, and `encoding` is {self.encoding!r}; leave it out"
             )
+        if self.divide != 1 and self.encoding != "ids":
+            raise ValueError(f"`divide` is for `encoding: ids`, not {self.encoding!r}")
         owner: dict[int, str] = {}
         for raw, name in self.values.items():
-            check_name(name)
+            check_name(name.removesuffix(ASKED))
             value = raw_value(raw, self.encoding)
             if value in owner:
                 raise ValueError(_named_twice(raw, owner[value], name, self.encoding))
@@ -146,7 +158,7 @@ class DatasetSpec(Schema):
 
     def names(self) -> set[str]:
         """The vocabulary names that labels of this set can decode to."""
-        return set(self.values.values())
+        return {meaning(name) for name in self.values.values()}
 
 
 def pattern_fields(pattern: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is found only when data sets are compared: the same pictures, drives and classes."""
+"""What is found only when data sets are compared: the same pictures and drives."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ def compare(
     scored: Iterable[str] = ("test", "val"),
     one_set: bool = False,
 ) -> dict[str, DatasetReport]:
-    """Add what is found only when sets are seen together: shared frames, drives and classes.
+    """Add what is found only when sets are seen together: shared frames and drives.
 
     Args:
         reports: part -> its report: `source`, `target`, `test` of a configuration, or the splits
@@ -51,9 +51,6 @@ def compare(
         more[mine] += _shared(ours.facts, theirs.facts, other, held_out, one_set)
         if held_out and ours.spec.root == theirs.spec.root:
             more[mine] += _same_drives(ours.facts, theirs.facts, other)
-    for part in reports:
-        if part in scored and "source" in reports:
-            more[part] += _never_learnt(reports["source"], reports[part])
     return {part: _with(report, more[part]) for part, report in reports.items()}
 
 
@@ -124,16 +121,3 @@ def _same_drives(mine: Frames, theirs: Frames, other: str) -> Iterator[Finding]:
 def _drives(frames: Frames) -> Counter[str]:
     stems = [PurePosixPath(facts.name).name for facts in frames]
     return Counter(stem.split("_")[0] for stem in stems if "_" in stem)
-
-
-def _never_learnt(source: DatasetReport, scored: DatasetReport) -> Iterator[Finding]:
-    if not source.class_pixels or not scored.class_pixels:
-        return
-    shares = scored.class_shares
-    only = [
-        f"{name} ({shares[name]:.2%} of the pixels)"
-        for name, pixels in scored.class_pixels.items()
-        if pixels and not source.class_pixels.get(name)
-    ]
-    if only:
-        yield finding("class-only-scored", len(only), some(only, 12))

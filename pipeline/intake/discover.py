@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.data.images import SUFFIXES, image_size, read_header
+from pipeline.data.labels import SKY_AT_TOP
 from pipeline.data.listing import list_samples, read_list, spaced
+from pipeline.data.reading import scale_of
 from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.errors import UserError
 from pipeline.intake.encodings import Kind, Observation, Value, look, observe, richest
@@ -29,19 +31,26 @@ from pipeline.intake.layouts import (
     pair,
     walk,
 )
-from pipeline.intake.tables import SURELY, Fit, alternatives, fits
+from pipeline.intake.legends import foreign_files, foreign_labels, legend_tables
+from pipeline.intake.lost import LARGE, LOST, VOID, like_sky
+from pipeline.intake.tables import SURELY, Fit, alternatives, fit_of_legend, fits, odd
+from pipeline.intake.text import percent
 from pipeline.schema import CONTROL, parse
 
 SAMPLE = 64
 """Label files whose values are counted, evenly spaced."""
 _LOOKED_AT = 3
 """Files of a series that decide what it shows."""
+_DIVISORS = 1000, 256
+"""What sets multiply classes by to add the number of an object."""
+_SEEN = 1e-4
+"""A value without a name that has a smaller share of the pixels is not asked about."""
 _LISTS, _LIST_BYTES = 50, 4 * 1024 * 1024
 
 _LABEL_WORDS = re.compile(r"label|lbl|seg|mask|annot|semantic|class|(?<![a-z])(gt|ss)(?![a-z])")
 _IMAGE_WORDS = re.compile(r"rgb|image|img|photo|frame|picture|camera|color(?!iz)")
 _OTHER_WORDS = re.compile(
-    r"instance|inst(?![a-z])|panoptic|depth|disp|normal|flow|lidar|edge|boundar|vehicle_?mask"
+    r"instance|inst(?![a-z])|panoptic|object|depth|disp|normal|flow|lidar|edge|boundar|vehicle_?mask"
 )
 _KINDS: dict[Kind, str] = {
     "ids": "ids",
@@ -79,8 +88,12 @@ class Discovery:
     """The known tables, best first."""
     samples: Samples
     """Image and label of the frames whose labels were counted."""
+    label_scale: float
+    """As in a spec: not 1 where labels are not as large as their frames, all alike."""
     same_as: tuple[str, ...]
     """Built-in data sets whose patterns and values these are."""
+    foreign: str | None
+    """What the labels are that are there and are not read."""
     remarks: tuple[str, ...]
     """What the user should know: what was left out, what is not right."""
 
@@ -113,10 +126,37 @@ class Discovery:
         table = self.table.table.values
         return {v.raw: table[v.raw] for v in self.observation.values if v.raw in table}
 
-    def unnamed(self) -> list[Value]:
-        """The observed values that no table names."""
-        values = () if self.observation is None else self.observation.values
-        return [value for value in values if value.raw not in self.names()]
+    def questions(self) -> dict[str, tuple[str, str]]:
+        """Observed raw value -> the name that is proposed, and why a person is to look at it."""
+        if self.observation is None:
+            return {}
+        names, values = self.names(), self.observation.values
+        sky = sum(value.share for value in values if names.get(value.raw) == "sky")
+        asked = {}
+        for value in values:
+            name = names.get(value.raw)
+            if why := self._doubt(value, name, has_sky=sky >= LOST):
+                asked[value.raw] = why
+        return asked
+
+    def _doubt(self, value: Value, name: str | None, *, has_sky: bool) -> tuple[str, str] | None:
+        void = name is None or name in VOID or name == SKY_AT_TOP
+        if void and not has_sky and like_sky(value.share, value.border):
+            return SKY_AT_TOP, f"{percent(value.border)} of the upper border"
+        if name is None:
+            return ("unlabeled", "") if value.share >= _SEEN else None
+        assert self.table is not None
+        if void:
+            return (name, "much for this name") if value.share >= LARGE else None
+        if value.share < LOST:
+            return None
+        if why := self.table.table.asked.get(value.raw):
+            return ("unlabeled" if "/" in name else name), why
+        if odd(name, value):
+            return name, f"an odd place for {name}"
+        if self.table.plausible < SURELY:
+            return name, "the table is no more than the likeliest"
+        return None
 
 
 def discover(folder: Path) -> Discovery:
@@ -134,17 +174,18 @@ def discover(folder: Path) -> Discovery:
     enough = _LOOKED_AT if len(found) <= 20 else 1
     found = [replace(one, kind=_kind(folder, one, enough, remarks)) for one in found]
     joined = join_alike(found)
-    pairs = _choose_pairs(joined)
-    if pairs is None or 2 * pairs.count < len(pairs.images.paths):
+    foreign = foreign_labels(folder, listing.others)
+    pairs = None if foreign and "COCO" in foreign else _choose_pairs(joined)
+    if not foreign and (pairs is None or 2 * pairs.count < len(pairs.images.paths)):
         # What looks alike need not be one series: images of two cameras, labels of one.
         pairs = _choose_pairs([*joined, *(one for one in found if one not in joined)])
     images = pairs.images if pairs else _choose_images(joined)
-    if pairs is None:
+    if pairs is None and not foreign:
         _refuse_unpaired(images, joined)
     check_literals(images)
     if pairs:
         check_literals(pairs.labels)
-    remarks += _left_out(joined, images, pairs)
+    remarks += [*_left_out(joined, images, pairs), *foreign_files(listing.others)]
 
     fields = images.fields
     splits: dict[str, int] = {}
@@ -159,10 +200,16 @@ def discover(folder: Path) -> Discovery:
         chosen = [pairs.files[i] for i in spaced(pairs.count, SAMPLE)]
         samples = tuple((folder / image, folder / label) for image, label in chosen)
         observation = _observe(samples, pairs.labels.kind, remarks)
+    name = folder.absolute().resolve().name or "dataset"
     ranked = fits(observation) if observation else []
+    if observation:
+        legends = legend_tables(folder, [*listing.others, *listing.lists], name, observation)
+        named = [fit_of_legend(table, observation.values) for table in legends]
+        ranked = [*(fit for fit in named if fit.fits), *ranked]
     return Discovery(
         folder=folder,
-        name=folder.absolute().resolve().name or "dataset",
+        name=name,
+        foreign=foreign if pairs is None else None,
         images=images,
         pairs=pairs,
         splits=splits,
@@ -171,6 +218,7 @@ def discover(folder: Path) -> Discovery:
         observation=observation,
         fits=tuple(ranked),
         samples=samples,
+        label_scale=_label_scale(samples, remarks),
         same_as=_same_as(images, pairs, ranked),
         remarks=tuple(remarks),
     )
@@ -183,13 +231,25 @@ def _observe(samples: Samples, kind: Kind, remarks: list[str]) -> Observation:
         remarks.append("label files have palettes that differ: their colours are read")
         kind = "rgb"
     observation = observe(files, kind)
-    remarks += [*_sizes(samples), *observation.remarks]
+    if kind == "wide":
+        tried = [observation, *(observe(files, kind, divide) for divide in _DIVISORS)]
+        observation = max(tried, key=_likelihood)
+        if observation.divide != 1:
+            remarks.append(
+                f"label values hold numbers of objects, too: class * {observation.divide} + number"
+            )
+    remarks += observation.remarks
     if observation.unreadable:
         remarks.append(
             f"{len(observation.unreadable)} of {len(samples)} label files cannot be read, "
             f"first {observation.unreadable[0]}"
         )
     return observation
+
+
+def _likelihood(observation: Observation) -> float:
+    """How well the best known table suits what was observed."""
+    return max((fit.covered * fit.plausible for fit in fits(observation)), default=0.0)
 
 
 def _list(folder: Path) -> Listing:
@@ -199,10 +259,11 @@ def _list(folder: Path) -> Listing:
         raise UserError(f"{folder} is a file. Give the folder that holds the frames.")
     listing = walk(folder)
     if not listing.images:
-        held = f"{listing.others + len(listing.lists)} other file(s)"
+        held = f"{len(listing.others) + len(listing.lists)} other file(s)"
+        foreign = "".join(f" {line}." for line in foreign_files(listing.others))
         raise UserError(
-            f"No image file in {folder} or below ({held}). Unpack archives first, and give the "
-            "folder that holds the frames."
+            f"No image file in {folder} or below ({held}).{foreign} Give the folder that holds the "
+            "frames."
         )
     return listing
 
@@ -289,7 +350,8 @@ def _refuse_unpaired(images: Series, joined: Sequence[Series]) -> None:
         raise UserError(
             f"{seen}, but no image and label have the same name ({images.paths[0]}, "
             f"{labels.paths[0]}). Rename them so that they differ in folders or in the beginnings "
-            "or ends of names only, or take the labels out of the folder."
+            "or ends of names only, take the labels out of the folder, or write the spec by hand: "
+            "a pattern may have several fields, `{drive}_camera_{frame}`."
         )
 
 
@@ -364,17 +426,18 @@ def _first_split(splits: Mapping[str, int], lists: Iterable[str]) -> str | None:
     return max(splits, key=lambda name: splits[name])
 
 
-def _sizes(samples: Iterable[tuple[Path, Path]]) -> list[str]:
-    """A remark where an image and its label differ in size."""
-    differ = []
+def _label_scale(samples: Iterable[tuple[Path, Path]], remarks: list[str]) -> float:
+    """How many times as wide as their frames all sampled labels are; a remark if not once."""
+    scales, differ = set(), []
     for image, label in samples:
-        try:
+        with suppress(UserError):
             one, other = image_size(image), image_size(label)
-        except UserError:
-            continue
-        if one != other:
-            differ.append(f"{image} is {one[0]}x{one[1]}, its label {other[0]}x{other[1]}")
-    return [f"sizes differ in {len(differ)} sampled pairs: {differ[0]}"] if differ else []
+            scales.add(1.0 if one == other else scale_of(one, other))
+            if one != other:
+                differ.append(f"{image} is {one[0]}x{one[1]}, its label {other[0]}x{other[1]}")
+    if differ:
+        remarks.append(f"sizes differ in {len(differ)} sampled pairs: {differ[0]}")
+    return (scales.pop() or 1.0) if len(scales) == 1 else 1.0
 
 
 def _palettes(files: Iterable[Path]) -> list[bytes]:

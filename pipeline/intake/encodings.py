@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.images import read_header, read_raw
+from pipeline.data.images import ARRAY, read_header, read_raw
+from pipeline.data.reading import divided
 from pipeline.errors import UserError
 
 Kind = Literal["ids", "channel", "rgb", "wide", "grey", "many", "photo"]
@@ -45,6 +46,8 @@ class Value:
     """Files that hold it."""
     height: float
     """Mean position of its pixels: 0 is the top of the frame, 1 the bottom."""
+    border: float
+    """Its share of the first rows of the frames."""
     example: Path
     """The file that holds most of it."""
 
@@ -55,6 +58,8 @@ class Observation:
 
     encoding: Encoding
     channel: int
+    divide: int
+    """As in a spec: not 1 where values hold numbers of objects, too."""
     values: tuple[Value, ...]
     files: int
     unreadable: tuple[Path, ...]
@@ -62,11 +67,16 @@ class Observation:
 
 
 def look(path: Path) -> Kind:
-    """What the pixels of one image file look like.
+    """What the pixels of one image file look like; an array of many values is no frame.
 
     Raises:
         UserError: the file cannot be read.
     """
+    kind = _look(path)
+    return "many" if path.suffix.lower() == ARRAY and kind in {"grey", "photo"} else kind
+
+
+def _look(path: Path) -> Kind:
     header = read_header(path)
     if header.format in {"JPEG", "MPO", "WEBP"} and header.mode != "L":
         return "photo"  # lossy: whatever it shows, it holds no exact values
@@ -115,11 +125,11 @@ def _packed(rgb: Raw) -> Codes:
     return packed
 
 
-def codes(raw: Raw, encoding: Encoding, channel: int) -> Codes:
+def codes(raw: Raw, encoding: Encoding, channel: int, divide: int = 1) -> Codes:
     """The (H, W) values of a label file as numbers, colours packed into one."""
     if encoding == "rgb":
         return _packed(raw[:, :, :3])
-    return (raw if encoding == "ids" else raw[:, :, channel]).astype(np.int64)
+    return divided(raw if encoding == "ids" else raw[:, :, channel], divide).astype(np.int64)
 
 
 def _flatness(raw: Raw) -> float:
@@ -139,6 +149,7 @@ class _Tally:
     def __init__(self) -> None:
         self.pixels: dict[int, int] = defaultdict(int)
         self.heights: dict[int, float] = defaultdict(float)
+        self.border: dict[int, int] = defaultdict(int)
         self.frames: dict[int, int] = defaultdict(int)
         self.example: dict[int, tuple[int, Path]] = {}
 
@@ -155,10 +166,12 @@ class _Tally:
             self.frames[value] += 1
             if count > self.example.get(value, (0, path))[0]:
                 self.example[value] = count, path
+        for value, count in zip(*np.unique(codes[0], return_counts=True), strict=True):
+            self.border[int(value)] += int(count)
 
     def values(self, text: Callable[[int], str]) -> tuple[Value, ...]:
         """What was counted, most frequent first."""
-        total = sum(self.pixels.values())
+        total, border = sum(self.pixels.values()), sum(self.border.values())
         order = sorted(self.pixels, key=lambda value: (-self.pixels[value], value))
         return tuple(
             Value(
@@ -167,14 +180,18 @@ class _Tally:
                 self.pixels[value] / total,
                 self.frames[value],
                 self.heights[value] / self.pixels[value],
+                self.border[value] / border,
                 self.example[value][1],
             )
             for value in order
         )
 
 
-def observe(paths: Sequence[Path], kind: Kind) -> Observation:
+def observe(paths: Sequence[Path], kind: Kind, divide: int = 1) -> Observation:
     """Count the values of label files of one kind; files that cannot be read are left out.
+
+    Args:
+        divide: as in a spec.
 
     Raises:
         UserError: none of the files can be read.
@@ -193,14 +210,14 @@ def observe(paths: Sequence[Path], kind: Kind) -> Observation:
             unreadable.append(path)  # a grey file among colours, or the other way about
         else:
             for i, tally in enumerate(tallies):
-                tally.add(path, codes(thin, encoding, i))
+                tally.add(path, codes(thin, encoding, i, divide))
     files = len(paths) - len(unreadable)
     if not files:
         raise UserError(f"None of {len(paths)} label files can be read, first {paths[0]}.")
     remarks: list[str] = []
     channel = _choose_channel(tallies, remarks) if kind == "channel" else 0
     values = tallies[channel].values(_color_text if kind == "rgb" else str)
-    return Observation(encoding, channel, values, files, tuple(unreadable), tuple(remarks))
+    return Observation(encoding, channel, divide, values, files, tuple(unreadable), tuple(remarks))
 
 
 def _choose_channel(tallies: Sequence[_Tally], remarks: list[str]) -> int:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from pipeline.data.images import SUFFIXES
+from pipeline.data.images import LABEL_SUFFIXES, SUFFIXES
 from pipeline.data.labels import IGNORE, LabelSpace
 from pipeline.data.listing import (
     Sample,
@@ -111,7 +111,7 @@ def _labels_without_image(
     if spec.split is not None and spec.split not in spec.splits:
         fixed = {"split": spec.split}
     ending = Path(spec.labels).suffix
-    given = ending.lower() in SUFFIXES or (spec.decoder is not None and ending)
+    given = ending.lower() in LABEL_SUFFIXES or (spec.decoder is not None and ending)
     root = spec.label_root or spec.root
     found = root.glob(pattern_glob(spec.labels, fixed) + ("" if given else ".*"))
     return sorted(

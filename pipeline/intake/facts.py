@@ -16,10 +16,29 @@ import numpy as np
 import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
-from pipeline.data.images import Header, Raw, UInt8, frame_fault, read_header, read_raw, read_rgb
-from pipeline.data.labels import IGNORE, LabelSpace
+from pipeline.data.images import (
+    ARRAY,
+    Header,
+    Raw,
+    UInt8,
+    frame_fault,
+    read_header,
+    read_raw,
+    read_rgb,
+)
+from pipeline.data.labels import IGNORE, LabelSpace, meaning
 from pipeline.data.listing import Sample
-from pipeline.data.reading import UNNAMED, LabelReader, label_fault, not_ids, sizes_differ
+from pipeline.data.reading import (
+    UNNAMED,
+    LabelReader,
+    below_top,
+    divided,
+    label_fault,
+    not_ids,
+    packed,
+    sizes_differ,
+    values_at_top,
+)
 from pipeline.data.spec import DatasetSpec, raw_value
 from pipeline.errors import UserError
 from pipeline.files import open_regular
@@ -38,6 +57,8 @@ SMALL = (128, 64)
 """Width and height at which a frame's edges are compared with its label's borders."""
 MANY_COLOURS = 24
 """So many colours without a name in one label come from resampling or JPEG, not from a table."""
+BELOW_TOP = 1 << 32
+"""Added to a raw value that is sky at the top of the frame, for its pixels elsewhere."""
 _KEPT_VALUES = 64  # unnamed values of one label that are counted each by itself
 _DECODED_ANYWAY = {"label-jpeg", "label-colours", "rotated-frame"}  # to find out more
 _ENDINGS = {
@@ -45,6 +66,7 @@ _ENDINGS = {
     "MPO": {".jpg", ".jpeg"},
     **{name: {f".{name.lower()}"} for name in ("PNG", "WEBP", "BMP", "PPM")},
     "TIFF": {".tif", ".tiff"},
+    "NPY": {ARRAY},
 }
 Read = TypeVar("Read")
 Values = npt.NDArray[np.integer]
@@ -88,7 +110,11 @@ class Examiner:
 
     def __init__(self, spec: DatasetSpec, space: LabelSpace, crop: Size | None = None) -> None:
         self.spec, self.space, self.crop = spec, space, crop
-        self.names = {raw_value(raw, spec.encoding): name for raw, name in spec.values.items()}
+        self.names = {
+            raw_value(raw, spec.encoding): meaning(name) for raw, name in spec.values.items()
+        }
+        self._skies = values_at_top(spec)
+        self.names |= {value | BELOW_TOP: "unlabeled" for value in self._skies}
         self.classes = {key: space.index_of(name) for key, name in self.names.items()}
         self._decoder = None if spec.decoder is None else LabelReader(spec, space)
 
@@ -192,8 +218,7 @@ class Examiner:
         if raw.ndim == 2 or raw.shape[2] <= (channel if encoding == "channel" else 2):
             return None  # a JPEG of another encoding, which is a fault already
         if encoding == "rgb":
-            packed = cv2.cvtColor(np.ascontiguousarray(raw[:, :, :3]), cv2.COLOR_RGB2BGRA)
-            return np.asarray(packed.view("<u4")[:, :, 0] & 0xFFFFFF)
+            return packed(raw)
         spread = np.ptp(raw[::2, ::2], axis=(0, 1))
         others = [str(i) for i in range(min(3, raw.shape[2])) if spread[i]]
         if not spread[channel] and others:
@@ -205,6 +230,7 @@ class Examiner:
 
     def _ids(self, raw: Raw, faults: Faults) -> Values | None:
         """Ids as they are read in training: 8 or 16 bits; None, and a fault, if beyond."""
+        raw = divided(raw, self.spec.divide) if self.spec.encoding == "ids" else raw
         if raw.dtype in (np.uint8, np.bool_):
             return raw.astype(np.uint8, copy=False)
         if beyond := not_ids(raw):
@@ -216,7 +242,7 @@ class Examiner:
             if (used % 257 == 0).all() or (used % 256 == 0).all():
                 seen = "8-bit ids stretched to 16 bits: divide by 257 or 256"
             elif top > 999 and np.isin(used // 1000, [*self.names]).mean() > 0.5:
-                seen = "id * 1000 + number, as instance files hold; the labels are other files"
+                seen = "id * 1000 + number, as instance files hold: `divide: 1000` reads them"
             else:
                 seen = "values beyond the table"
             faults["label-depth"] = f"16-bit values up to {top}: {seen}"
@@ -240,6 +266,10 @@ class Examiner:
     def _count(self, values: Values, facts: FrameFacts) -> None:
         """Count the pixels of each raw value, and find what the counts say against the label."""
         counts, faults = count_values(values), facts.faults
+        for value in self._skies:
+            if below := int(np.count_nonzero(below_top(values == value))):
+                counts[value | BELOW_TOP] = below
+                counts[value] -= below
         strange = sorted((v for v in counts if v not in self.names), key=lambda v: -counts[v])
         facts.label_pixels = values.size
         facts.unnamed_pixels = sum(counts[value] for value in strange)
@@ -279,6 +309,10 @@ class Examiner:
         values = self._label_values(path, header, faults)
         if values is None:
             return None
+        if self._skies:
+            values = values.astype(np.int64)
+            for value in self._skies:
+                values[below_top(values == value)] |= BELOW_TOP
         step = -(-values.shape[1] // width)
         found, places = np.unique(values[::step, ::step], return_inverse=True)
         table = [self.classes.get(int(v), UNNAMED) for v in found]
@@ -286,6 +320,8 @@ class Examiner:
 
     def show(self, value: int) -> str:
         """A raw value as the spec writes it."""
+        if value & BELOW_TOP:
+            return f"{self.show(value ^ BELOW_TOP)} below the top"
         if self.spec.encoding != "rgb":
             return str(value)
         return f"{value >> 16},{value >> 8 & 255},{value & 255}"

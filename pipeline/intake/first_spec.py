@@ -14,10 +14,11 @@ from pipeline.files import sweep, write_text
 from pipeline.intake.discover import Discovery
 from pipeline.intake.encodings import Observation, Value
 from pipeline.intake.findings import write_quarantine
-from pipeline.intake.preview import preview_name, write_preview
-from pipeline.intake.tables import PLAUSIBLE, Fit, odd, where
+from pipeline.intake.preview import read_pair, write_preview
+from pipeline.intake.tables import PLAUSIBLE, Fit, where
 from pipeline.intake.text import percent
 from pipeline.schema import CONTROL, parse
+from pipeline.text import count
 from pipeline.yaml_files import expand, parse_yaml
 
 _MOST_VALUES = 256
@@ -32,8 +33,11 @@ def describe(discovery: Discovery, out: Path | None = None) -> list[str]:
     """
     pairs, observation = discovery.pairs, discovery.observation
     lines = [f"{discovery.frames:,} images: {discovery.images.pattern()}"]
-    if pairs is None or observation is None:
-        lines.append("no labels: a set of frames only")
+    if discovery.foreign:
+        lines.append(f"labels that are not read: {discovery.foreign}")
+        lines.append("without them these frames are a `target` to adapt to")
+    elif pairs is None or observation is None:
+        lines.append("no labels: a `target` to adapt to; a source or a test set has labels")
     else:
         lines.append(f"{len(pairs.labels.paths):,} labels: {pairs.label_pattern()}")
         lines.append(f"{pairs.count:,} pairs, {len(pairs.lone_images):,} images without a label")
@@ -49,14 +53,17 @@ def describe(discovery: Discovery, out: Path | None = None) -> list[str]:
             f"{observation.encoding}"
         )
         lines += table_lines(discovery)
-        for value in discovery.unnamed():
-            lines.append(f"no name for {value.raw}: {_facts(value)}")
+        shares = {value.raw: value for value in observation.values}
+        for raw, (name, why) in discovery.questions().items():
+            lines.append(f"? {raw}: {name}? {_why(discovery, shares[raw], why)}")
     if discovery.same_as:
         names = " or ".join(f"`dataset: {name}`" for name in discovery.same_as)
         lines.append(f"patterns and values are built in: {names} says the same as this spec")
     if out is not None:
-        edit = "Look at the pictures, edit the names" if observation else "Look over the file"
-        lines.append(f"Next: {edit} in {out}, then `sim2real check {out}`")
+        asked = len(discovery.questions())
+        edit = f"answer {count(asked, 'question')} in {out}, then " if asked else ""
+        look = "look at the pictures, " if observation else ""
+        lines.append(f"Next: {look}{edit}`sim2real check {out}`")
     return lines
 
 
@@ -90,6 +97,24 @@ def _facts(value: Value) -> str:
     return f"{percent(value.share)} of the pixels, {where(value.height)}"
 
 
+def _why(discovery: Discovery, value: Value, why: str) -> str:
+    """What a person needs to answer for a value: where it lies, its colour, why it is asked."""
+    color = mean_color(discovery, value)
+    seen = [_facts(value), *([f"colour {color}"] if color else []), *([why] if why else [])]
+    return "; ".join(seen)
+
+
+def mean_color(discovery: Discovery, value: Value) -> str:
+    """The mean colour of a value's pixels in the frame that has most of it, as R,G,B."""
+    observation = discovery.observation
+    image = {label: image for image, label in discovery.samples}[value.example]
+    read = read_pair(image, value.example, observation) if observation else None
+    if read is None:
+        return ""
+    rgb, values = read
+    return ",".join(str(round(v)) for v in rgb[values == value.code].mean(axis=0))
+
+
 def write_first_spec(discovery: Discovery, out: Path) -> list[Path]:
     """Write the spec as YAML with comments, and pictures into `NAME.preview/` beside it.
 
@@ -119,9 +144,11 @@ def write_first_spec(discovery: Discovery, out: Path) -> list[Path]:
     parse(DatasetSpec, expand(parse_yaml(text), "", []), str(out))
     sweep(out.parent)
     if discovery.observation is not None:
-        unnamed = discovery.unnamed()
+        asked = discovery.questions()
+        names = discovery.names() | {raw: f"{name}?" for raw, (name, _) in asked.items()}
+        values = [value for value in discovery.observation.values if value.raw in asked]
         sweep(preview)
-        write_preview(preview, discovery.samples, discovery.observation, discovery.names(), unnamed)
+        write_preview(preview, discovery.samples, discovery.observation, names, values)
         written.append(preview)
     if lone:
         write_quarantine(reasons, quarantine)
@@ -150,15 +177,23 @@ def spec_text(discovery: Discovery, out: Path, quarantine: str | None) -> str:
     preview = f"{out.stem}.preview"
     lines = [f"# First spec of {discovery.frames:,} frames, made by looking at the folder."]
     if observation is not None:
-        lines.append(f"# Compare the names with {preview}/frames.png and edit them, then:")
+        lines.append(f"# Compare the names with {preview}/frames.png, answer what ends in ?, then:")
     lines.append(f"#   sim2real check {out.name}")
     lines += [f"name: {_quoted(discovery.name)}", f"root: {_quoted(_root(discovery, out))}"]
     lines.append(f"images: {_quoted(discovery.images.pattern())}")
+    if discovery.foreign:
+        lines += [f"# {line}" for line in _wrapped([f"Labels not read: {discovery.foreign}."])]
     if pairs is not None and observation is not None:
         lines.append(f"labels: {_quoted(pairs.label_pattern())}")
         lines.append(f"encoding: {observation.encoding}")
         if observation.encoding == "channel":
             lines.append(f"channel: {observation.channel}")
+        if observation.divide != 1:
+            lines.append(f"divide: {observation.divide}  # class * {observation.divide} + number")
+        if discovery.label_scale != 1:
+            lines.append(
+                f"label_scale: {discovery.label_scale:.6g}  # labels' size by frames' size"
+            )
     if discovery.split is not None:
         known = ", ".join(f"{name} {count:,}" for name, count in discovery.splits.items())
         lines.append(f"split: {_quoted(discovery.split)}" + (f"  # of {known}" if known else ""))
@@ -173,8 +208,12 @@ def spec_text(discovery: Discovery, out: Path, quarantine: str | None) -> str:
         lines.append(f"quarantine: {_quoted(quarantine)}  # {len(pairs.lone_images):,} unlabelled")
     if observation is not None:
         words = table_lines(discovery)
-        if discovery.unnamed():
-            words.append(f"Names: {', '.join(sorted(VOCABULARY))}; or your own, DATASET/NAME.")
+        if discovery.questions():
+            words.append(
+                f"A name that ends in ? was guessed: remove the ?, or write another name. {preview}"
+                "/value-*.png show the values asked about. Names: "
+                f"{', '.join(sorted(VOCABULARY))}; or your own, DATASET/NAME."
+            )
         lines += [f"# {line}" for line in _wrapped(words)]
         lines += _value_lines(discovery, observation, preview)
     return "\n".join(lines) + "\n"
@@ -185,15 +224,15 @@ def _value_lines(discovery: Discovery, observation: Observation, preview: str) -
     seen = {value.raw: value for value in observation.values[:_MOST_VALUES]}
     rest = [raw for raw in (table.values if table else {}) if raw not in seen]
     rows: list[tuple[str, str]] = []
+    asked = discovery.questions()
     for raw in sorted([*seen, *rest], key=lambda raw: [int(n) for n in raw.split(",")]):
         name = table.values.get(raw) if table else None
         notes = [_facts(seen[raw])] if raw in seen else ["not in the sample"]
-        if name and raw in seen and odd(name, seen[raw]):
-            notes.append(f"an odd place for {name}")
-        if table and name and raw in table.remarks:
+        if raw in asked:
+            guess, why = asked[raw]
+            name, notes = f"{guess}?", [_why(discovery, seen[raw], why)]
+        if table and raw in table.remarks:
             notes.append(table.remarks[raw])
-        if name is None:
-            notes.append(f"name it: {preview}/{preview_name(raw)}")
         key = _quoted(raw) if "," in raw else raw
         rows.append((f"  {key}: {name or 'unlabeled'}", "; ".join(notes)))
     width = max(len(entry) for entry, _ in rows)

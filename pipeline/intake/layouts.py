@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.data.images import SUFFIXES
+from pipeline.data.images import LABEL_SUFFIXES
 from pipeline.errors import UserError
 from pipeline.intake.encodings import Kind
 from pipeline.intake.text import printable
@@ -115,7 +115,7 @@ class Listing:
     images: list[str]
     lists: list[str]
     """`.txt` files."""
-    others: int
+    others: list[str]
     """Files of other kinds."""
 
 
@@ -159,7 +159,7 @@ def walk(folder: Path) -> Listing:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed ({error.strerror}).") from error
 
-    images, lists, others = [], [], 0
+    images, lists, others = [], [], []
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         status = os.stat(place)
@@ -174,18 +174,18 @@ def walk(folder: Path) -> Listing:
             if name.startswith("."):
                 continue
             ending = os.path.splitext(name)[1].lower()
-            if ending in {*SUFFIXES, ".txt"} and _SURROGATE.search(prefix + name):
+            if ending in {*LABEL_SUFFIXES, ".txt"} and _SURROGATE.search(prefix + name):
                 raise UserError(
                     f"The name of {printable(str(folder / (prefix + name)))} is no UTF-8 (what "
                     "is not is shown as ?), which no spec and no list of frames can hold. Rename "
                     "it, for example with `convmv`."
                 )
-            if ending in SUFFIXES:
+            if ending in LABEL_SUFFIXES:
                 images.append(prefix + name)
             elif ending == ".txt":
                 lists.append(prefix + name)
             else:
-                others += 1
+                others.append(prefix + name)
     return Listing(images, lists, others)
 
 
@@ -374,9 +374,19 @@ def pair(images: Series, labels: Series) -> Pairs | None:
 
 def _readings(series: Series) -> list[Series]:
     """A series as it is, and with the ends of its names taken as part of the frame's name."""
+    found = [series]
     if series.head or series.tail:
-        return [series, replace(series, head="", tail="")]
-    return [series]
+        found.append(replace(series, head="", tail=""))
+    # A folder that has one value may be there for images or labels alone.
+    folders = [
+        Part(names.pop())
+        if part.field and len(names := {path.split("/")[i] for path in series.paths}) == 1
+        else part
+        for i, part in enumerate(series.folders)
+    ]
+    if tuple(folders) != series.folders:
+        found += [replace(one, folders=tuple(folders)) for one in found]
+    return found
 
 
 def _simpler(pairs: Pairs) -> Pairs:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.images import UInt8, grid, read_raw, read_rgb, resize_rgb
-from pipeline.data.labels import load_label_space
+from pipeline.data.labels import load_label_space, meaning
 from pipeline.data.listing import spaced
 from pipeline.errors import UserError
 from pipeline.files import replacing
@@ -37,9 +37,9 @@ def write_preview(
     samples: Sequence[tuple[Path, Path]],
     observation: Observation,
     names: Mapping[str, str],
-    unnamed: Sequence[Value],
+    asked: Sequence[Value],
 ) -> None:
-    """Write `frames.png`, and a picture for each of the unnamed values, into `folder`.
+    """Write `frames.png`, and a picture for each of the values asked about, into `folder`.
 
     Pictures of an earlier preview are replaced or removed.
 
@@ -52,8 +52,8 @@ def write_preview(
         stale.unlink()
     _save(folder / "frames.png", _overview(samples, observation, names, colors))
     images = {label: image for image, label in samples}
-    for value in unnamed[:CROPS]:
-        read = _read(images[value.example], value.example, observation)
+    for value in asked[:CROPS]:
+        read = read_pair(images[value.example], value.example, observation)
         if read is not None:
             _save(folder / preview_name(value.raw), _crop(*read, value.code))
 
@@ -67,6 +67,7 @@ def value_colors(observation: Observation, names: Mapping[str, str]) -> dict[int
     colors = {}
     for i, value in enumerate(observation.values):
         name = names.get(value.raw)
+        name = None if name is None else meaning(name)
         if observation.encoding == "rgb":
             red, green, blue = (int(part) & 255 for part in value.raw.split(","))
             colors[value.code] = red, green, blue
@@ -80,11 +81,11 @@ def value_colors(observation: Observation, names: Mapping[str, str]) -> dict[int
     return colors
 
 
-def _read(image: Path, label: Path, observation: Observation) -> tuple[UInt8, Codes] | None:
+def read_pair(image: Path, label: Path, observation: Observation) -> tuple[UInt8, Codes] | None:
     """A frame (H, W, 3) and its values (H, W), brought to the label's size; None if unreadable."""
     try:
         raw = read_raw(label, colors=observation.encoding == "rgb")
-        values = codes(raw, observation.encoding, observation.channel)
+        values = codes(raw, observation.encoding, observation.channel, observation.divide)
         rgb = read_rgb(image)
     except (UserError, IndexError):
         return None
@@ -97,7 +98,7 @@ def _overview(
     names: Mapping[str, str],
     colors: Mapping[int, Color],
 ) -> UInt8:
-    read = [_read(*samples[i], observation) for i in spaced(len(samples), FRAMES)]
+    read = [read_pair(*samples[i], observation) for i in spaced(len(samples), FRAMES)]
     rows = [[_tile(rgb), _tile(paint(values, colors))] for rgb, values in filter(None, read)]
     legend = _legend(observation, names, colors)
     return grid([[grid(rows, 255), legend]], 255) if rows else legend

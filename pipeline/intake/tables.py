@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from pipeline.data.labels import TABLES, load_label_space
+from pipeline.data.labels import SKY_AT_TOP, TABLES, load_label_space
 from pipeline.data.spec import DatasetSpec, built_in_specs, spec_fields
 from pipeline.intake.encodings import Encoding, Observation, Value
+from pipeline.intake.lost import like_sky
 from pipeline.schema import parse
 from pipeline.yaml_files import read_yaml
 
@@ -44,6 +45,17 @@ _MORE_COLORS = {
     "0,0,90": "caravan",
     "0,0,110": "trailer",
 }
+_ASKED = {"carla_old": {"10": "any vehicle, from bicycle to train"}}
+_CARLA_COLORS = {
+    "0": "0,0,0", "1": "70,70,70", "2": "100,40,40", "3": "55,90,80", "4": "220,20,60",
+    "5": "153,153,153", "6": "157,234,50", "7": "128,64,128", "8": "244,35,232",
+    "9": "107,142,35", "10": "0,0,142", "11": "102,102,156", "12": "220,220,0",
+    "13": "70,130,180", "14": "81,0,81", "15": "150,100,100", "16": "230,150,140",
+    "17": "180,165,180", "18": "250,170,30", "19": "110,190,160", "20": "170,120,50",
+    "21": "45,60,150", "22": "145,170,100",
+}  # fmt: skip
+"""Tag of `carla_old` -> what its colour converter draws (LibCarla image/CityScapesPalette.h)."""
+_CARLA_TO_0_9_9 = {"2": "190,153,153", "3": "250,170,160"}
 _SHARED_COLORS = {
     "153,153,153": "or polegroup: the colour does not tell",
     "0,0,142": "or license plate: the colour does not tell",
@@ -60,6 +72,8 @@ class Table:
     values: dict[str, str]
     remarks: dict[str, str] = field(default_factory=dict)
     """Raw value -> what to know of its name."""
+    asked: dict[str, str] = field(default_factory=dict)
+    """Raw value -> why its name is to be looked at where it occurs."""
     users: tuple[str, ...] = ()
     """Further data sets with the same table."""
 
@@ -91,7 +105,7 @@ def known_tables() -> list[Table]:
             if table.values == values:
                 tables[i] = replace(table, users=(*table.users, name))
                 return
-        tables.append(Table(name, encoding, values))
+        tables.append(Table(name, encoding, values, asked=_ASKED.get(name, {})))
 
     for word, values in TABLES.items():
         add(word, "ids", {str(raw): name for raw, name in values.items()})
@@ -103,6 +117,12 @@ def known_tables() -> list[Table]:
         ",".join(map(str, one.color)): one.name for one in load_label_space("cityscapes19").classes
     }
     colors = _MORE_COLORS | palette
+    old = parse(DatasetSpec, {**spec_fields("carla_old", Path()), "root": "."}, "carla_old").values
+    for name, changed in (("CARLA colours", {}), ("CARLA colours to 0.9.9", _CARLA_TO_0_9_9)):
+        drawn = {raw: changed.get(raw, color) for raw, color in _CARLA_COLORS.items()}
+        asked = {drawn[raw]: why for raw, why in _ASKED["carla_old"].items()}
+        named = {color: old[raw] for raw, color in drawn.items()}
+        tables.append(Table(name, "rgb", named, asked=asked))
     return [*tables, Table("Cityscapes colours", "rgb", colors, _SHARED_COLORS)]
 
 
@@ -130,13 +150,17 @@ def fits(observation: Observation) -> list[Fit]:
     return sorted(found, key=order)
 
 
+def fit_of_legend(table: Table, values: Sequence[Value]) -> Fit:
+    """How well a table suits that was found beside the data: surely, if it names the values."""
+    return replace(_fit(table, values), plausible=1.0, oddest="")
+
+
 def _fit(table: Table, values: Sequence[Value]) -> Fit:
     # A street scene has ground to drive on, and most of it means something.
     weights, scores, worst = _GROUND_WEIGHT, 0.0, (0.0, "")
     covered = ground = void = 0.0
     for value in values:
-        # 255 is what no class claims: in many tables, written down in few.
-        name = table.values.get(value.raw, "unlabeled" if value.raw == "255" else None)
+        name = name_of(table, value)
         if name is None:
             continue
         covered += value.share
@@ -156,6 +180,15 @@ def _fit(table: Table, values: Sequence[Value]) -> Fit:
     if void > MUCH_VOID:
         weights += math.sqrt(void)
     return Fit(table, covered, scores / weights if covered else 0.0, worst[1])
+
+
+def name_of(table: Table, value: Value) -> str | None:
+    """What a table calls an observed value, for its place in the frame."""
+    # 255 is what no class claims: in many tables, written down in few.
+    name = table.values.get(value.raw, "unlabeled" if value.raw == "255" else None)
+    if name == SKY_AT_TOP:
+        return "sky" if like_sky(value.share, value.border) else "unlabeled"
+    return name
 
 
 def _plausibility(name: str, value: Value) -> float:

@@ -34,6 +34,8 @@ CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 INPUTS_FILE = "inputs.json"
 STAGE_FILE = "stage.json"
+LOST_FILE = "lost_classes.json"
+"""The classes that fall to nothing, as they were said before the run began."""
 LADDER_FILE = "ladder.json"
 """The table of a folder of runs, as earlier versions made one for an ablation."""
 

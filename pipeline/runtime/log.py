@@ -13,8 +13,10 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.files import naming, replacing
-from pipeline.progress import progress
+from pipeline.progress import Advance, progress
 from pipeline.runtime.distributed import Ranks
+
+_LOSSES_SHOWN = 4
 
 
 def check_finite(networks: Iterable[torch.nn.Module], step: int, names: list[str]) -> None:
@@ -66,7 +68,7 @@ class TrainingLog:
     """
 
     advance: Callable[[int], None]
-    """Called with the number of steps taken since the last call."""
+    """Called with the number of steps taken since the last call; shows the losses beside them."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -111,6 +113,9 @@ class TrainingLog:
             for key, value in entry.items():
                 if key != "step":
                     self._events.add_scalar(key, value, step)
+        if isinstance(self.advance, Advance):
+            shown = [f"{key} {entry[key]:.3g}" for key in keys[:_LOSSES_SHOWN]]
+            self.advance.note = ", ".join(shown)
         self._waiting.clear()
 
     def picture(self, step: int, name: str, rgb: npt.NDArray[np.uint8]) -> None:
