@@ -48,7 +48,11 @@ def ablation(config: Config) -> Config:
         if not entry.trains
     }
     fields = config.model_dump(mode="json")
-    translations: Arms = {**fields["translations"], **untrained}
+    own_translations = {
+        name: own | {"pseudo_labels": _kept(config, own["pseudo_labels"])}
+        for name, own in fields["translations"].items()
+    }
+    translations: Arms = {**own_translations, **untrained}
     arms: Arms = {
         "no_augmentation": {
             "train": "source",
@@ -123,7 +127,7 @@ def _self_training(config: Config, last: str) -> Arms:
 
 
 def _recipe(config: Config, translation: str) -> tuple[Fields, Arms]:
-    """The configuration's own self-training, or the defaults; and the arms that it starts from.
+    """The configuration's own self-training, or the defaults; and the arms that it needs.
 
     Args:
         translation: what it is to train on in place of `translated`.
@@ -135,19 +139,45 @@ def _recipe(config: Config, translation: str) -> tuple[Fields, Arms]:
             translation if kind == TRANSLATED else kind: weight
             for kind, weight in arm["train"].items()
         }
-        if arm["start"] in config.arms:
-            arm["start"] = f"start_{arm['start']}"
+        arm["start"] = _kept(config, arm["start"])
+        if arm["self_training"]:
+            arm["self_training"]["teacher"] = _kept(config, arm["self_training"]["teacher"])
         return arm
 
     known = set(config.all_translations)
     for name, arm in config.arms.items():
-        chain = [name]
-        while (start := config.arms[chain[0]].start) in config.arms:
-            chain.insert(0, str(start))
-        frames = {kind for link in chain for kind in config.arms[link].train}
-        if arm.self_training and frames & known and "target" not in frames:
-            return fields(name), {f"start_{link}": fields(link) for link in chain[:-1]}
+        needed = _needed(config, name)
+        frames = {kind for link in (*needed, name) for kind in config.arms[link].train}
+        if arm.self_training and frames & known and not config.sees_target_labels(name):
+            links = {str(_kept(config, link)): link for link in needed}
+            return fields(name), {new: fields(old) for new, old in links.items() if new != old}
     return {"train": translation, "self_training": {}, "segmentation": {}}, {}
+
+
+def _kept(config: Config, network: str | None) -> str | None:
+    """What an arm of the configuration is called beside the steps; other names stay."""
+    same = network == BEFORE and config.arms[BEFORE].only == "source"
+    return network if same or network not in config.arms else f"start_{network}"
+
+
+def _needed(config: Config, arm: str) -> list[str]:
+    """The arms whose networks an arm or its frames are made with, each after those of its own."""
+    found: list[str] = []
+
+    def visit(name: str) -> None:
+        frames = [kind for kind in config.arms[name].train if kind != TRANSLATED]
+        labellers = []
+        while frames:
+            if made := config.all_translations.get(frames.pop()):
+                frames += [made.source, made.teacher or "source"]
+                labellers.append(made.pseudo_labels)
+        for other in (*labellers, *config.arms[name].networks):
+            if other in config.arms and other not in found:
+                visit(str(other))
+                found.append(str(other))
+
+    visit(arm)
+    return found
 
 
 def take_over(config: Config, run: Path, other: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.settings import WITHOUT_TARGET_LABELS, ComputeConfig
+from pipeline.config.settings import IDEAL, ComputeConfig
 from pipeline.data.images import image_size
 from pipeline.data.labels import ASKED, IGNORE, load_label_space
 from pipeline.data.listing import evenly, list_samples
@@ -21,7 +21,7 @@ from pipeline.intake.lost import NARROWER, lost_classes
 from pipeline.schema import parse
 from pipeline.yaml_files import read_yaml, yaml_text
 
-_RECIPES = Path(__file__).parent / "first_run.yaml"
+_DEMO, _OWN = (Path(__file__).parent / f"{name}.yaml" for name in ("demo", "first_run"))
 _SPACES = "cityscapes19", "camvid11", "idd7", "cityscapes7"
 """The first of these that has a class for each name of the test set is taken."""
 _MULTIPLE = 32
@@ -90,8 +90,9 @@ def _config_text(config: Path, files: dict[str, Path]) -> tuple[str, int]:
     from pipeline.runtime.device import accelerator
 
     gpu = accelerator(ComputeConfig()) == "cuda"
-    recipes: Any = read_yaml(_RECIPES)
-    recipe = recipes["gpu" if gpu else "cpu"]
+    demo: Any = read_yaml(_DEMO)
+    own: Any = read_yaml(_OWN)
+    recipe = demo | own["gpu" if gpu else "cpu"]
     specs = {part: _spec(path) for part, path in files.items()}
     splits: dict[str, str] = {}
     if "test" not in specs:
@@ -141,9 +142,10 @@ def _config_text(config: Path, files: dict[str, Path]) -> tuple[str, int]:
             lines.append("# The target's own frames? Others, that nothing adapts to, are fairer.")
         lines.append(f"{part}: {{{', '.join(fields)}}}")
     if not labelled:
-        arms = ", ".join(f"{arm}: {frames}" for arm, frames in WITHOUT_TARGET_LABELS.items())
-        lines.append(f"arms: {{{arms}}}  # no oracle: it learns from labels of the target")
-    recipe.pop("width")
+        lines.append("# No arm is an oracle, which learns from labels of the target.")
+        recipe["arms"].pop(IDEAL)
+    for key in ("name", "label_space", "source", "target", "test", "width"):
+        recipe.pop(key)
     return "\n".join(lines) + "\n" + yaml_text(recipe), len(absent)
 
 

@@ -88,10 +88,10 @@ def _making(config: Config, *frames: str | None) -> tuple[str, ...]:
 def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) -> Stage:
     settings, recipe = config.all_translations[translation], config.cyclegan_recipe(translation)
     semantics = recipe.semantics
-    arm = config.semantics_arm(semantics) if semantics else None
-    evaluator = _path("segmentation", arm, config.seeds[0]) if arm else None
-    arm = settings.pseudo_labels
-    labeller = _path("segmentation", arm, config.seeds[0]) if arm else None
+    evaluator, labeller = (
+        _path("segmentation", arm, config.seeds[0]) if arm else None
+        for arm in (semantics and config.semantics_arm(semantics), settings.pseudo_labels)
+    )
     name = cyclegan_folder(translation)
 
     def inputs() -> Inputs:

@@ -44,15 +44,42 @@ class Recorded(BaseModel):
 
 
 class Advance:
-    """What work calls with the number of units finished since its last call."""
+    """What work calls with the number of units finished since its last call.
 
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance = advance
+    Shows a bar on a terminal, or a line now and then.
+    """
+
+    def __init__(
+        self, bar: Progress, title: str, total: int, done: int, unit: str, images: int | None
+    ) -> None:
+        self.bar, self.title, self.total, self.done, self.unit = bar, title, total, done, unit
+        self.per_unit, self.rate_unit = images or 1, "images" if images else unit
+        self.task = bar.add_task(title, total=total, completed=done, rate="")
+        self.seen = deque([(time.monotonic(), done)])
+        self.last_line = self.seen[0][0] + _FIRST_LINE_SECONDS - _LINE_SECONDS
+        self.rate = 0.0
         self.note = ""
         """Shown beside the rate: the losses of a training."""
+        self.then: Callable[[], None] = lambda: None
+        """Called after each advance."""
 
     def __call__(self, count: int) -> None:
-        self._advance(count)
+        self.done += count
+        now = time.monotonic()
+        self.seen.append((now, self.done))
+        while len(self.seen) > 2 and now - self.seen[0][0] > _WINDOW_SECONDS:
+            self.seen.popleft()
+        then, before = self.seen[0]
+        self.rate = (self.done - before) / max(now - then, 1e-9)
+        speed = f"{self.rate * self.per_unit:.1f} {self.rate_unit}/s"
+        left = f"{duration((self.total - self.done) / max(self.rate, 1e-9))} left"
+        note = f", {self.note}" if self.note else ""
+        self.bar.update(self.task, completed=self.done, rate=f"{speed}, {left}{note}")
+        if self.bar.disable and now - self.last_line > _LINE_SECONDS:
+            self.last_line = now
+            line = f"{self.title}: {self.done}/{self.total} {self.unit}, {speed}, {left}{note}"
+            print(line, file=sys.stderr, flush=True)
+        self.then()
 
 
 def part_folder(folder: Path, part: int, parts: int) -> Path:
@@ -110,28 +137,24 @@ def progress(
     earlier = _own(folder) if done else None
     before = earlier.seconds if earlier else 0.0
     start = last_file = time.monotonic()
-    now_done = done
-
-    def record() -> None:
-        seconds = round(before + time.monotonic() - start, 1)
-        state = {"done": now_done, "total": total, "unit": unit, "seconds": seconds}
-        write_json(path, {**state, "rate": round(show.rate, 6)})
-
     how_far = f"continued at {unit.removesuffix('s')} {done:,} of {total:,}" if done else ""
     print(f"{title}: {how_far or f'{total:,} {unit}'}", file=sys.stderr, flush=True)
-    with _shown(title, total, done, unit, images_per_unit) as show:
+    with _shown(title, total, done, unit, images_per_unit) as advance:
 
-        def advance(count: int) -> None:
-            nonlocal now_done, last_file
-            now_done += count
-            show(count)
+        def record() -> None:
+            seconds = round(before + time.monotonic() - start, 1)
+            state = {"done": advance.done, "total": total, "unit": unit, "seconds": seconds}
+            write_json(path, {**state, "rate": round(advance.rate, 6)})
+
+        def now_and_then() -> None:
+            nonlocal last_file
             if time.monotonic() - last_file > _FILE_SECONDS:
                 last_file = time.monotonic()
                 record()
 
         record()
-        show.own = Advance(advance)
-        yield show.own
+        advance.then = now_and_then
+        yield advance
         record()
 
 
@@ -147,38 +170,6 @@ def each(items: Iterable[T], title: str, total: int, *, unit: str = "images") ->
             advance(1)
 
 
-class _Shown:
-    """A bar on a terminal, or a line now and then."""
-
-    def __init__(
-        self, bar: Progress, title: str, total: int, done: int, unit: str, images: int | None
-    ) -> None:
-        self.bar, self.title, self.total, self.done, self.unit = bar, title, total, done, unit
-        self.per_unit, self.rate_unit = images or 1, "images" if images else unit
-        self.task = bar.add_task(title, total=total, completed=done, rate="")
-        self.seen = deque([(time.monotonic(), done)])
-        self.last_line = self.seen[0][0] + _FIRST_LINE_SECONDS - _LINE_SECONDS
-        self.rate = 0.0
-        self.own: Advance | None = None
-
-    def __call__(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        self.seen.append((now, self.done))
-        while len(self.seen) > 2 and now - self.seen[0][0] > _WINDOW_SECONDS:
-            self.seen.popleft()
-        then, before = self.seen[0]
-        self.rate = (self.done - before) / max(now - then, 1e-9)
-        speed = f"{self.rate * self.per_unit:.1f} {self.rate_unit}/s"
-        left = f"{duration((self.total - self.done) / max(self.rate, 1e-9))} left"
-        note = f", {self.own.note}" if self.own and self.own.note else ""
-        self.bar.update(self.task, completed=self.done, rate=f"{speed}, {left}{note}")
-        if self.bar.disable and now - self.last_line > _LINE_SECONDS:
-            self.last_line = now
-            line = f"{self.title}: {self.done}/{self.total} {self.unit}, {speed}, {left}{note}"
-            print(line, file=sys.stderr, flush=True)
-
-
 @contextmanager
 def _shown(
     title: str,
@@ -188,7 +179,7 @@ def _shown(
     images_per_unit: int | None,
     *,
     transient: bool = False,
-) -> Iterator[_Shown]:
+) -> Iterator[Advance]:
     """A bar on a terminal, which vanishes at the end if `transient`; else a line now and then."""
     console = Console(stderr=True)
     with Progress(
@@ -201,4 +192,4 @@ def _shown(
         disable=not console.is_terminal,
         transient=transient,
     ) as bar:
-        yield _Shown(bar, title, total, done, unit, images_per_unit)
+        yield Advance(bar, title, total, done, unit, images_per_unit)

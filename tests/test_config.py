@@ -2,7 +2,8 @@
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,6 +12,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from flows.ablate import ablation
+from flows.budget import with_budget
+from flows.plan import plan
 from pipeline.config.load import load_config, recipes
 from pipeline.config.settings import Config
 from pipeline.data.labels import load_label_space
@@ -36,6 +40,19 @@ def test_every_shipped_file_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert len(covered) >= min(10, len(space.classes))
     else:
         parse(DatasetSpec, {**spec_fields(path.name, path.parent), "root": "/data"}, path.name)
+
+
+@pytest.mark.parametrize("path", [p for p in RUNS if "_to_" in p.stem or p.stem == "demo"])
+@pytest.mark.parametrize("derive", [ablation, partial(with_budget, numbers=[2])])
+def test_every_shipped_run_has_its_steps_and_budgets(
+    path: Path, derive: Callable[[Config], Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SIM2REAL_DATA", "GTA5_ROOT", "CITYSCAPES_ROOT"):
+        monkeypatch.setenv(name, "/data")
+    config = load_config(path)
+    derived = derive(config)
+    assert derived.seeds == config.seeds
+    assert len(plan(derived, path)) > len(plan(config, path))
 
 
 @pytest.mark.parametrize("name", list(built_in_specs()))

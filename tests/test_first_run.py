@@ -32,7 +32,7 @@ def test_every_edit_is_a_question_mark(old: Path, world: Path, tmp_path: Path) -
     assert "check old_to_toy-real.yaml" in lines[-1]
     loaded = load_config(config)
     assert (loaded.target.split, loaded.test.split) == ("train", "val")
-    assert set(loaded.arms) == {"source_only", "adapted", "oracle"}
+    assert set(loaded.arms) == {"source_only", "aligned", "adapted", "oracle"}
     assert loaded.source.width == 128
     assert loaded.segmentation.crop == (128, 64)  # what fits the frames
     assert any(one.refused for one in lost_in(loaded, config))
@@ -58,6 +58,6 @@ def test_frames_without_labels_are_a_target(old: Path, world: Path, tmp_path: Pa
     )
     write_first_run(old, tmp_path / "real", tmp_path / "scored", None)
     config = load_config(tmp_path / "old_to_real.yaml")
-    assert set(config.arms) == {"source_only", "adapted"}
+    assert set(config.arms) == {"source_only", "aligned", "adapted"}
     with pytest.raises(UserError, match="is there already"):
         write_first_run(old, tmp_path / "real", tmp_path / "scored", None)

@@ -212,7 +212,8 @@ def content(folder: Path) -> dict[str, Any]:
         data = path.read_bytes()
         if path.name in {"progress.json", "stage.json"}:
             record = json.loads(data)
-            del record["seconds"]
+            for time in ("seconds", "rate"):
+                record.pop(time, None)
             # Of pages, which tell times, and of pickles, whose equal values may be other bytes.
             hashed = record.get("results", {})
             for file in [name for name in hashed if name.endswith((".html", ".pt"))]:

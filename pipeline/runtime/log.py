@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -67,7 +67,7 @@ class TrainingLog:
     where a loss that is not finite is found: it names the step and its files.
     """
 
-    advance: Callable[[int], None]
+    advance: Advance
     """Called with the number of steps taken since the last call; shows the losses beside them."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
@@ -113,9 +113,7 @@ class TrainingLog:
             for key, value in entry.items():
                 if key != "step":
                     self._events.add_scalar(key, value, step)
-        if isinstance(self.advance, Advance):
-            shown = [f"{key} {entry[key]:.3g}" for key in keys[:_LOSSES_SHOWN]]
-            self.advance.note = ", ".join(shown)
+        self.advance.note = ", ".join(f"{key} {entry[key]:.3g}" for key in keys[:_LOSSES_SHOWN])
         self._waiting.clear()
 
     def picture(self, step: int, name: str, rgb: npt.NDArray[np.uint8]) -> None:
