@@ -5,11 +5,16 @@ are compared with the label. A pixel has flipped where it was right before and i
 Pixels are compared in pairs, so what the segmenter never could read says nothing of a translation,
 and what it reads better hides no flip.
 
+What a frame has lost is the flipped part of the class of which most has flipped. So a class that
+has become another one is seen whatever its area; of all pixels it may be a small part, less than
+flips at borders and by a paler light. Classes of less than `LEAST` of the pixels that were right do
+not count, because a part of a few pixels says little.
+
 A stage `gates/NAME` of a run holds:
 
 - `drift.json`: a `Drift`.
-- `drift.csv`: a row a frame: `name`, `quarantined` (0 or 1), and `pixels`, `before`, `after`,
-  `flipped` of an `Agreement`, of all pixels and of each class (`road before`, ...).
+- `drift.csv`: a row a frame: `name`, `quarantined` (0 or 1), `lost`, `lost_class`, and `pixels`,
+  `before`, `after`, `flipped` of an `Agreement`, of all pixels and of each class (`road before`).
 - `drift.npz`: `names` (N,) and `tables` (N, 3, K, K): of each frame what `Drift` has of all.
 - `quarantine.csv`: the frames to leave out, as a data set's `quarantine`.
 - `worst.png` and `worst/*.png`: the contact sheet, and its rows.
@@ -30,6 +35,8 @@ from pipeline.scoring.metrics import Counts, Float, Score, ratio
 FILE, TABLE, FRAMES = "drift.json", "drift.csv", "drift.npz"
 QUARANTINE, LABELS = "quarantine.csv", "labels"
 SHEET, WORST = "worst.png", "worst"
+LEAST = 0.05
+"""Of the pixels that were right in a source frame: the part that a class must have to count."""
 
 
 class Agreement(BaseModel):
@@ -52,9 +59,13 @@ class FrameAgreement(Agreement):
     """The same of one frame."""
 
     name: str
+    lost: float
+    """The flipped part of the class of which most has flipped; 0 where no class counts."""
+    lost_class: str | None
+    """That class."""
     picture: str | None = None
-    """A strip of four pictures, below the run's folder: source frame, translation, label,
-    translation with the flipped pixels marked. None: only the worst frames have one."""
+    """A strip of three, below the run's folder: source frame, translation, and this with flipped
+    pixels marked. None: only the worst frames have one."""
 
 
 class Drift(BaseModel):
@@ -65,7 +76,7 @@ class Drift(BaseModel):
     """The arm whose network, of the first seed, is the segmenter."""
     frames: int
     threshold: float
-    """Frames are quarantined whose `flipped` is larger."""
+    """Frames are quarantined whose `lost` is larger."""
     classes: list[str]
     """The K classes of the tables, in order."""
     before: list[list[int]]
@@ -81,9 +92,9 @@ class Drift(BaseModel):
     quarantined: list[FrameAgreement]
     """The frames that are left out of training, worst first."""
     worst: list[FrameAgreement]
-    """At most 20 frames with the largest `flipped`, worst first, quarantined or not."""
+    """At most 20 frames with the largest `lost` above 0, worst first, quarantined or not."""
     sheet: str | None
-    """The contact sheet of `worst`, below the run's folder; None where no pixel has flipped."""
+    """The contact sheet of `worst`, below the run's folder; None where there is none."""
     ignored: Score
     """The part of the labelled pixels that are ignored in training because they flipped, of the
     frames that are left; None where the gate does not ignore pixels."""
@@ -120,6 +131,18 @@ def agreements(tables: Counts) -> dict[str, Counts | Float]:
         "after": ratio(after, pixels),
         "flipped": ratio(flipped, before),
     }
+
+
+def losses(tables: Counts) -> tuple[Counts, Float]:
+    """The class of which most has flipped in each frame, and what part of it has: (N,) both.
+
+    Args:
+        tables: (N, 3, K, K), as of `agreements`.
+    """
+    right = np.diagonal(tables[:, 0], axis1=-2, axis2=-1)
+    large = right >= LEAST * np.maximum(right.sum(axis=1, keepdims=True), 1)
+    parts = ratio(tables[:, 2].sum(axis=-1) * large, right)
+    return np.nan_to_num(parts).argmax(axis=1), np.nan_to_num(parts).max(axis=1)
 
 
 def gated_spec(spec: DatasetSpec, folder: Path, relabelled: LabelSpace | None) -> DatasetSpec:
