@@ -168,7 +168,7 @@ def test_swapped_frames_are_flagged_and_no_others(look: Look) -> None:
     assert [drift.before, drift.after, drift.flips] == summed.tolist()
     assert drift.overall.pixels == table["pixels"].sum()
     flips = np.array(drift.flips)
-    assert flips[BUILDING, TREE] > 0.8 * flips[BUILDING].sum()
+    assert (flips[BUILDING].argmax(), flips[TREE].argmax()) == (TREE, BUILDING)
     building = drift.by_class["building"]
     assert building.before is not None
     assert building.before == drift.before[BUILDING][BUILDING] / building.pixels
@@ -248,20 +248,19 @@ def test_an_interrupted_look_goes_on_with_the_next_frames(
     assert files(folder) | {"drift.json": text.encode()} == whole
 
 
-def done(run: Path, stages: list[Stage], command: str = "") -> None:
-    """Do the stages of a plan up to those of a command; without one, all."""
+def done(run: Path, stages: list[Stage]) -> None:
+    """Do the stages of a plan, without the report."""
     inputs = check(run, stages)
     for stage in stages:
-        run_stage(run, stage, inputs[stage.name])
-        if stage.command == command:
-            return
+        if stage.command != "report":
+            run_stage(run, stage, inputs[stage.name])
 
 
 def test_a_trained_network_finds_them_and_arms_train_on_the_rest(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    segmentation = TINY["segmentation"] | {"steps": 150, "checkpoint_every": 150, "log_every": 50}
+    segmentation = TINY["segmentation"] | {"steps": 70, "checkpoint_every": 70, "log_every": 70}
     config = configured(
         tiny,
         segmentation=segmentation | {"learning_rate": 3e-3},
@@ -272,7 +271,7 @@ def test_a_trained_network_finds_them_and_arms_train_on_the_rest(
         translation={"method": "bad", "gate": {"ignore_flipped": True}},
     )
     stages = plan(config, run)
-    done(run, stages, "gate")
+    done(run, gate_plan(config, run))
     drift = Drift.read(run / "gates/translated")
     assert sorted(frame.name for frame in drift.quarantined) == WRONG
     trained: list[Any] = []
@@ -329,7 +328,7 @@ def test_gates_of_stacks_and_of_other_networks(tiny: Path, tmp_path: Path) -> No
 
 def test_a_finished_run_is_looked_at_and_stays_as_it_is(tiny: Path, tmp_path: Path) -> None:
     config, run = configured(tiny, translation={"method": "bad"}), tmp_path / "run"
-    done(run, plan(config, run), "evaluate")
+    done(run, plan(config, run))
     stages = gate_plan(config, run)
     assert [stage.name for stage in stages if not (run / stage.name / "stage.json").exists()] == [
         "gates/translated"
