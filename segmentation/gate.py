@@ -103,8 +103,11 @@ def look_at_translation(
     tables = np.stack([frame.table for frame in tally.frames])
     quarantined = _write_tables(config, space, names, tables, folder)
     _write_worst(config, space, names, tables, folder, look, stage, translation, arm)
-    found = f"{quarantined:,} of {len(names):,} frames quarantined"
-    print(f"{stage}: {found}; the worst are in {folder / SHEET}", file=sys.stderr, flush=True)
+    print(
+        f"{stage}: {quarantined:,} of {len(names):,} frames quarantined",
+        file=sys.stderr,
+        flush=True,
+    )
     if quarantined == len(names):
         raise UserError(
             f"{stage}: all {len(names):,} frames are quarantined, and none is left to train on: of "
