@@ -283,7 +283,7 @@ def test_the_command(
     with pytest.raises(UserError, match="Cannot write to /proc/nowhere"):
         command(weights, folder, Path("/proc/nowhere"))
     for options in ({"frames": folder}, {"out": out}, {"shard": "1/2"}):
-        with pytest.raises(UserError, match="go with --input FRAMES and|go together"):
+        with pytest.raises(UserError, match=r"go with --input FRAMES and|go together"):
             command(weights, **options)
 
 

@@ -150,8 +150,10 @@ def _image_frames(names: Sequence[str], files: Sequence[Path], width: int | None
         rgb = read_rgb(files[number])
         return resize_rgb(rgb, size_at(width, (rgb.shape[1], rgb.shape[0])))
 
-    sizes = lambda number: size_at(width, image_size(files[number]))  # noqa: E731
-    return Frames(names, [str(file) for file in files], read, sizes, files)
+    def size(number: int) -> tuple[int, int]:
+        return size_at(width, image_size(files[number]))
+
+    return Frames(names, [str(file) for file in files], read, size, files)
 
 
 def _video_frames(path: Path, width: int | None) -> Frames:
