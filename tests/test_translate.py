@@ -101,7 +101,7 @@ def test_a_folder_becomes_a_folder_of_the_same_sizes(weights: Path, folder: Path
         assert row["translated"] == f"images/{row['name']}.png"
         assert np.array_equal(picture, translate(frame))
         assert (row["status"], len(row["weights"])) == ("done", 16)
-        assert float(row["seconds"]) > 0
+        assert float(row["seconds"]) >= 0
     before = content(out)
     translate_any(weights, folder, out)
     assert content(out) == before
