@@ -54,3 +54,4 @@ bench: install
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/threads.py
 	$(BIN)/python benchmarks/translators.py
+	$(BIN)/python benchmarks/translate.py

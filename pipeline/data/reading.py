@@ -54,9 +54,14 @@ def read_frame(spec: DatasetSpec, sample: Sample) -> UInt8:
 
 def working_size(spec: DatasetSpec, size: tuple[int, int]) -> tuple[int, int]:
     """The width and height at which a frame of `size` is read."""
-    if spec.width is None or spec.width == size[0]:
+    return size_at(spec.width, size)
+
+
+def size_at(width: int | None, size: tuple[int, int]) -> tuple[int, int]:
+    """A (width, height) brought to a width, aspect kept; None: as it is."""
+    if width is None or width == size[0]:
         return size
-    return spec.width, max(1, round(size[1] * spec.width / size[0]))
+    return width, max(1, round(size[1] * width / size[0]))
 
 
 def sizes_differ(spec: DatasetSpec, image: tuple[int, int], label: tuple[int, int]) -> str | None:
