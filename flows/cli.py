@@ -379,27 +379,49 @@ def report(run: RunFolder) -> None:
 @app.command()
 def export(
     source: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_FILE", help="A run, or a file of weights.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A run (its generator), RUN/ARM (a segmentation network), or a file of weights.",
+        ),
     ],
     to: Annotated[
-        Path, typer.Option("--to", metavar="FILE", help="A .pth or .onnx file, or a folder.")
+        Path,
+        typer.Option("--to", metavar="FILE", help="A .pth, .onnx or .pt2 file, or a folder."),
     ],
     backwards: Annotated[
         bool, typer.Option("--backwards", help="The generator from target to source.")
     ] = False,
     translation: Translation = "translated",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="WIDTHxHEIGHT",
+            help="Input of a segmentation network [of a run: its test frames; else its crops].",
+        ),
+    ] = None,
 ) -> None:
-    """Write a generator as the reference implementation stores it, or as ONNX.
+    """Write a generator or a segmentation network for other programs, checked against the original.
 
-    Of a run it is the generator that it translates with. A folder gets all networks of the file in
-    the reference's files.
+    Generators: .pth, as the reference implementation stores them, .onnx, or a folder for all
+    networks of the file. Segmentation networks: .onnx, .pt2 (torch.export), or a folder with a
+    model card; normalisation, names and colours of the classes are in the file.
     """
     from cyclegan.checkpoints import export as write
     from flows.plan import generator_file
+    from flows.segmenters import export_segmenter, names_segmenter
     from pipeline.config.translation import TranslationConfig
     from pipeline.errors import UserError
     from pipeline.run.folder import read_run
 
+    if names_segmenter(source):
+        if backwards:
+            raise UserError(f"--backwards is for generators; {source} is a segmentation network.")
+        print(export_segmenter(source, to, size))
+        return
+    if size:
+        raise UserError(f"--size is for segmentation networks; {source} is none: give RUN/ARM.")
     if backwards and not to.suffix:
         raise UserError(f"--backwards is for one generator, and folder {to} gets all networks.")
     path, batch_norm = source, TranslationConfig().batch_norm
