@@ -62,7 +62,7 @@ def working_size(spec: DatasetSpec, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def size_at(width: int | None, size: tuple[int, int]) -> tuple[int, int]:
-    """A width and height with the width changed, aspect kept; None: as it is."""
+    """A (width, height) brought to a width, aspect kept; None: as it is."""
     if width is None or width == size[0]:
         return size
     return width, max(1, round(size[1] * width / size[0]))
