@@ -54,6 +54,7 @@ bench: install
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/threads.py
 	$(BIN)/python benchmarks/translators.py
+	$(BIN)/python benchmarks/translate.py
 
 # On a machine with a GPU; what is installed there will do, and what is not is left out.
 gpu:

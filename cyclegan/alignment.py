@@ -186,7 +186,14 @@ def translate_by_classes(
         rng = np.random.default_rng([config.seed, number])
         return align(frame, labels.read(samples[number]), choose(pool, shown, rng), config.softness)
 
-    translate_frames(given.source, folder, compute, each=aligned, part=given.part)
+    translate_frames(
+        given.source,
+        folder,
+        compute,
+        each=aligned,
+        part=given.part,
+        unreadable=config.unreadable,
+    )
 
 
 def label_target(

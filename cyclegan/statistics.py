@@ -60,7 +60,13 @@ def translate_by_statistics(
 
     columns = {"target": [model.image for model in chosen]}
     translate_frames(
-        given.source, folder, compute, each=translated, columns=columns, part=given.part
+        given.source,
+        folder,
+        compute,
+        each=translated,
+        columns=columns,
+        part=given.part,
+        unreadable=config.unreadable,
     )
 
 

@@ -101,6 +101,11 @@ def plain_state(content: object, where: Where) -> State:
         raise UserError(
             f"{where} holds no weights by name. {EXPECTED}; found {type(content).__name__}."
         )
+    if {"step", "classes"} <= content.keys():
+        raise UserError(
+            f"{where} is a checkpoint of a segmentation network, which names classes and makes no "
+            f"pictures. {EXPECTED}."
+        )
     state: State = {}
     for key, value in content.items():
         if key == "_metadata":

@@ -259,34 +259,101 @@ def train_cyclegan(run: RunFolder, config: ConfigOption = None, settings: Settin
 def translate(
     source: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="A run; with --input also a file of weights."),
+        typer.Argument(
+            metavar="RUN", help="A run; with --input also RUN/TRANSLATION or a file of weights."
+        ),
     ],
     frames: Annotated[
         Path | None,
         typer.Option(
-            "--input", metavar="FRAMES", help="Translate this folder, or data set's YAML, instead."
+            "--input",
+            metavar="FRAMES",
+            help="Translate this folder, video, image or data set's YAML instead.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the translated frames.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder of the translated frames, or a video."),
     ] = None,
-    translation: Translation = "translated",
+    translation: Annotated[
+        str | None, typer.Option("--translation", metavar="NAME", help="As RUN/NAME.")
+    ] = None,
+    format: Annotated[
+        Literal["png", "jpg", "webp"] | None,
+        typer.Option("--format", help="Of the images; png and webp lose nothing [png]."),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option("--width", min=16, max=65_535, help="Translate at this width [their own]."),
+    ] = None,
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed"] | None,
+        typer.Option("--precision", help="bf16-mixed is faster where there is hardware for it."),
+    ] = None,
+    strips: Annotated[
+        Literal["auto", "always", "never"] | None,
+        typer.Option("--strips", help="Large frames in strips of rows, to save memory [auto]."),
+    ] = None,
+    unreadable: Annotated[
+        float | None,
+        typer.Option(
+            "--unreadable", min=0, max=1, help="Share of frames that may be unreadable [0.1]."
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="The I-th of N parts alone; the same command without it puts them together.",
+        ),
+    ] = None,
 ) -> None:
     """Translate the source frames of a run, or any frames with its generator; labels or not."""
     from pipeline.errors import UserError
 
-    if (frames is None) != (out is None) or (frames is None and translation != "translated"):
-        raise UserError(
-            "--input FRAMES and --out DIR go together, and --translation goes with them. Without, "
-            "the source frames of a run are translated, by all of its translations."
-        )
-    if frames is None or out is None:
+    if frames is None and out is None:
+        given = (translation, format, width, precision, strips, unreadable, shard)
+        if any(option is not None for option in given):
+            raise UserError(
+                "These options go with --input FRAMES and --out DIR. Without, the source frames of "
+                "a run are translated, by all of its translations, as its configuration says."
+            )
         _run_stages(source, "translate")
         return
-    from flows.frames import translate_frames
+    if frames is None or out is None:
+        raise UserError(
+            "--input FRAMES and --out DIR go together. Without, the source frames of a run are "
+            "translated, by all of its translations."
+        )
+    from flows.frames import UNREADABLE, translate_any
 
-    translate_frames(source, translation, frames, out)
-    print(f"Translated: {out / 'images'}, data set: {out / 'dataset.yaml'}")
+    made = translate_any(
+        source,
+        frames,
+        out,
+        translation=translation,
+        format=format,
+        width=width,
+        precision=precision,
+        strips=strips,
+        unreadable=UNREADABLE if unreadable is None else unreadable,
+        part=_shard(shard) if shard else None,
+    )
+    if made:
+        print(f"Translated: {', '.join(map(str, made))}")
+    else:
+        print(f"Shard {shard} is done. When all are, the same command without --shard ends it.")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """The part, from 0, and the number of parts that `I/N` means."""
+    from pipeline.errors import UserError
+
+    part, _, parts = text.partition("/")
+    if part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts) <= 100_000:
+        return int(part) - 1, int(parts)
+    raise UserError(f"--shard {text!r} is not I/N with 1 <= I <= N, e.g. 2/4. Give it so.")
 
 
 @app.command("train-segmentation")

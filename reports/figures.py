@@ -269,7 +269,7 @@ def translated_pairs(run: Path, stage: str) -> list[Pair]:
             photo(read_rgb(Path(row["source"])), 480),
             photo(read_rgb(path.parent / row["translated"]), 480),
         )
-        for row in _spaced(rows, PAIRS)
+        for row in _spaced([row for row in rows if row["translated"]], PAIRS)
     ]
 
 

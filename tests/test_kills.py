@@ -34,6 +34,7 @@ from flows.plan import plan
 from flows.prepare import prepare
 from flows.show import show_result, show_status
 from pipeline.config.load import load_config
+from pipeline.data.frames import MANIFEST
 from pipeline.data.listing import evenly
 from pipeline.errors import UserError
 from pipeline.files import PART, REMOVED, TAKEN, write_json
@@ -45,7 +46,7 @@ from pipeline.scoring import bootstrap
 from reports.report import write_comparison, write_report
 from segmentation.train import load_segmenter
 from tests.conftest import TINY
-from tests.helpers import equal
+from tests.helpers import equal, without_seconds
 
 SETTINGS: dict[str, Any] = {
     "arms": {"source_only": "source", "adapted": "translated"},
@@ -214,11 +215,13 @@ def content(folder: Path) -> dict[str, Any]:
             record = json.loads(data)
             for time in ("seconds", "rate"):
                 record.pop(time, None)
-            # Of pages, which tell times, and of pickles, whose equal values may be other bytes.
+            # Of what tells times, and of pickles, whose equal values may be other bytes.
             hashed = record.get("results", {})
-            for file in [name for name in hashed if name.endswith((".html", ".pt"))]:
+            for file in [name for name in hashed if name.endswith((".html", ".pt", MANIFEST))]:
                 del hashed[file]
             found[name] = record
+        elif path.name == MANIFEST:
+            found[name] = without_seconds(data)
         elif path.suffix == ".pt":
             found[name] = load_checkpoint(path)
         elif path.suffix == ".html":

@@ -13,7 +13,7 @@ import yaml
 from cyclegan.checkpoints import export
 from flows.ablate import ablation
 from flows.estimate import estimate
-from flows.frames import translate_frames
+from flows.frames import translate_any
 from flows.plan import generator_file, plan
 from flows.prepare import preflight
 from flows.show import status_rows
@@ -194,7 +194,7 @@ def test_a_student_learns_and_translates_frames_without_labels(
     export(generator_file(config, run, "student"), tmp_path / "G.pth")
     for source in (run, tmp_path / "G.pth"):
         out = tmp_path / f"by {source.name}"
-        translate_frames(source, "student", tmp_path / "drive", out)
+        translate_any(source, tmp_path / "drive", translation="student", out=out)
         assert np.array_equal(read_rgb(out / "images/new.png"), read_rgb(student))
 
 
@@ -203,30 +203,29 @@ def test_translations_of_other_frames_are_never_mixed(
 ) -> None:
     _, run = taught
     frames, out = world / "toy-sim/images", tmp_path / "out"
-    translate_frames(run, "student", frames, out)
+    translate_any(run, frames, translation="student", out=out)
     whole = {path.name: path.read_bytes() for path in (out / "images").iterdir()}
     assert len(whole) == 10
     (out / "images/00003.png").unlink()  # as a kill may leave it
-    translate_frames(run, "student", frames, out)
+    translate_any(run, frames, translation="student", out=out)
     assert {path.name: path.read_bytes() for path in (out / "images").iterdir()} == whole
     few = tmp_path / "few.yaml"
     few.write_text(
         yaml.safe_dump({"name": "few", "root": str(frames), "images": "{n}", "limit": 2})
     )
     with pytest.raises(UserError, match="out holds translations by another generator or of other"):
-        translate_frames(run, "student", few, out)
-    translate_frames(run, "student", few, tmp_path / "few")
+        translate_any(run, few, translation="student", out=out)
+    translate_any(run, few, translation="student", out=tmp_path / "few")
     assert len(list((tmp_path / "few/images").iterdir())) == 2
     with pytest.raises(UserError, match="toy-sim holds images, and not of this command"):
-        translate_frames(
-            run, "student", frames, shutil.copytree(world / "toy-sim", tmp_path / "toy-sim")
-        )
+        copied = shutil.copytree(world / "toy-sim", tmp_path / "toy-sim")
+        translate_any(run, frames, translation="student", out=copied)
     with pytest.raises(UserError, match=r"'tint', which has no generator\. Name .* or 'student'"):
-        translate_frames(run, "tinted", frames, tmp_path / "new")
+        translate_any(run, frames, translation="tinted", out=tmp_path / "new")
     with pytest.raises(UserError, match=r"has no translation 'gan'\. It has: tinted, student"):
-        translate_frames(run, "gan", frames, tmp_path / "new")
+        translate_any(run, frames, translation="gan", out=tmp_path / "new")
     with pytest.raises(UserError, match=r"No generator .*nothing"):
-        translate_frames(tmp_path / "nothing", "student", frames, tmp_path / "new")
+        translate_any(tmp_path / "nothing", frames, translation="student", out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

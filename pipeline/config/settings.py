@@ -38,8 +38,12 @@ class ComputeConfig(Schema):
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bf16-mixed on a GPU, 32-true on a CPU. Losses are always fp32."""
     compile: bool = False
-    """Let torch.compile fuse networks for training: a minute or more before the first step, then
-    faster ones that round differently. Needs a C++ compiler."""
+    """Let torch.compile fuse networks for training and translation: a minute or more before the
+    first step, then faster ones that round differently. Needs a C++ compiler."""
+    strips: Literal["auto", "always", "never"] = "auto"
+    """Translate large frames in strips of rows, with norms over the whole frame: slower, with a
+    small part of the memory, and the same pictures within one grey level. `auto`: where the memory
+    does not hold a frame whole."""
     workers: int = Field(0, ge=0, le=1024)
     """Processes that read frames ahead, for each data set that is read; 0 reads in the training
     process. No effect on results. With several `devices`, for each of them."""

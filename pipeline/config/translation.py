@@ -237,6 +237,12 @@ class TranslationConfig(Schema):
     and Donoho, 1995). Transposed convolutions leave a grid of period 4 in translated frames, other
     for each class, which a segmentation network learns instead of the scene; it cancels in the
     mean. 4 remove most of it, 16 all of it, at as many times the work (`cyclegan`)."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """What a generator translates in. `bf16-mixed` is faster on GPUs and CPUs that have it, and
+    changes pictures by a few grey levels (`cyclegan`)."""
+    unreadable: float = Field(0.0, ge=0, lt=1)
+    """The share of source frames that may be unreadable: they are named in `manifest.csv` and
+    skipped. More of them fail the stage."""
     seed: int = Field(0, ge=0)
     """Seed of the choice of a target frame for each source frame (`histogram_matching`, `fda`)."""
     pseudo_labels: str | None = None

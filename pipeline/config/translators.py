@@ -86,7 +86,17 @@ detail on by skip connections; pairs say what each pixel is to be, so few epochs
 TRANSLATORS = {
     "cyclegan": Translator(
         "CycleGAN",
-        frozenset({"cyclegan", "checkpoint", "weights", "batch_norm", "shifts", "pseudo_labels"}),
+        frozenset(
+            {
+                "cyclegan",
+                "checkpoint",
+                "weights",
+                "batch_norm",
+                "shifts",
+                "precision",
+                "pseudo_labels",
+            }
+        ),
         "cyclegan.translate:translate",
         version=2,
         trains=True,
@@ -94,7 +104,7 @@ TRANSLATORS = {
     ),
     "student": Translator(
         "student",
-        frozenset({"teacher", "cyclegan", "shifts"}),
+        frozenset({"teacher", "cyclegan", "shifts", "precision"}),
         "cyclegan.translate:translate",
         trains=True,
         reads_target=False,
@@ -102,7 +112,7 @@ TRANSLATORS = {
     ),
     "cut": Translator(
         "CUT",
-        frozenset({"cyclegan", "shifts", "pseudo_labels"}),
+        frozenset({"cyclegan", "shifts", "precision", "pseudo_labels"}),
         "cyclegan.translate:translate",
         trains=True,
         recipe={"contrastive": {}},
@@ -110,7 +120,7 @@ TRANSLATORS = {
     ),
     "fastcut": Translator(
         "FastCUT",
-        frozenset({"cyclegan", "shifts", "pseudo_labels"}),
+        frozenset({"cyclegan", "shifts", "precision", "pseudo_labels"}),
         "cyclegan.translate:translate",
         trains=True,
         recipe={"contrastive": {"weight": 10.0, "identity": False, "flip_equivariance": True}},

@@ -20,6 +20,7 @@ in size. What `work` gives for a frame goes to `write` as it is: on a GPU it may
 `write` waits for. `write_video` makes a video of pictures.
 """
 
+import hashlib
 import os
 import shutil
 import sys
@@ -75,10 +76,17 @@ class Frames:
     """Number -> (H, W, 3) uint8 RGB; `UserError` where it cannot be read."""
     size: Callable[[int], tuple[int, int]]
     """Number -> the width and height at which it is read, without reading it."""
+    files: Sequence[Path]
+    """All that they are read from."""
     sequential: bool = False
     """Whether they are to be read in order, by one thread."""
     rate: float | None = None
     """Frames a second, of a video."""
+
+    def digest(self) -> str:
+        """A hash of the names of frames and the sizes of files, wherever they are stored."""
+        sizes = [str(file.stat().st_size) if file.exists() else "gone" for file in self.files]
+        return hashlib.sha256("\n".join([*self.names, *sizes]).encode()).hexdigest()[:16]
 
 
 def open_frames(path: Path, width: int | None = None) -> Frames:
@@ -143,7 +151,7 @@ def _image_frames(names: Sequence[str], files: Sequence[Path], width: int | None
         return resize_rgb(rgb, size_at(width, (rgb.shape[1], rgb.shape[0])))
 
     sizes = lambda number: size_at(width, image_size(files[number]))  # noqa: E731
-    return Frames(names, [str(file) for file in files], read, sizes)
+    return Frames(names, [str(file) for file in files], read, sizes, files)
 
 
 def _video_frames(path: Path, width: int | None) -> Frames:
@@ -187,6 +195,7 @@ def _video_frames(path: Path, width: int | None) -> Frames:
         [f"{path}#{i}" for i in range(count)],
         read,
         lambda _: size,
+        [path],
         sequential=True,
         rate=rate if rate > 0 else _USUAL_RATE,
     )

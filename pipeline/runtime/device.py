@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +14,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from pipeline.config.settings import ComputeConfig
 from pipeline.errors import UserError
 from pipeline.runtime.launch import torchrun
+
+_CONTAINER = Path("/sys/fs/cgroup")
 
 
 def accelerator(compute: ComputeConfig) -> Literal["cpu", "cuda"]:
@@ -69,6 +72,22 @@ def make_fabric(compute: ComputeConfig, *, training: bool, device: int = 0) -> F
         # SLURM's, MPI's or Kubeflow's for its own launch.
         plugins=[LightningEnvironment()],
     )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could still take: of a GPU, or of the machine or its container."""
+    if device.type == "cuda":
+        # What torch's allocator holds and does not use is free, too.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    with suppress(OSError, ValueError):  # no container, or one without a limit
+        limit = int((_CONTAINER / "memory.max").read_text())
+        counted = dict(line.split() for line in (_CONTAINER / "memory.stat").open())
+        used = int((_CONTAINER / "memory.current").read_text()) - int(counted["inactive_file"])
+        free = min(free, limit - used)
+    return free
 
 
 def fused(network: torch.nn.Module) -> torch.nn.Module:

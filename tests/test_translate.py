@@ -1,0 +1,290 @@
+"""`translate --input`: any folder, video or image, without labels or configuration."""
+
+import csv
+import multiprocessing
+import random
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cyclegan import translate as module
+from cyclegan.checkpoints import export_generator
+from cyclegan.networks import ResnetGenerator, UnetGenerator, initialise
+from cyclegan.strips import in_strips
+from cyclegan.translate import FrameTranslator, load_translator
+from cyclegan.weights import AffineInstanceNorm
+from flows.frames import translate_any
+from pipeline.config.settings import ComputeConfig
+from pipeline.data.frames import JOURNAL, MANIFEST, open_frames, write_video
+from pipeline.data.images import UInt8, read_rgb, write_image
+from pipeline.errors import UserError
+from pipeline.files import PART, REMOVED
+from pipeline.runtime.checkpoint import save_checkpoint
+from tests.conftest import Cli
+from tests.helpers import without_seconds
+
+
+def generator(network: type[nn.Module] = ResnetGenerator, *arguments: Any, **how: Any) -> nn.Module:
+    """A generator of random weights that changes pictures much, in evaluation mode."""
+    torch.manual_seed(0)
+    made = network(*(arguments or (1, 4)), **how)
+    initialise(made)
+    for weight in made.parameters():
+        weight.data *= 5
+    return made.eval()
+
+
+def noise(number: int, size: tuple[int, int] = (40, 28)) -> UInt8:
+    small = np.random.default_rng(number).integers(0, 256, (7, 10, 3)).astype(np.uint8)
+    rows = np.linspace(0, 6, size[1]).round().astype(int)
+    return small[rows][:, np.linspace(0, 9, size[0]).round().astype(int)]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "G.pth"
+    export_generator(generator(), path)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Frames of odd and mixed sizes, two of them in a folder below."""
+    for i, name in enumerate(["a.png", "b.jpg", "c.png", "d.png", "e.bmp", "deep/f.png"]):
+        write_image(tmp_path / "in" / name, noise(i, (41 + i % 2, 27)))
+    write_image(tmp_path / "in/deep/g.png", noise(9))
+    return tmp_path / "in"
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """File -> what is in it, without the seconds that things took."""
+    return {
+        path.relative_to(out).as_posix(): without_seconds(path.read_bytes())
+        if path.name == MANIFEST
+        else path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != "progress.json"
+    }
+
+
+def test_three_lines_of_python(weights: Path) -> None:
+    """As docs/translators.md says."""
+    translate = load_translator(weights)
+    frame = noise(0, (41, 27))
+    picture = translate(frame)
+    assert (picture.shape, picture.dtype) == (frame.shape, np.uint8)
+    assert np.abs(picture.astype(int) - frame).mean() > 5
+    text = Path(__file__).parents[1].joinpath("docs/translators.md").read_text()
+    assert "translate = load_translator(" in text
+    assert "picture = translate(frame)" in text
+
+
+def test_a_folder_becomes_a_folder_of_the_same_sizes(weights: Path, folder: Path) -> None:
+    out = folder.parent / "out"
+    made = translate_any(weights, folder, out)
+    assert made == [out / "images", out / MANIFEST]
+    translate = load_translator(weights)
+    with (out / MANIFEST).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["a", "b", "c", "d", "deep/f", "deep/g", "e"]
+    for row in rows:
+        frame, picture = read_rgb(Path(row["source"])), read_rgb(out / row["translated"])
+        assert row["translated"] == f"images/{row['name']}.png"
+        assert np.array_equal(picture, translate(frame))
+        assert (row["status"], len(row["weights"])) == ("done", 16)
+        assert float(row["seconds"]) > 0
+    before = content(out)
+    translate_any(weights, folder, out)
+    assert content(out) == before
+    translate_any(weights, folder, folder.parent / "jpg", format="jpg", width=20)
+    assert read_rgb(folder.parent / "jpg/images/deep/f.jpg").shape == (13, 20, 3)
+
+
+def test_shards_make_the_same_set(weights: Path, folder: Path) -> None:
+    whole, out = folder.parent / "whole", folder.parent / "out"
+    translate_any(weights, folder, whole)
+    for part in (1, 0):
+        assert translate_any(weights, folder, out, part=(part, 2)) == []
+    translate_any(weights, folder, out)
+    assert {k: v for k, v in content(out).items() if "progress" not in k} == content(whole)
+
+
+def test_a_video_of_ten_seconds(weights: Path, tmp_path: Path) -> None:
+    video, out = tmp_path / "drive.mp4", tmp_path / "real.mp4"
+    write_video(video, (noise(i // 25, (32, 16)) for i in range(250)), 25)
+    for _ in range(2):  # the second time it is there
+        assert translate_any(weights, video, out) == [out, tmp_path / "real.mp4.frames" / MANIFEST]
+        made = open_frames(out)
+        assert (len(made.names), made.rate, made.size(0)) == (250, 25, (32, 16))
+    assert sorted(p.name for p in (tmp_path / "real.mp4.frames").iterdir()) == [
+        *["inputs.json", MANIFEST, "progress.json"]
+    ]
+    data = out.read_bytes()
+    out.write_bytes(data[: len(data) // 2])
+    translate_any(weights, video, out)
+    assert out.read_bytes() == data
+    # A video as images, of which one is read again as a frame.
+    translate_any(weights, video, tmp_path / "images")
+    assert len(list((tmp_path / "images/images").iterdir())) == 250
+    picture = read_rgb(tmp_path / "images/images/000100.png")
+    assert np.array_equal(picture, load_translator(weights)(open_frames(video).read(100)))
+    assert np.abs(made.read(100).astype(int) - picture).mean() < 12  # what MPEG-4 loses of it
+
+
+@pytest.mark.parametrize("input_kind", ["folder", "video"])
+def test_killed_at_random_moments(weights: Path, folder: Path, input_kind: str) -> None:
+    """The same is done under `make soak` with the command itself, 50 times."""
+    place = folder.parent
+    frames, out, whole = folder, place / "out", place / "whole"
+    if input_kind == "video":
+        frames, out, whole = place / "in.mp4", place / "out.mp4", place / "whole.mp4"
+        write_video(frames, (noise(i, (32, 16)) for i in range(40)), 25)
+    begun = time.monotonic()
+    translate_any(weights, frames, whole)
+    seconds = time.monotonic() - begun
+    chance, context = random.Random(0), multiprocessing.get_context("fork")
+    for _ in range(4):
+        child = context.Process(target=translate_any, args=(weights, frames, out))
+        child.start()
+        time.sleep(chance.uniform(0, seconds))
+        child.kill()
+        child.join()
+    translate_any(weights, frames, out)
+    if input_kind == "video":
+        assert out.read_bytes() == whole.read_bytes()
+        out, whole = place / "out.mp4.frames", place / "whole.mp4.frames"
+    assert content(out) == content(whole)
+    assert not [p for p in place.rglob("*") if p.name.startswith((PART, REMOVED, JOURNAL))]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        generator(ResnetGenerator, 2, 4, dropout=True),
+        generator(ResnetGenerator, 1, 4, upsampling="resize"),
+        generator(UnetGenerator, 5, 4),
+        generator(UnetGenerator, 4, 4, upsampling="resize", skips=False),
+    ],
+    ids=["resnet", "resize", "unet", "encoder_decoder"],
+)
+def test_strips_make_the_pictures_of_whole_frames(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A patch of its own statistics: norms within strips would be far off.
+    frame = noise(0, (34, 42))
+    frame[:9] = 255
+    monkeypatch.setattr(module, "STRIP", 1)  # strips of 8 rows
+    for shifts in (1, 4):
+        whole = FrameTranslator(network, shifts)(frame)
+        strips = FrameTranslator(network, shifts, strips="always")(frame)
+        assert np.abs(whole.astype(int) - strips).max() <= 1
+        assert whole.std() > 5
+
+
+def test_strips_know_the_norms_of_foreign_weights() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, 1, 1), AffineInstanceNorm(6), nn.LeakyReLU(), nn.BatchNorm2d(6)
+    )
+    network[1].weight.data.uniform_(-1, 1)  # type: ignore[union-attr, operator]
+    network[1].bias.data.uniform_(-1, 1)  # type: ignore[union-attr, operator]
+    network[3].running_mean.uniform_(-1, 1)  # type: ignore[union-attr, operator]
+    network.eval()
+    x = torch.rand(1, 3, 20, 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(in_strips(network, x, 3), network(x), atol=1e-5, rtol=0)
+        with pytest.raises(TypeError, match="PixelShuffle is no layer that works in strips"):
+            in_strips(nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelShuffle(2)), x, 3)
+
+
+def test_memory_chooses_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    translate = FrameTranslator(generator(), strips="auto")
+    rows: list[int] = []
+    monkeypatch.setattr(
+        module, "in_strips", lambda network, x, height: rows.append(height) or network(x)
+    )
+    whole = translate(noise(0))
+    assert (rows, capsys.readouterr().err) == ([], "")
+    monkeypatch.setattr(module, "free_memory", lambda _: 10_000)
+    for _ in range(2):
+        assert np.array_equal(translate(noise(0)), whole)
+    assert len(rows) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"Frames of 40x28 are translated in strips of rows: whole they take", line)
+
+
+def test_bf16_is_near(weights: Path) -> None:
+    exact = load_translator(weights)
+    near = FrameTranslator(exact.network, precision="bf16-mixed")
+    apart = np.abs(exact(noise(0)).astype(int) - near(noise(0)))
+    assert 0 < apart.mean() < 3
+
+
+def test_what_cannot_be_translated(
+    weights: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = tmp_path / "new"
+    (tmp_path / "empty").mkdir()
+    save_checkpoint(tmp_path / "seg.pt", {"step": 1, "classes": ["road"], "model": {}})
+    write_video(tmp_path / "in.mp4", [noise(0, (32, 16))] * 3, 25)
+    write_video(tmp_path / "there.mp4", [noise(0, (32, 16))] * 3, 25)
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "in.mp4").read_bytes()[:300])
+    for source, frames, out, message in [
+        (tmp_path / "seg.pt", folder, new, "checkpoint of a segmentation network, which names"),
+        (folder / "a.png", folder, new, r"a\.png cannot be read\. Expected the weights of a Cy"),
+        (tmp_path / "nothing", folder, new, "No generator .*nothing. Give a trained run"),
+        (weights, tmp_path / "empty", new, "No image in .*empty"),
+        (weights, tmp_path / "cut.mp4", new, "cannot be read as a video"),
+        (weights, folder, folder / "out", "is in the input"),
+        (weights, folder, folder, "is in the input"),
+        (weights, folder, weights, "is no folder, and no video that is written"),
+        (weights, folder, tmp_path / "new.mp4", "is a video, and .*in is none"),
+        (weights, tmp_path / "in.mp4", tmp_path / "there.mp4", "exists, and is not of this"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            translate_any(source, frames, out)
+    assert not new.exists()
+    assert not (folder / "out").exists()
+    translate_any(weights, folder, tmp_path / "out", unreadable=0)
+    shutil.copy(folder / "a.png", folder / "z.png")
+    with pytest.raises(UserError, match=r"by another generator or of other frames:\n  frames: "):
+        translate_any(weights, folder, tmp_path / "out")
+    full = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("pipeline.data.frames.shutil.disk_usage", lambda _: full)
+    with pytest.raises(UserError, match=r"8 frames need about .* Make room"):
+        translate_any(weights, folder, new)
+    assert not (new / "images").exists()
+
+
+def test_the_command(weights: Path, folder: Path, cli: Cli) -> None:
+    (folder / "d.png").write_bytes(b"damaged")
+    out = folder.parent / "out"
+    told = cli("translate", weights, "--input", folder, "--out", "out", "--shard", "2/2")
+    assert told.returncode == 0, told.stderr
+    assert "Shard 2/2 is done" in told.stdout
+    told = cli("translate", weights, "--input", folder, "--out", "out", "--unreadable", "0.2")
+    assert told.returncode == 0, told.stderr
+    assert "Skipped: " in told.stderr
+    assert f"Translated: {Path('out/images')}" in told.stdout
+    assert len(list(out.rglob("images/**/*.png"))) == 6
+    told = cli("translate", weights, "--input", folder, "--out", "/proc/nowhere")
+    assert (told.returncode, "Traceback" in told.stderr) == (2, False)
+    assert "Cannot write to /proc/nowhere" in told.stderr
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "-1/2"])
+def test_shards_that_are_none(shard: str) -> None:
+    from flows.cli import _shard
+
+    with pytest.raises(UserError, match=r"is not I/N with 1 <= I <= N"):
+        _shard(shard)
+    assert _shard("2/4") == (1, 4)
+    assert ComputeConfig().strips == "auto"
