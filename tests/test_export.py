@@ -1,6 +1,7 @@
 """Trained segmentation networks leave the tool: files, cards, and a function of frames."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from flows import cli
 from flows.plan import plan
-from flows.segmenters import arm_of_run, names_segmenter
+from flows.segmenters import arm_of_run, export_segmenter, names_segmenter
 from pipeline.config.load import load_config
 from pipeline.data.images import read_rgb, resize_rgb
 from pipeline.data.listing import list_samples
@@ -22,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.run.folder import read_run, write_run
 from pipeline.run.stage import check, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.runtime.onnx_files import check_difference
 from segmentation import export as exporting
 from segmentation.export import export
 from segmentation.predictor import load_predictor
@@ -72,15 +74,17 @@ def test_a_predictor_gives_classes_at_the_frame_s_own_size(run: Path) -> None:
     assert predictor.space == arm_of_run(run / ARM).space  # type: ignore[union-attr]
 
 
-def test_a_program_of_torch_is_the_network(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "model.pt2"
-    call("export", run / ARM, "--to", out)
-    assert re.match(rf"{out}: differs from the network by \S+ at most", capsys.readouterr().out)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+@pytest.fixture(scope="module")
+def exported(run: Path) -> tuple[Path, str]:
+    """The arm as a folder, and what was said of it."""
+    return run.parent / "model", export_segmenter(run / ARM / "seed-0", run.parent / "model", None)
+
+
+def test_a_program_of_torch_is_the_network(run: Path, exported: tuple[Path, str]) -> None:
+    out, said = exported
+    assert re.match(rf"{out}: .*model.pt2 differs from the network by \S+ at most", said)
     found: dict[str, Any] = {exporting.DESCRIPTION: ""}
-    network = torch.export.load(out, extra_files=found).module()
+    network = torch.export.load(out / "model.pt2", extra_files=found).module()
     about = json.loads(found[exporting.DESCRIPTION])
     space = arm_of_run(run / ARM).space  # type: ignore[union-attr]
     assert about["classes"] == space.class_names
@@ -92,6 +96,7 @@ def test_a_program_of_torch_is_the_network(
         torch.testing.assert_close(network(frames), predictor.network(frames), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_is_the_network(run: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -111,10 +116,9 @@ def test_onnx_is_the_network(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_has_a_card_whose_lines_work(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, exported: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "model"
-    call("export", run / ARM / "seed-0", "--to", out)
+    out, _ = exported
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "model.pt", "model.pt2"]
     card = (out / "README.md").read_text()
     scores = json.loads((run / f"evaluation/{ARM}/seed-0/evaluation.json").read_text())
@@ -144,6 +148,7 @@ def test_the_three_lines_of_the_docs(run: Path, monkeypatch: pytest.MonkeyPatch)
     assert names["classes"].shape == (64, 128)
 
 
+@pytest.mark.slow
 def test_a_card_of_a_network_without_scores_says_so(run: Path, tmp_path: Path) -> None:
     lone = tmp_path / "lone.pt"
     state = load_checkpoint(run / f"segmentation/{ARM}/seed-0/checkpoints/last.pt")
@@ -191,13 +196,22 @@ def test_refused(
     assert sorted(run.parent.iterdir()) == before
 
 
+@pytest.mark.parametrize("difference", [0.2, math.nan, math.inf])
+def test_what_differs_is_refused(difference: float) -> None:
+    with pytest.raises(UserError, match=r"differs from the network by .*not kept: x\.onnx"):
+        check_difference(Path("x.onnx"), difference, 0.1, "onnx")
+    check_difference(Path("x.onnx"), 0.1, 0.1, "onnx")
+
+
+@pytest.mark.slow
 def test_what_differs_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
-    with pytest.raises(UserError, match=r"differs from the network by .*not kept"):
-        call("export", run / ARM, "--to", tmp_path / "model.pt2")
-    assert not list(tmp_path.iterdir())
+    for name in ("model.pt2", "model.onnx", "model"):
+        with pytest.raises(UserError, match=r"differs from the network by .*not kept"):
+            call("export", run / ARM, "--to", tmp_path / name)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_an_arm_that_is_not_trained(run: Path, tmp_path: Path) -> None:

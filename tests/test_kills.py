@@ -105,6 +105,7 @@ CHEAP = {
     "compare": Command(["compare", "r", "--out", "c"], (*TRAINED, *LOOKED_AT, "report")),
     "export": Command(["export", "r", "--to", "x.pth"], TRAINED),
     "export all": Command(["export", "r", "--to", "reference"], TRAINED),
+    "export network": Command(["export", "r/adapted", "--to", "model"], (*TRAINED, "evaluation")),
     "check": Command(
         ["check", "gta5", "--root", "folder", "--out", "checked", "--quarantine"], status=1
     ),
@@ -118,6 +119,9 @@ DEAR = {
     "translate": Command(["translate", "r"], ("cyclegan",)),
     "translate frames": Command(
         ["translate", "r", "--input", "folder/images", "--out", "t"], ("cyclegan",)
+    ),
+    "predict": Command(
+        ["predict", "r/adapted", "--input", "folder/images", "--out", "p", "--overlay"], TRAINED
     ),
     "train-segmentation": Command(["train-segmentation", "r"], ("cyclegan", "translated")),
     "evaluate": Command(["evaluate", "r"], TRAINED),

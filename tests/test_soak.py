@@ -1,6 +1,6 @@
 """Processes killed at random moments, or stopped for a minute: equal results, nothing left.
 
-`make soak` kills each command ten times, those that translate any frames fifty.
+`make soak` kills each command ten times, those that read any frames fifty.
 """
 
 import os
@@ -31,6 +31,8 @@ RESULTS = (
     "manifest.csv",
     "images/*.png",
     "out.mp4",
+    "p/*/*.png",
+    "p/overlays.mp4",
 )
 SETTINGS = {
     "cyclegan": TINY["cyclegan"] | {"steps_per_epoch": 60, "sample_every": 20},
@@ -46,10 +48,11 @@ COMMANDS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "evaluate": (["evaluate", "r"], STAGES[3:4]),
     "translate frames": (["translate", "r", "--input", "frames", "--out", "t"], []),
     "translate video": (["translate", "r", "--input", "in.mp4", "--out", "out.mp4"], []),
+    "predict": (["predict", "r/adapted", "--input", "in.mp4", "--out", "p", "--overlay"], []),
     "ablate": (["run", "tiny.yaml", "--run", "ladder", "--ablate"], []),
 }
 """Command -> its words, and the stages of a finished run that it makes."""
-OF_FRAMES = ("translate frames", "translate video")
+OF_FRAMES = ("translate frames", "translate video", "predict")
 """Commands that are killed more often: they have a restart of their own."""
 
 
