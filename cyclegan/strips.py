@@ -23,7 +23,7 @@ class Rows:
 
     height: int
     get: Callable[[int, int], Tensor]
-    """First row and the one after the last -> (1, C, rows, W) on the device."""
+    """First row and the one after the last -> (N, C, rows, W) on the device."""
 
 
 def in_strips(network: nn.Module, x: Tensor, rows: int) -> Tensor:
@@ -31,11 +31,11 @@ def in_strips(network: nn.Module, x: Tensor, rows: int) -> Tensor:
 
     Args:
         network: a generator, in evaluation mode.
-        x: (1, 3, H, W) in [-1, 1], sides multiples of `network.multiple`; of any device.
+        x: (N, 3, H, W) in [-1, 1], sides multiples of `network.multiple`; of any device.
         rows: of a strip, at least 1.
 
     Returns:
-        (1, 3, H, W) on the CPU.
+        (N, 3, H, W) on the CPU.
 
     Raises:
         TypeError: the network has a layer that is not known here.
@@ -51,12 +51,12 @@ class _Strips:
         self.device, self.rows = device, rows
 
     def computed(self, x: Rows) -> Tensor:
-        """All rows, (1, C, H, W) on the CPU."""
+        """All rows, (N, C, H, W) on the CPU."""
         whole: Tensor | None = None
         for top in range(0, x.height, self.rows):
             strip = x.get(top, min(top + self.rows, x.height))
             if whole is None:
-                shape = (1, strip.shape[1], x.height, strip.shape[3])
+                shape = (*strip.shape[:2], x.height, strip.shape[3])
                 whole = torch.empty(shape, dtype=strip.dtype)
             whole[:, :, top : top + self.rows] = strip.cpu()
         assert whole is not None

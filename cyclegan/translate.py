@@ -3,7 +3,7 @@
 from cyclegan.translate import load_translator
 
 translate = load_translator("runs/demo/cyclegan/checkpoints/last.pt")
-picture = translate(frame)      # (H, W, 3) uint8 RGB, any size -> the same
+picture = translate(frame)  # (H, W, 3) uint8 RGB, any size -> the same
 """
 
 import sys
@@ -67,7 +67,8 @@ class FrameTranslator:
     """See `ComputeConfig`."""
     compiled: nn.Module | None = None
     """What takes the place of `network` for whole frames."""
-    _said: set[tuple[int, ...]] = field(default_factory=set)
+    _fit: dict[tuple[int, ...], int] = field(default_factory=dict)
+    """Shape of a frame -> how many go through the network together; 0: not even one whole."""
 
     def __call__(self, rgb: UInt8) -> UInt8:
         """Translate one frame (H, W, 3) uint8 to a picture of exactly its size."""
@@ -78,7 +79,9 @@ class FrameTranslator:
         promises: dict[int, Promise] = {}
         for shape in sorted({frame.shape for frame in frames}):
             members = [i for i, frame in enumerate(frames) if frame.shape == shape]
-            at_once = self._at_once(shape)
+            if shape not in self._fit:
+                self._fit[shape] = self._at_once(shape)
+            at_once = self._fit[shape]
             for first in range(0, len(members), max(1, at_once)):
                 some = members[first : first + max(1, at_once)]
                 pictures = self._batch([frames[i] for i in some], whole=at_once > 0)
@@ -96,7 +99,7 @@ class FrameTranslator:
         return multiple
 
     def _at_once(self, shape: tuple[int, ...]) -> int:
-        """How many frames go through the network together; 0: not even one whole."""
+        """How many frames go through the network together, by the memory that is free."""
         pixels = shape[0] * shape[1]
         cpu = self.device.type == "cpu"
         most = max(1, min(GROUP, PIXELS_AT_ONCE // pixels)) if cpu else GROUP
@@ -105,8 +108,7 @@ class FrameTranslator:
         needed = ACTIVATIONS * self._layer_bytes * pixels
         free = free_memory(self.device)
         fit = 0 if self.strips == "always" else int(0.9 * free / needed)
-        if fit == 0 and self.strips == "auto" and shape not in self._said:
-            self._said.add(shape)
+        if fit == 0 and self.strips == "auto":
             print(
                 f"Frames of {shape[1]}x{shape[0]} are translated in strips of rows: whole they "
                 f"take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.",
@@ -144,13 +146,15 @@ class FrameTranslator:
         np.stack(frames, out=rgb.numpy())
         x = to_network(rgb.to(device, non_blocking=True))
         total = torch.zeros_like(x)
-        network, half = self.compiled or self.network, self.precision == "bf16-mixed"
+        half = self.precision == "bf16-mixed"
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             for down, right in SHIFTS[: self.shifts]:
                 below, beside = -(height + down) % multiple, -(width + right) % multiple
                 shifted = reflect(x, (right, beside, down, below))
                 shifted = shifted.contiguous(memory_format=torch.channels_last)
-                made = network(shifted) if whole else self._in_strips(shifted)
+                made = self._whole(shifted) if whole else None
+                if made is None:
+                    made = self._in_strips(shifted)
                 total += made[:, :, down : down + height, right : right + width]
         pictures = to_rgb(total / self.shifts)
         if not gpu:
@@ -166,6 +170,16 @@ class FrameTranslator:
             return np.asarray(host[number].numpy())
 
         return wait
+
+    def _whole(self, x: Tensor) -> Tensor | None:
+        """None where a GPU's memory does not suffice, of which others may have taken some."""
+        try:
+            made: Tensor = (self.compiled or self.network)(x)
+        except torch.OutOfMemoryError:
+            if self.strips == "never":
+                raise
+            return None
+        return made
 
     def _in_strips(self, x: Tensor) -> Tensor:
         room = min(STRIP, free_memory(self.device) // (2 * ACTIVATIONS))

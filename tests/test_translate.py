@@ -20,6 +20,8 @@ from cyclegan.networks import ResnetGenerator, UnetGenerator, initialise
 from cyclegan.strips import in_strips
 from cyclegan.translate import FrameTranslator, load_translator
 from cyclegan.weights import AffineInstanceNorm
+from flows.cli import _shard
+from flows.cli import translate as command
 from flows.frames import translate_any
 from pipeline.config.settings import ComputeConfig
 from pipeline.data.frames import JOURNAL, MANIFEST, open_frames, write_video
@@ -118,11 +120,11 @@ def test_shards_make_the_same_set(weights: Path, folder: Path) -> None:
 
 def test_a_video_of_ten_seconds(weights: Path, tmp_path: Path) -> None:
     video, out = tmp_path / "drive.mp4", tmp_path / "real.mp4"
-    write_video(video, (noise(i // 25, (32, 16)) for i in range(250)), 25)
+    write_video(video, (noise(i // 10, (32, 16)) for i in range(100)), 10)
     for _ in range(2):  # the second time it is there
         assert translate_any(weights, video, out) == [out, tmp_path / "real.mp4.frames" / MANIFEST]
         made = open_frames(out)
-        assert (len(made.names), made.rate, made.size(0)) == (250, 25, (32, 16))
+        assert (len(made.names), made.rate, made.size(0)) == (100, 10, (32, 16))
     assert sorted(p.name for p in (tmp_path / "real.mp4.frames").iterdir()) == [
         *["inputs.json", MANIFEST, "progress.json"]
     ]
@@ -132,10 +134,11 @@ def test_a_video_of_ten_seconds(weights: Path, tmp_path: Path) -> None:
     assert out.read_bytes() == data
     # A video as images, of which one is read again as a frame.
     translate_any(weights, video, tmp_path / "images")
-    assert len(list((tmp_path / "images/images").iterdir())) == 250
-    picture = read_rgb(tmp_path / "images/images/000100.png")
-    assert np.array_equal(picture, load_translator(weights)(open_frames(video).read(100)))
-    assert np.abs(made.read(100).astype(int) - picture).mean() < 12  # what MPEG-4 loses of it
+    assert len(list((tmp_path / "images/images").iterdir())) == 100
+    picture = read_rgb(tmp_path / "images/images/000050.png")
+    assert np.array_equal(picture, load_translator(weights)(open_frames(video).read(50)))
+    shown, first = made.read(50).astype(int), read_rgb(tmp_path / "images/images/000000.png")
+    assert np.abs(shown - picture).mean() < 0.7 * np.abs(shown - first).mean()  # but for MPEG-4
 
 
 @pytest.mark.parametrize("input_kind", ["folder", "video"])
@@ -206,14 +209,15 @@ def test_strips_know_the_norms_of_foreign_weights() -> None:
 def test_memory_chooses_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    translate = FrameTranslator(generator(), strips="auto")
+    network = generator()
     rows: list[int] = []
     monkeypatch.setattr(
         module, "in_strips", lambda network, x, height: rows.append(height) or network(x)
     )
-    whole = translate(noise(0))
+    whole = FrameTranslator(network, strips="auto")(noise(0))
     assert (rows, capsys.readouterr().err) == ([], "")
     monkeypatch.setattr(module, "free_memory", lambda _: 10_000)
+    translate = FrameTranslator(network, strips="auto")
     for _ in range(2):
         assert np.array_equal(translate(noise(0)), whole)
     assert len(rows) == 2
@@ -264,26 +268,27 @@ def test_what_cannot_be_translated(
     assert not (new / "images").exists()
 
 
-def test_the_command(weights: Path, folder: Path, cli: Cli) -> None:
+def test_the_command(
+    weights: Path, folder: Path, cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "d.png").write_bytes(b"damaged")
     out = folder.parent / "out"
-    told = cli("translate", weights, "--input", folder, "--out", "out", "--shard", "2/2")
-    assert told.returncode == 0, told.stderr
-    assert "Shard 2/2 is done" in told.stdout
+    command(weights, folder, out, shard="2/2")
+    assert "Shard 2/2 is done. When all are, the same command without" in capsys.readouterr().out
     told = cli("translate", weights, "--input", folder, "--out", "out", "--unreadable", "0.2")
     assert told.returncode == 0, told.stderr
     assert "Skipped: " in told.stderr
     assert f"Translated: {Path('out/images')}" in told.stdout
     assert len(list(out.rglob("images/**/*.png"))) == 6
-    told = cli("translate", weights, "--input", folder, "--out", "/proc/nowhere")
-    assert (told.returncode, "Traceback" in told.stderr) == (2, False)
-    assert "Cannot write to /proc/nowhere" in told.stderr
+    with pytest.raises(UserError, match="Cannot write to /proc/nowhere"):
+        command(weights, folder, Path("/proc/nowhere"))
+    for options in ({"frames": folder}, {"out": out}, {"shard": "1/2"}):
+        with pytest.raises(UserError, match=r"go with --input FRAMES and|go together"):
+            command(weights, **options)
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "-1/2"])
 def test_shards_that_are_none(shard: str) -> None:
-    from flows.cli import _shard
-
     with pytest.raises(UserError, match=r"is not I/N with 1 <= I <= N"):
         _shard(shard)
     assert _shard("2/4") == (1, 4)

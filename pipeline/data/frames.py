@@ -150,12 +150,14 @@ def _image_frames(names: Sequence[str], files: Sequence[Path], width: int | None
         rgb = read_rgb(files[number])
         return resize_rgb(rgb, size_at(width, (rgb.shape[1], rgb.shape[0])))
 
-    sizes = lambda number: size_at(width, image_size(files[number]))  # noqa: E731
-    return Frames(names, [str(file) for file in files], read, sizes, files)
+    def size(number: int) -> tuple[int, int]:
+        return size_at(width, image_size(files[number]))
+
+    return Frames(names, [str(file) for file in files], read, size, files)
 
 
 def _video_frames(path: Path, width: int | None) -> Frames:
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said below
+    _silence()
     open_regular(path).close()
 
     def start() -> "cv2.VideoCapture":
@@ -199,6 +201,12 @@ def _video_frames(path: Path, width: int | None) -> Frames:
         sequential=True,
         rate=rate if rate > 0 else _USUAL_RATE,
     )
+
+
+def _silence() -> None:
+    """Keep OpenCV and ffmpeg from saying in their words what is wrong with a video."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def check_output(source: Path, out: Path) -> None:
@@ -483,6 +491,7 @@ def write_video(path: Path, pictures: Iterable[UInt8], rate: float) -> None:
     Raises:
         UserError: sides are odd, which the colours of videos are not made for.
     """
+    _silence()
     upcoming = iter(pictures)
     first = next(upcoming)
     check_video_size(path, (first.shape[1], first.shape[0]))
