@@ -55,6 +55,7 @@ bench: install
 	$(BIN)/python benchmarks/threads.py
 	$(BIN)/python benchmarks/translators.py
 	$(BIN)/python benchmarks/translate.py
+	$(BIN)/python benchmarks/predict.py --recipe small --size 512x256 --width 256
 
 # On a machine with a GPU; what is installed there will do, and what is not is left out.
 gpu:

@@ -16,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -44,6 +45,7 @@ CYCLEGAN = "benchmarks/cyclegan_step.py --blocks 9 --width 64 --peak {peak} --si
 TINY_CYCLEGAN = "benchmarks/cyclegan_step.py --blocks 1 --width 8 --size 64x48 --pairs 1"
 SEGMENTATION = "benchmarks/segmentation_step.py --recipe deeplabv3plus_r101 --peak {peak}"
 TINY_SEGMENTATION = "benchmarks/segmentation_step.py --size 64x64 --pairs 1"
+TRANSLATION = "benchmarks/translate.py --out {scratch}/translation.json"
 PIECES = [
     Piece("device", "benchmarks/device.py", "benchmarks/device.py --side 64 --calls 1"),
     Piece(
@@ -70,7 +72,19 @@ PIECES = [
         "benchmarks/translators_step.py --blocks 9 --width 64 --size 256x256",
         "benchmarks/translators_step.py --blocks 1 --width 8 --size 64x48 --rounds 1",
     ),
-    Piece("translation", "benchmarks/translate.py", "benchmarks/translate.py --help", minutes=4),
+    *(
+        Piece(
+            f"translation, {name}",
+            f"{TRANSLATION} --frames 16 --rounds 3 --precision {precision} {more}",
+            f"{TRANSLATION} --size 64 48 --frames 2 --blocks 1 --width 4 --counts 2 --many 8 "
+            f"--precision {precision}",
+            minutes=4,
+        )
+        for name, precision, more in (
+            ("fp32", "32-true", ""),
+            ("bf16", "bf16-mixed", "--counts 50 --many 100"),
+        )
+    ),
     Piece(
         "segmentation step, bf16",
         f"{SEGMENTATION} --workers {{workers}}",
@@ -208,16 +222,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "peak": 790,  # TFLOP/s in bf16, until it is measured
     }
     results: list[Result] = []
-    for piece in pieces:
-        command = (piece.tiny if given.tiny else piece.command).format(**filled)
-        print(f"{piece.title} ...", end=" ", flush=True)
-        results.append(run(piece, command, min(60 * piece.minutes, end - time.monotonic())))
-        print(f"{results[-1].outcome} ({results[-1].seconds:.0f} s)", flush=True)
-        if measured := re.search(r"bf16 matrix product.*: ([\d.]+) TFLOP", results[-1].output):
-            filled["peak"] = max(1, round(float(measured[1])))
-        part = out.with_name(f"{out.name}.part")
-        part.write_text(written(device, results), encoding="utf-8")
-        part.replace(out)
+    with tempfile.TemporaryDirectory() as scratch:
+        for piece in pieces:
+            command = piece.tiny if given.tiny else piece.command
+            command = command.format(**filled, scratch=scratch)
+            print(f"{piece.title} ...", end=" ", flush=True)
+            results.append(run(piece, command, min(60 * piece.minutes, end - time.monotonic())))
+            print(f"{results[-1].outcome} ({results[-1].seconds:.0f} s)", flush=True)
+            if measured := re.search(r"bf16 matrix product.*: ([\d.]+) TFLOP", results[-1].output):
+                filled["peak"] = max(1, round(float(measured[1])))
+            part = out.with_name(f"{out.name}.part")
+            part.write_text(written(device, results), encoding="utf-8")
+            part.replace(out)
     print(f"Results: {out}")
     return int(any(result.outcome.startswith(("failed", "stopped")) for result in results))
 
