@@ -311,7 +311,10 @@ def walk(name: str, finished: Path, tmp_path: Path, *, whole: bool) -> None:
         shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("name", [*CHEAP, *DEAR])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "export network")) for n in [*CHEAP, *DEAR]],
+)
 def test_killed_and_given_once_more(name: str, finished: Path, tmp_path: Path) -> None:
     walk(name, finished, tmp_path, whole=False)
 
