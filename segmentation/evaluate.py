@@ -155,8 +155,8 @@ class _Scorer:
             drawn = None
             if self.config.overlays:  # at the frame's own size, which its label may not have
                 same = frame.shape[:2] == truth.shape
-                drawn = classes if same else upsampled_argmax(found, frame.shape[:2])
-                drawn = overlay(frame, drawn.cpu().numpy(), self.space.palette)
+                seen = classes if same else upsampled_argmax(found, frame.shape[:2])
+                drawn = overlay(frame, seen.cpu().numpy(), self.space.palette)
             self._keep(sample.name, classes.cpu().numpy(), drawn)
         return table, hits
 
