@@ -33,7 +33,7 @@ test-slow: install
 	grep -l "mark[.]slow" tests/test_*.py | xargs -P 2 -n 1 $(BIN)/python -m pytest -m slow
 
 test-server: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m server
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "server and not soak"
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -n 2 --dist load

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -227,6 +227,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = piece.tiny if given.tiny else piece.command
             command = command.format(**filled, scratch=scratch)
             print(f"{piece.title} ...", end=" ", flush=True)
+            same = next((result for result in results if result.command == command), None)
+            if same:  # among tiny ones
+                results.append(replace(same, piece=piece, seconds=0))
+                print("as before")
+                continue
             results.append(run(piece, command, min(60 * piece.minutes, end - time.monotonic())))
             print(f"{results[-1].outcome} ({results[-1].seconds:.0f} s)", flush=True)
             if measured := re.search(r"bf16 matrix product.*: ([\d.]+) TFLOP", results[-1].output):

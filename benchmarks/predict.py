@@ -49,7 +49,7 @@ def main(options: argparse.Namespace) -> None:
 
     @torch.inference_mode()
     def plain() -> None:
-        x = torch.from_numpy(resize_rgb(frame, small)).to(DEVICE).permute(2, 0, 1)[None] / 255
+        x = torch.tensor(resize_rgb(frame, small), device=DEVICE).permute(2, 0, 1)[None] / 255
         logits = usual.network(((x - usual.mean) / usual.std).contiguous())
         large = F.interpolate(logits, size=(height, width), mode="bilinear")
         classes = large.argmax(dim=1)[0].cpu().numpy()

@@ -40,7 +40,7 @@ from pipeline.files import write_json
 from pipeline.runtime.threads import usable_cores
 from pipeline.toyworld.drawing import render_scene
 
-SMALL, TINY = (96, 64), (16, 16)
+SMALL, TINY = (96, 64), (64, 32)
 """Sizes of the frames of parts 2 and 3."""
 RESULTS = Path(__file__).parent / "results"
 

@@ -162,7 +162,7 @@ class FrameTranslator:
             return lambda number: there[number]
         host = torch.empty(pictures.shape, dtype=torch.uint8, pin_memory=True)
         host.copy_(pictures, non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
 
         def wait(number: int) -> UInt8:

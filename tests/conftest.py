@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 import pipeline
+from flows.cli import main
 from pipeline.toyworld.writing import write_toy_world
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +100,38 @@ def cli(tmp_path: Path) -> Cli:
             text=True,
             timeout=300,
         )
+
+    return call
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a command said."""
+
+    status: int
+    out: str
+    err: str
+
+
+Sim2Real = Callable[..., Told]
+
+
+@pytest.fixture
+def sim2real(
+    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Sim2Real:
+    """Call `sim2real` in this process, in `tmp_path`; `WORLD` is set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD", str(world))
+
+    def call(*arguments: str | Path) -> Told:
+        monkeypatch.setattr(sys, "argv", ["sim2real", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return Told(status, *capsys.readouterr())
 
     return call
 

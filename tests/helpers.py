@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cyclegan.semantics import (
     SemanticEvaluator,
@@ -29,6 +29,17 @@ from pipeline.data.labels import (
 )
 from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
 from tests.ranks import in_ranks
+
+
+class Given(nn.Module):
+    """Puts out the same logits of every frame."""
+
+    def __init__(self, logits: Any) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Any:
+        return self.logits
 
 
 def equal(one: object, other: object) -> bool:

@@ -552,7 +552,11 @@ def test_folders_with_nothing_to_find(
     with pytest.raises(UserError, match="is a file"):
         discover(folder / "frames.zip")
     save(folder / "label.png", scenes[0][1])
-    with pytest.raises(UserError, match=r"No frames were found.*ids"):
+    with pytest.raises(UserError, match=r"No frames were found.*ids.*1 archives: unpack them"):
+        discover(folder)
+    (folder / "frame.exr").write_bytes(b"v/1")
+    np.save(folder / "rgb.npy", scenes[0][0])
+    with pytest.raises(UserError, match=r"of \.npy files labels alone.*1 OpenEXR pictures: conv"):
         discover(folder)
 
 

@@ -31,7 +31,7 @@ from pipeline.config.translation import CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.run.stage import all_inputs, check
 from pipeline.runtime.checkpoint import load_checkpoint
-from tests.helpers import Killed, equal, stopping_after
+from tests.helpers import Given, Killed, equal, stopping_after
 
 
 class TwoLevels(nn.Module):
@@ -88,14 +88,6 @@ def test_the_encoder_is_not_trained_and_passes_gradients_on() -> None:
 
 
 def test_losses_of_a_joint_discriminator_are_means_of_means() -> None:
-    class Given(nn.Module):
-        def __init__(self, logits: Any) -> None:
-            super().__init__()
-            self.logits = logits
-
-        def forward(self, x: Tensor) -> Any:
-            return self.logits
-
     def both(real: float, fake: float) -> Tensor:
         return torch.tensor([real, fake]).view(2, 1, 1, 1)
 

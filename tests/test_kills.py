@@ -217,7 +217,7 @@ def content(folder: Path) -> dict[str, Any]:
         data = path.read_bytes()
         if path.name in {"progress.json", "stage.json"}:
             record = json.loads(data)
-            for time in ("seconds", "rate"):
+            for time in ("seconds", "rate", "cost"):
                 record.pop(time, None)
             # Of what tells times, and of pickles, whose equal values may be other bytes.
             hashed = record.get("results", {})
@@ -229,7 +229,7 @@ def content(folder: Path) -> dict[str, Any]:
         elif path.suffix == ".pt":
             found[name] = load_checkpoint(path)
         elif path.suffix == ".html":
-            found[name] = re.sub(rb"\d+ min \d+ s|\d+ s", b"", data)
+            found[name] = re.sub(rb"\d+ min \d+ s|[\d.]+ (s|MB|GB)\b", b"", data)
         elif name.startswith("cache/"):
             found[path.suffix] = len(data)  # files are found by their times
         else:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from cyclegan.alignment import label_target
 from cyclegan.checkpoints import load_start
@@ -40,7 +39,7 @@ from pipeline.run.stage import check, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.runtime.loader import random_crop
-from tests.helpers import SPACE, Killed, assert_close, equal, stopping_after
+from tests.helpers import SPACE, Given, Killed, assert_close, equal, stopping_after
 from tests.ranks import in_ranks
 
 
@@ -61,17 +60,6 @@ def recipe(config: Config, **settings: Any) -> CycleGANConfig:
 
 
 # Discriminators.
-
-
-class Given(nn.Module):
-    """Puts out the same logits of every frame."""
-
-    def __init__(self, logits: Any) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, x: Tensor) -> Any:
-        return self.logits
 
 
 def test_a_place_has_the_logits_of_the_classes_that_are_shown_there() -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows.cli import main
 from pipeline.data.labels import IGNORE, load_label_space
 from pipeline.data.listing import list_samples
 from pipeline.data.reading import LabelReader, below_top
 from pipeline.data.spec import DatasetSpec, spec_fields
 from pipeline.intake.lost import Lost, lost_classes
 from pipeline.toyworld.drawing import render_scene
+from tests import conftest
 from tests.conftest import TINY
 from tests.layouts import load_spec
 from tests.unseen_layouts import CAR, SKY, carla_08
@@ -29,23 +28,14 @@ Sim2Real = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def sim2real(
-    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Sim2Real:
-    """Call `sim2real` in this process, in `tmp_path`: status and all that was said."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD", str(world))
+def sim2real(sim2real: conftest.Sim2Real, monkeypatch: pytest.MonkeyPatch) -> Sim2Real:
+    """The same without what takes long and looks at no label: status and all that was said."""
     for slow in ("flows.show.show_estimate", "flows.prepare._networks"):
         monkeypatch.setattr(slow, lambda *_: None)
 
     def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["sim2real", *arguments])
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, "".join(capsys.readouterr())
+        told = sim2real(*arguments)
+        return told.status, told.out + told.err
 
     return call
 

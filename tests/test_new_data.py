@@ -3,9 +3,6 @@
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +10,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows.cli import main
 from pipeline.data.listing import read_quarantine
 from pipeline.runtime.checkpoint import load_checkpoint
-from tests.conftest import TINY
+from tests.conftest import TINY, Sim2Real
 from tests.foreign_layout import table_of, write_foreign
 from tests.helpers import needs_real_data
 from tests.layouts import load_spec
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a command said."""
-
-    status: int
-    out: str
-    err: str
-
-
-Sim2Real = Callable[..., Told]
-
-
-@pytest.fixture
-def sim2real(
-    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Sim2Real:
-    """Call `sim2real` in this process, in `tmp_path`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD", str(world))
-
-    def call(*arguments: str | Path) -> Told:
-        monkeypatch.setattr(sys, "argv", ["sim2real", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return Told(status, *capsys.readouterr())
-
-    return call
 
 
 def write_run(folder: Path, source: dict[str, Any], **changes: Any) -> Path:

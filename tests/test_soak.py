@@ -1,6 +1,6 @@
 """Processes killed at random moments, or stopped for a minute: equal results, nothing left.
 
-`make soak` kills each command ten times, those that read any frames fifty.
+`make soak` kills each command ten times.
 """
 
 import os
@@ -52,8 +52,6 @@ COMMANDS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "ablate": (["run", "tiny.yaml", "--run", "ladder", "--ablate"], []),
 }
 """Command -> its words, and the stages of a finished run that it makes."""
-OF_FRAMES = ("translate frames", "translate video", "predict")
-"""Commands that are killed more often: they have a restart of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +146,10 @@ def test_killed_at_random_moments(command: str, finished: Path, tmp_path: Path) 
     seconds = finish(whole, command)
     expected = results(whole)
     chance, kills, tries = random.Random(command), 0, 0
-    wanted = max(KILLS, 50) if command in OF_FRAMES else KILLS
-    while kills < wanted:
+    while kills < KILLS:
         tries += 1
         folder = prepared(tmp_path / f"try-{tries}", finished, command)
-        while kills < wanted:
+        while kills < KILLS:
             process = start(folder, command)
             time.sleep(chance.uniform(0, seconds))
             if process.poll() is not None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.data.images import SUFFIXES, image_size, read_header
+from pipeline.data.images import ARRAY, SUFFIXES, image_size, read_header
 from pipeline.data.labels import SKY_AT_TOP
 from pipeline.data.listing import list_samples, read_list, spaced
 from pipeline.data.reading import scale_of
@@ -179,7 +179,7 @@ def discover(folder: Path) -> Discovery:
     if not foreign and (pairs is None or 2 * pairs.count < len(pairs.images.paths)):
         # What looks alike need not be one series: images of two cameras, labels of one.
         pairs = _choose_pairs([*joined, *(one for one in found if one not in joined)])
-    images = pairs.images if pairs else _choose_images(joined)
+    images = pairs.images if pairs else _choose_images(joined, listing)
     if pairs is None and not foreign:
         _refuse_unpaired(images, joined)
     check_literals(images)
@@ -313,7 +313,7 @@ def _choose_pairs(every: Sequence[Series]) -> Pairs | None:
     return max(found, key=merit)
 
 
-def _choose_images(joined: Sequence[Series]) -> Series:
+def _choose_images(joined: Sequence[Series], listing: Listing) -> Series:
     for kinds in (("photo",), ("grey",)):
         photos = [one for one in joined if one.kind in kinds]
         if photos:
@@ -326,9 +326,12 @@ def _choose_images(joined: Sequence[Series]) -> Series:
                 ),
             )
     shown = "; ".join(f"{one.pattern()}: {_KINDS[one.kind]}" for one in joined[:5])
+    if any(Path(path).suffix == ARRAY for one in joined for path in one.paths[:1]):
+        shown += f"; of {ARRAY} files labels alone are read: save frames as PNG"
+    foreign = "".join(f" {line}." for line in foreign_files(listing.others))
     raise UserError(
-        f"No frames were found: no series of files looks like photographs ({shown}). Give the "
-        "folder that holds frames and labels."
+        f"No frames were found: no series of files looks like photographs ({shown}).{foreign} Give "
+        "the folder that holds frames and labels."
     )
 
 
