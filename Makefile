@@ -1,5 +1,5 @@
 # Each verb sets up all it needs on a machine with python3 and make.
-.PHONY: install demo readme test test-slow test-server test-all soak check bench
+.PHONY: install demo readme test test-slow test-server test-all soak check bench gpu
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -55,3 +55,8 @@ bench: install
 	$(BIN)/python benchmarks/threads.py
 	$(BIN)/python benchmarks/translators.py
 	$(BIN)/python benchmarks/translate.py
+	$(BIN)/python benchmarks/predict.py --recipe small --size 512x256 --width 256
+
+# On a machine with a GPU; what is installed there will do, and what is not is left out.
+gpu:
+	$(if $(wildcard $(READY)),$(BIN)/python,python3) benchmarks/gpu.py

@@ -40,7 +40,7 @@ from pipeline.files import write_json
 from pipeline.runtime.threads import usable_cores
 from pipeline.toyworld.drawing import render_scene
 
-SMALL, TINY = (96, 64), (16, 16)
+SMALL, TINY = (96, 64), (64, 32)
 """Sizes of the frames of parts 2 and 3."""
 RESULTS = Path(__file__).parent / "results"
 
@@ -244,6 +244,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--counts", type=int, nargs="+", default=[50, 200, 1000])
     parser.add_argument("--many", type=int, default=25_000)
+    parser.add_argument("--out", type=Path, help="file of the result [in benchmarks/results]")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, object] = {
@@ -260,7 +261,7 @@ def main() -> None:
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
             print(f"{part}{', ' if name else ''}{name}: {value}")
     slug = re.sub(r"[^a-z0-9]+", "-", str(result["machine"]).lower()).strip("-")
-    path = RESULTS / f"translate-{slug}-{options.precision}.json"
+    path = options.out or RESULTS / f"translate-{slug}-{options.precision}.json"
     write_json(path, result)
     print(f"Written: {path}")
 

@@ -1,14 +1,14 @@
 """Generators as ONNX files, checked against torch before they are kept."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cyclegan.networks import EPSILON, Generator, InstanceNorm
-from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.runtime.onnx_files import need_onnx, save_onnx
 
 ONNX_TOLERANCE = 1e-3
 """Largest difference to torch that an ONNX file may have, in [-1, 1]: 1/8 of a grey level."""
@@ -42,15 +42,7 @@ def export_onnx(generator: Generator, path: Path, tolerance: float = ONNX_TOLERA
     Raises:
         UserError: the packages are missing, or the difference is above `tolerance`.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter needs it
-    except ImportError as error:
-        raise UserError(
-            f"ONNX files need the package {error.name!r}, which is not installed. "
-            "Install the extra: pip install -e '.[onnx]'."
-        ) from error
+    need_onnx()
     reference = copy.deepcopy(generator).cpu().eval()
     reference.to(memory_format=torch.contiguous_format)
     network = copy.deepcopy(reference)
@@ -70,30 +62,17 @@ def export_onnx(generator: Generator, path: Path, tolerance: float = ONNX_TOLERA
         verbose=False,
     )
     assert program is not None
-    program.model.metadata_props["range"] = "RGB in [-1, 1], in and out"
-    program.model.metadata_props["multiple_of"] = str(multiple)
+    metadata = {"range": "RGB in [-1, 1], in and out", "multiple_of": str(multiple)}
+    return save_onnx(program, path, metadata, _random_pictures(reference), tolerance)
+
+
+def _random_pictures(generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Noise of two sizes, and what a generator makes of it."""
+    multiple = generator.multiple
     least = -(-48 // multiple)
-    sizes = [(1, least, least + 1), (2, least + 2, least)]
-    generator_of_noise = torch.Generator().manual_seed(0)
-    with replacing(path) as part:
-        program.save(part, external_data=False)
-        onnx.checker.check_model(part)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(part, options, ["CPUExecutionProvider"])
-        difference = 0.0
-        for batch, height, width in sizes:
-            shape = (batch, 3, height * multiple, width * multiple)
-            image = torch.rand(shape, generator=generator_of_noise) * 2 - 1
-            with torch.inference_mode():
-                expected = reference(image)
-            (found,) = session.run(None, {"image": image.numpy()})
-            difference = max(difference, (expected - torch.from_numpy(found)).abs().max().item())
-        # Not `>`: a difference that is not a number must not pass.
-        if not difference <= tolerance:
-            raise UserError(
-                f"The ONNX file differs from the network by {difference:.2g}, more than "
-                f"{tolerance:.2g}, and is not kept: {path}. Install the versions of onnx, "
-                "onnxruntime and onnxscript that constraints.txt names."
-            )
-    return difference
+    noise = torch.Generator().manual_seed(0)
+    for batch, height, width in ((1, least, least + 1), (2, least + 2, least)):
+        shape = (batch, 3, height * multiple, width * multiple)
+        image = torch.rand(shape, generator=noise) * 2 - 1
+        with torch.inference_mode():
+            yield image, generator(image)

@@ -225,7 +225,11 @@ def _run_stages(
         wanted = [stage for stage in stages if stage.command == command]
         if not wanted:
             commands = ", ".join(dict.fromkeys(stage.command for stage in stages))
-            raise UserError(f"{folder} has no stage for {command}. Its commands: {commands}.")
+            nothing = f"{folder} has no stage for {command}. Its commands: {commands}."
+            if config:  # to configure the run is half of what was asked for
+                print(f"Configured. {nothing}", file=sys.stderr)
+                return
+            raise UserError(nothing)
         if command == "train-cyclegan":  # the network that watches it is a part of it
             watching = {n for s in wanted for n in s.reads if n.startswith("segmentation/")}
             wanted = [stage for stage in stages if stage.name in watching] + wanted
@@ -308,10 +312,14 @@ def translate(
             help="The I-th of N parts alone; the same command without it puts them together.",
         ),
     ] = None,
+    config: ConfigOption = None,
+    settings: Settings = None,
 ) -> None:
     """Translate the source frames of a run, or any frames with its generator; labels or not."""
     from pipeline.errors import UserError
 
+    if frames is not None and (config or settings):
+        raise UserError("--config and --set are for the stages of a run, --input for any frames.")
     if frames is None and out is None:
         given = (translation, format, width, precision, strips, unreadable, shard)
         if any(option is not None for option in given):
@@ -319,7 +327,7 @@ def translate(
                 "These options go with --input FRAMES and --out DIR. Without, the source frames of "
                 "a run are translated, by all of its translations, as its configuration says."
             )
-        _run_stages(source, "translate")
+        _run_stages(source, "translate", config, settings)
         return
     if frames is None or out is None:
         raise UserError(
@@ -340,10 +348,7 @@ def translate(
         unreadable=UNREADABLE if unreadable is None else unreadable,
         part=_shard(shard) if shard else None,
     )
-    if made:
-        print(f"Translated: {', '.join(map(str, made))}")
-    else:
-        print(f"Shard {shard} is done. When all are, the same command without --shard ends it.")
+    _tell("Translated", made, shard)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -354,6 +359,67 @@ def _shard(text: str) -> tuple[int, int]:
     if part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts) <= 100_000:
         return int(part) - 1, int(parts)
     raise UserError(f"--shard {text!r} is not I/N with 1 <= I <= N, e.g. 2/4. Give it so.")
+
+
+@app.command()
+def predict(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN/ARM", help="A network of a run, or its file of weights."),
+    ],
+    frames: Annotated[
+        Path,
+        typer.Option("--input", metavar="FRAMES", help="Folder, video, image or data set's YAML."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the predictions.")],
+    overlays: Annotated[
+        bool,
+        typer.Option("--overlay", help="Also draw them over the frames; of a video, as a video."),
+    ] = False,
+    save: Annotated[
+        Literal["color", "train_ids", "label_ids"],
+        typer.Option("--save", help="Class indices in colours or in grey, or Cityscapes' ids."),
+    ] = "color",
+    width: Annotated[
+        int | None,
+        typer.Option(
+            "--width", min=16, max=65_535, help="Show frames at this width [as the run does]."
+        ),
+    ] = None,
+    unreadable: Annotated[
+        float, typer.Option("--unreadable", min=0, max=1, help="Share of unreadable frames.")
+    ] = 0.1,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="The I-th of N parts alone; the same command without it puts them together.",
+        ),
+    ] = None,
+) -> None:
+    """Predict the classes of any frames with a trained network, at the frames' own size."""
+    from flows.predictions import predict_any
+
+    made = predict_any(
+        source,
+        frames,
+        out,
+        save=save,
+        overlays=overlays,
+        width=width,
+        unreadable=unreadable,
+        part=_shard(shard) if shard else None,
+    )
+    _tell("Predicted", made, shard)
+
+
+def _tell(done: str, made: list[Path], shard: str | None) -> None:
+    """Say what was made of frames."""
+    if made:
+        print(f"{done}: {', '.join(map(str, made))}")
+    else:
+        print(f"Shard {shard} is done. When all are, the same command without --shard ends it.")
 
 
 @app.command("train-segmentation")
@@ -455,27 +521,49 @@ def report(run: RunFolder) -> None:
 @app.command()
 def export(
     source: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_FILE", help="A run, or a file of weights.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A run (its generator), RUN/ARM (a segmentation network), or a file of weights.",
+        ),
     ],
     to: Annotated[
-        Path, typer.Option("--to", metavar="FILE", help="A .pth or .onnx file, or a folder.")
+        Path,
+        typer.Option("--to", metavar="FILE", help="A .pth, .onnx or .pt2 file, or a folder."),
     ],
     backwards: Annotated[
         bool, typer.Option("--backwards", help="The generator from target to source.")
     ] = False,
     translation: Translation = "translated",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="WIDTHxHEIGHT",
+            help="Input of a segmentation network [of a run: its test frames; else its crops].",
+        ),
+    ] = None,
 ) -> None:
-    """Write a generator as the reference implementation stores it, or as ONNX.
+    """Write a generator or a segmentation network for other programs, checked against the original.
 
-    Of a run it is the generator that it translates with. A folder gets all networks of the file in
-    the reference's files.
+    Generators: .pth, as the reference implementation stores them, .onnx, or a folder for all
+    networks of the file. Segmentation networks: .onnx, .pt2 (torch.export), or a folder with a
+    model card; normalisation, names and colours of the classes are in the file.
     """
     from cyclegan.checkpoints import export as write
     from flows.plan import generator_file
+    from flows.segmenters import export_segmenter, names_segmenter
     from pipeline.config.translation import TranslationConfig
     from pipeline.errors import UserError
     from pipeline.run.folder import read_run
 
+    if names_segmenter(source):
+        if backwards:
+            raise UserError(f"--backwards is for generators; {source} is a segmentation network.")
+        print(export_segmenter(source, to, size))
+        return
+    if size:
+        raise UserError(f"--size is for segmentation networks; {source} is none: give RUN/ARM.")
     if backwards and not to.suffix:
         raise UserError(f"--backwards is for one generator, and folder {to} gets all networks.")
     path, batch_norm = source, TranslationConfig().batch_norm

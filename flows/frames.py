@@ -72,7 +72,7 @@ def translate_any(
     compute = compute.model_copy(update={"strips": strips or compute.strips})
     translator = load_translator(generator, settings, compute, say=True)
     check_output(frames, out)
-    spec = _data_set(frames, width, format)
+    spec = data_set(frames, width, format)
     found = data_set_frames(spec) if spec else open_frames(frames, width)
     with suppress(UserError):  # of a first frame that is unreadable: it is told when it is read
         if run_width and not width and run_width != (own := found.size(0)[0]):
@@ -99,7 +99,7 @@ def translate_any(
         "files": paths[0].suffix,
     }
     with locked(folder, "--out"):
-        _begin(folder, made_from)
+        begin(folder, made_from)
         sweep(folder, below=True)
     with lock(folder, part_name("translation", *part) if part else "translation"):
         if video and _is_made(video, folder, found):
@@ -163,7 +163,9 @@ def _generator(
     return generator, settings, config.compute, config.source.width
 
 
-def _data_set(frames: Path, width: int | None, format: Format | None) -> DatasetSpec | None:
+def data_set(
+    frames: Path, width: int | None = None, format: Format | None = None
+) -> DatasetSpec | None:
     """The data set that a YAML file describes; None where `frames` is none."""
     if frames.suffix not in {".yaml", ".yml"}:
         return None
@@ -195,16 +197,23 @@ def _is_made(video: Path, folder: Path, found: Frames) -> bool:
     return len(there.names) == len(found.names) and there.size(0) == found.size(0)
 
 
-def _begin(out: Path, made_from: Inputs) -> None:
-    """Record what the pictures in `out` are made from, unless they are made from something else."""
+def begin(
+    out: Path, made_from: Inputs, what: str = "translations by another generator", name: str = ""
+) -> None:
+    """Record what the pictures in `out` are made from, unless they are made from something else.
+
+    Args:
+        what: there would be, if they were; for the message.
+        name: of the folder of pictures, if not `images`.
+    """
     record = out / INPUTS_FILE
     if record.is_file():
         if changed := differences(read_json(record), made_from):
             raise UserError(
-                f"{out} holds translations by another generator or of other frames:\n"
+                f"{out} holds {what} or of other frames:\n"
                 + "".join(f"  {line}\n" for line in changed)
                 + "Give another --out DIR, or remove it."
             )
-    elif (out / "images").exists():
+    elif (out / (name or "images")).exists():
         raise UserError(f"{out} holds images, and not of this command. Give another --out DIR.")
     write_json(record, made_from)

@@ -137,6 +137,11 @@ def _look_at(
     try:
         samples = list_samples(spec, labelled=labelled)
     except UserError as error:
+        if labelled and spec == config.source and not has_labels(spec):
+            raise UserError(
+                f"{error} Frames without labels are translated outside of a run: `sim2real "
+                "translate WEIGHTS --input FOLDER --out DIR`."
+            ) from error
         if not labelled or spec != limited(config.target, spec.limit):
             raise
         what = error if has_labels(spec) else f"Data set {spec.name}: no frame has a label."

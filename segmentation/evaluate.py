@@ -4,24 +4,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.config.segmentation import EvaluationConfig
 from pipeline.config.settings import ComputeConfig
-from pipeline.data.images import UInt8, resize_indices, size_within, write_image, write_indices
+from pipeline.data.images import (
+    UInt8,
+    read_rgb,
+    resize_indices,
+    size_within,
+    write_image,
+    write_indices,
+)
 from pipeline.data.labels import LabelSpace
 from pipeline.data.listing import Sample, list_samples
-from pipeline.data.reading import LabelReader, read_frame
+from pipeline.data.reading import LabelReader, at_width
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.runtime.device import make_fabric
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.metrics import Counts
-from segmentation.predict import predict_on_device, views
+from segmentation.predict import overlay, scores, upsampled_argmax, views
 from segmentation.scores import (
     IDS,
     OVERLAYS,
@@ -137,18 +142,25 @@ class _Scorer:
     saved: UInt8 | None
     """(K,) class -> what is saved; None: itself."""
 
+    @torch.inference_mode()
     def score(self, sample: Sample, instances: Path | None) -> tuple[Tensor, Counts | None]:
         """The counts of one frame; its pictures are there afterwards."""
-        truth, rgb = self.labels.read(sample, native=True), read_frame(self.dataset, sample)
-        classes = predict_on_device(self.network, rgb, truth.shape, self.config)
+        truth, frame = self.labels.read(sample, native=True), read_rgb(sample.image)
+        found = scores(self.network, at_width(frame, self.dataset.width), self.config)
+        classes = upsampled_argmax(found, truth.shape)
         counted = self.index[classes.int()]
         table = count_on_device(truth, counted, len(self.labels.space.classes))
         hits = None if instances is None else read_instances(instances, counted.cpu().numpy())
         if _kept(self.config):
-            self._keep(sample.name, rgb, classes.cpu().numpy())
+            drawn = None
+            if self.config.overlays:  # at the frame's own size, which its label may not have
+                same = frame.shape[:2] == truth.shape
+                seen = classes if same else upsampled_argmax(found, frame.shape[:2])
+                drawn = overlay(frame, seen.cpu().numpy(), self.space.palette)
+            self._keep(sample.name, classes.cpu().numpy(), drawn)
         return table, hits
 
-    def _keep(self, name: str, rgb: UInt8, classes: UInt8) -> None:
+    def _keep(self, name: str, classes: UInt8, drawn: UInt8 | None) -> None:
         """Write a frame's prediction, (H, W) class indices, in the forms that are asked for."""
         paths = {form: self.folder / _file(form, name) for form in _kept(self.config)}
         if path := paths.get(PICTURES):
@@ -156,11 +168,8 @@ class _Scorer:
             write_indices(path, small, self.space.palette)
         if path := paths.get(IDS):
             write_indices(path, classes if self.saved is None else self.saved[classes], None)
-        if path := paths.get(OVERLAYS):
-            height, width = rgb.shape[:2]
-            colors = self.space.palette[resize_indices(classes, (width, height))]
-            overlay = cv2.addWeighted(rgb, 0.5, colors, 0.5, 0)
-            write_image(path, np.asarray(overlay, np.uint8))
+        if drawn is not None:
+            write_image(paths[OVERLAYS], drawn)
 
 
 def _kept(config: EvaluationConfig) -> list[str]:

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,15 +29,12 @@ def predict(
     Returns:
         (height, width) uint8.
     """
-    return np.asarray(predict_on_device(network, rgb, size, config).cpu().numpy())
+    return np.asarray(upsampled_argmax(scores(network, rgb, config), size).cpu().numpy())
 
 
-@torch.inference_mode()
-def predict_on_device(
-    network: nn.Module, rgb: UInt8, size: tuple[int, ...], config: EvaluationConfig = DEFAULT
-) -> Tensor:
-    """As `predict`, (height, width) uint8 on the device of the network."""
-    return upsampled_argmax(scores(network, rgb, config), size)
+def overlay(rgb: UInt8, classes: UInt8, palette: UInt8) -> UInt8:
+    """A frame (H, W, 3) uint8 under the colours of its classes (H, W), both at half strength."""
+    return np.asarray(cv2.addWeighted(rgb, 0.5, palette[classes], 0.5, 0), np.uint8)
 
 
 def views(config: EvaluationConfig) -> dict[str, Setting]:

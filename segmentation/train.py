@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,13 @@ from pipeline.data.labels import IGNORE, LabelSpace
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import explain_damage
-from pipeline.runtime.checkpoint import ANEW, continuing, load_checkpoint, save_checkpoint
+from pipeline.runtime.checkpoint import (
+    ANEW,
+    continuing,
+    is_segmenter,
+    load_checkpoint,
+    save_checkpoint,
+)
 from pipeline.runtime.device import explain_memory, fused, make_fabric
 from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.runtime.loader import batches
@@ -226,6 +233,8 @@ def train(
                     "step": step,
                     "config": config.model_dump(mode="json"),
                     "classes": space.class_names,
+                    "label_space": space.model_dump(mode="json"),
+                    "width": mixture[0][0].width,
                     **state_of(modules),
                 }
                 save_checkpoint(folder / CHECKPOINT, state)
@@ -248,12 +257,7 @@ def check_start(path: Path, config: SegmentationConfig, space: LabelSpace) -> No
     """Raise `UserError` when training cannot start from the checkpoint `path`."""
     if not path.is_file():
         raise UserError(f"No checkpoint {path} to start from. Give the path of a last.pt of ours.")
-    state = load_checkpoint(path)
-    kinds = {"config": dict, "classes": list, "model": dict}
-    if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
-        raise UserError(
-            f"{path} is no checkpoint of a segmentation training. Give a last.pt of one."
-        )
+    state = trained_state(path)
     if state["classes"] != space.class_names:
         theirs = ", ".join(map(str, state["classes"]))
         raise UserError(
@@ -295,9 +299,27 @@ def _adamw(model: Segmenter, config: SegmentationConfig) -> torch.optim.AdamW:
     )
 
 
+def trained_state(path: Path) -> dict[str, Any]:
+    """What is in a checkpoint of a segmentation training.
+
+    Raises:
+        UserError: it is damaged, or something else.
+    """
+    state = load_checkpoint(path)
+    if not is_segmenter(state):
+        raise UserError(
+            f"{path} is no checkpoint of a segmentation training. Give a last.pt of one."
+        )
+    return state
+
+
 def load_segmenter(checkpoint: Path) -> Segmenter:
     """The trained network of a checkpoint, in evaluation mode."""
-    state = load_checkpoint(checkpoint)
+    return built(load_checkpoint(checkpoint), checkpoint)
+
+
+def built(state: dict[str, Any], checkpoint: Path) -> Segmenter:
+    """The network of a checkpoint's content, in evaluation mode; the path is for messages."""
     with explain_damage(checkpoint, ANEW):
         config = parse_record(SegmentationConfig, state["config"], str(checkpoint))
         model = build_model(config, len(state["classes"]), pretrained=False)

@@ -26,12 +26,15 @@ STEPS = 20
 LOOPS = ("cyclegan", "paired", "segmentation")
 
 
-def curves(loop: str, world: Path, folder: Path) -> list[dict[str, float]]:
+def curves(
+    loop: str, world: Path, folder: Path, accelerator: str = "cpu", precision: str = "32-true"
+) -> list[dict[str, float]]:
     """The log of `STEPS` steps of a loop, in `folder`, on a toy world."""
     os.environ["WORLD"] = str(world)
     path = folder / "golden.yaml"
     path.write_text(yaml.safe_dump(TINY))
-    config = load_config(path, ["compute.accelerator=cpu", "compute.precision=32-true"])
+    how = {"accelerator": accelerator, "precision": precision}
+    config = load_config(path, [f"compute.{key}={value}" for key, value in how.items()])
     source, target, compute = config.source, config.target, config.compute
     every = {"log_every": 1, "checkpoint_every": STEPS}
     if loop == "segmentation":

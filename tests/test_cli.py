@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cyclegan.checkpoints import export_generator
+from cyclegan.networks import ResnetGenerator
 from flows import cli as cli_module
 from flows.prepare import preflight
 from flows.show import show_result
@@ -154,6 +156,23 @@ def test_a_target_without_labels(
     write_run(Path("r"), config)
     cli_module.status(Path("r"))
     assert NO_ORACLE in capsys.readouterr().out
+
+
+def test_a_source_without_labels(fails: Fails, tiny: Path) -> None:
+    message = fails("run", tiny, "--run", "r", "--set", "source.labels=null")
+    assert "are translated outside of a run: `sim2real translate WEIGHTS --input" in message
+
+
+def test_a_generator_that_is_given_is_not_trained(
+    fails: Fails, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_generator(ResnetGenerator(1, 4), Path("G.pth"))
+    given = [f"translation.weights={Path('G.pth').absolute()}", "source.limit=2"]
+    cli_module.train_cyclegan(Path("r"), config=tiny, settings=given)
+    assert "Configured. r has no stage for train-cyclegan. Its comm" in capsys.readouterr().err
+    assert "r has no stage for train-cyclegan" in fails("train-cyclegan", "r")
+    cli_module.translate(Path("r"), config=tiny, settings=given)
+    assert len(list(Path("r/translated/images").rglob("*.png"))) == 2
 
 
 def test_the_headline_without_an_oracle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,6 +111,7 @@ CHEAP = {
     "compare": Command(["compare", "r", "--out", "c"], (*TRAINED, *LOOKED_AT, "report")),
     "export": Command(["export", "r", "--to", "x.pth"], TRAINED),
     "export all": Command(["export", "r", "--to", "reference"], TRAINED),
+    "export network": Command(["export", "r/adapted", "--to", "model"], (*TRAINED, "evaluation")),
     "check": Command(
         ["check", "gta5", "--root", "folder", "--out", "checked", "--quarantine"], status=1
     ),
@@ -124,6 +125,9 @@ DEAR = {
     "translate": Command(["translate", "r"], ("cyclegan",)),
     "translate frames": Command(
         ["translate", "r", "--input", "folder/images", "--out", "t"], ("cyclegan",)
+    ),
+    "predict": Command(
+        ["predict", "r/adapted", "--input", "folder/images", "--out", "p", "--overlay"], TRAINED
     ),
     "train-segmentation": Command(["train-segmentation", "r"], ("cyclegan", "translated")),
     "evaluate": Command(["evaluate", "r"], TRAINED),
@@ -314,7 +318,10 @@ def walk(name: str, finished: Path, tmp_path: Path, *, whole: bool) -> None:
         shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("name", [*CHEAP, *DEAR])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "export network")) for n in [*CHEAP, *DEAR]],
+)
 def test_killed_and_given_once_more(name: str, finished: Path, tmp_path: Path) -> None:
     walk(name, finished, tmp_path, whole=False)
 

@@ -328,8 +328,9 @@ def test_all_that_an_evaluation_can_keep(config: Config, tmp_path: Path) -> None
     assert (tmp_path / "x" / "official.json").read_text() == (
         tmp_path / "ids" / "official.json"
     ).read_text()
-    for sample in list_samples(half, labelled=True):
-        assert read_rgb(tmp_path / "ids" / "overlays" / f"{sample.name}.jpg").shape == (32, 64, 3)
+    for sample in list_samples(half, labelled=True):  # at the frame's size, not the network's
+        drawn = read_rgb(tmp_path / "ids" / "overlays" / f"{sample.name}.jpg")
+        assert drawn.shape == read_rgb(sample.image).shape == (64, 128, 3)
     scores("train", save="train_ids")
     saved = tmp_path / "train" / "predictions_ids"
     score_files(half, SPACE, saved, tmp_path / "y", "train_ids")

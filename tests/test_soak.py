@@ -31,6 +31,8 @@ RESULTS = (
     "manifest.csv",
     "images/*.png",
     "out.mp4",
+    "p/*/*.png",
+    "p/overlays.mp4",
 )
 SETTINGS = {
     "cyclegan": TINY["cyclegan"] | {"steps_per_epoch": 60, "sample_every": 20},
@@ -46,6 +48,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "evaluate": (["evaluate", "r"], STAGES[3:4]),
     "translate frames": (["translate", "r", "--input", "frames", "--out", "t"], []),
     "translate video": (["translate", "r", "--input", "in.mp4", "--out", "out.mp4"], []),
+    "predict": (["predict", "r/adapted", "--input", "in.mp4", "--out", "p", "--overlay"], []),
     "ablate": (["run", "tiny.yaml", "--run", "ladder", "--ablate"], []),
 }
 """Command -> its words, and the stages of a finished run that it makes."""

@@ -262,7 +262,7 @@ class EvaluationConfig(Schema):
     """Keep every prediction below `predictions_ids/` as a PNG: of Cityscapes label ids, as its
     server and scripts take them, or of class indices (for `cityscapes19` its trainIds)."""
     overlays: bool = False
-    """Keep every frame with its prediction drawn over it, below `overlays/`."""
+    """Keep every frame, at its own size, with its prediction drawn over it, below `overlays/`."""
 
 
 class SelectionConfig(Schema):

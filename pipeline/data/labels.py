@@ -180,13 +180,18 @@ def check_name(name: str) -> None:
         )
 
 
+def label_space_names() -> list[str]:
+    """The built-in label spaces."""
+    return sorted(path.stem for path in _BUILT_IN.glob("*.yaml"))
+
+
 def load_label_space(name_or_path: str) -> LabelSpace:
     """A built-in label space by name, or one's own from a `.yaml` file."""
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
         path = _BUILT_IN / f"{name_or_path}.yaml"
         if not path.is_file():
-            names = sorted(p.stem for p in _BUILT_IN.glob("*.yaml"))
+            names = label_space_names()
             raise UserError(
                 f"No label space {name_or_path!r}.{near(name_or_path, names)} "
                 f"Built in: {', '.join(names)}; or give the path of a .yaml file."

@@ -48,8 +48,12 @@ _ROWS = 32  # so many rows of colours at a time stay in the processor's cache
 
 def read_frame(spec: DatasetSpec, sample: Sample) -> UInt8:
     """A frame as (H, W, 3) uint8 RGB at the data set's working width."""
-    rgb = read_rgb(sample.image)
-    return resize_rgb(rgb, working_size(spec, (rgb.shape[1], rgb.shape[0])))
+    return at_width(read_rgb(sample.image), spec.width)
+
+
+def at_width(rgb: UInt8, width: int | None) -> UInt8:
+    """A frame (H, W, 3) uint8 as it is read at a working width; None: as it is."""
+    return resize_rgb(rgb, size_at(width, (rgb.shape[1], rgb.shape[0])))
 
 
 def working_size(spec: DatasetSpec, size: tuple[int, int]) -> tuple[int, int]:

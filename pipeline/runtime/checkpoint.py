@@ -57,6 +57,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def is_segmenter(content: object) -> bool:
+    """Whether the content of a file of weights is that of a segmentation training."""
+    kinds = {"config": dict, "classes": list, "model": dict}
+    return isinstance(content, dict) and all(
+        isinstance(content.get(key), kind) for key, kind in kinds.items()
+    )
+
+
 @contextmanager
 def continuing(path: Path, steps: int, section: str) -> Iterator[dict[str, Any]]:
     """The state in a checkpoint that training continues from, for as long as it is taken over.
