@@ -35,6 +35,7 @@ from pipeline.text import duration, size
 from pipeline.yaml_files import yaml_text
 from reports import figures, sentences, tables
 from reports.budget import points, write_budget
+from reports.collect import report_of
 from reports.pages import environment
 from reports.selection import TABLE, read_networks, write_networks
 from reports.settings import ordered_arms, settings_that_differ
@@ -65,7 +66,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
             if (run / stage / STAGE_FILE).is_file():
                 check_results(run, stage, wanted)
     evaluations = tables.read_evaluations(run, config)
-    report = tables.summary(config, evaluations)
+    report = report_of(config, run, evaluations)
     shares = tables.shares_of_truth(evaluations)
     steps = steps_of(config, run, report)
     candidates = read_networks(config, run, report)
@@ -214,7 +215,7 @@ def write_comparison(runs: Mapping[str, tuple[Config, Path]], folder: Path) -> N
         name: tables.read_evaluations(run, config) for name, (config, run) in runs.items()
     }
     _comparable({name: tables.first_evaluation(found) for name, found in evaluations.items()})
-    reports = {name: tables.summary(runs[name][0], found) for name, found in evaluations.items()}
+    reports = {name: report_of(*runs[name], found) for name, found in evaluations.items()}
     base, first = next(iter(reports.items()))
     compared = tables.between_runs(runs[base][0], evaluations)
     arms = list(dict.fromkeys(arm for report in reports.values() for arm in report.arms))
@@ -286,7 +287,8 @@ def _card(report: Summary, metric: Metric) -> Card:
         return Card(metric, known, None)
     missing = [arm for arm in (BEFORE, IDEAL) if arm not in report.arms]
     missing += [] if tried else [AFTER]
-    reason = f"no {' and no '.join(missing)} arm" if missing else "there is no gap to close"
+    reason = f"no {' and no '.join(missing)} arm" if missing else None
+    reason = reason or report.no_share.get(metric.key, "there is no gap to close")
     return Card(metric, {}, reason)
 
 
