@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from pipeline.config.settings import Config
 from pipeline.data.labels import load_label_space
@@ -20,17 +19,13 @@ from pipeline.run.folder import (
 from pipeline.scoring.evaluation import Evaluation
 from reports import tables
 from reports.budget import points, write_budget
+from reports.collect import report_of
 from reports.colors import arm_colors
 from reports.page import report_page
 from reports.pages import environment
 from reports.selection import TABLE, read_networks, write_networks
 from reports.settings import settings_that_differ
 from reports.steps import steps_of, write_steps
-
-T = TypeVar("T")
-
-LEADERS = 5
-"""Checkpoints shown of the translators' leaderboard."""
 
 
 def write_report(config: Config, run: Path, folder: Path) -> None:
@@ -51,7 +46,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
             if (run / stage / STAGE_FILE).is_file():
                 check_results(run, stage, wanted)
     evaluations = tables.read_evaluations(run, config)
-    report = tables.summary(config, evaluations)
+    report = report_of(config, run, evaluations)
     shares = tables.shares_of_truth(evaluations)
     steps = steps_of(config, run, report)
     candidates = read_networks(config, run, report)
@@ -99,7 +94,7 @@ def write_comparison(runs: Mapping[str, tuple[Config, Path]], folder: Path) -> N
         name: tables.read_evaluations(run, config) for name, (config, run) in runs.items()
     }
     _comparable({name: tables.first_evaluation(found) for name, found in evaluations.items()})
-    reports = {name: tables.summary(runs[name][0], found) for name, found in evaluations.items()}
+    reports = {name: report_of(*runs[name], found) for name, found in evaluations.items()}
     base, first = next(iter(reports.items()))
     compared = tables.between_runs(runs[base][0], evaluations)
     arms = list(dict.fromkeys(arm for report in reports.values() for arm in report.arms))

@@ -9,6 +9,7 @@ from pipeline.csv_files import write_table
 from pipeline.run.folder import STAGE_FILE, read_stage
 from pipeline.scoring.metrics import in_steps, tabled
 from pipeline.text import percent, spread
+from reports.chance import change
 from reports.sentences import ours
 from reports.summary import Difference, Spread, Summary
 
@@ -50,22 +51,6 @@ def steps_of(config: Config, run: Path, report: Summary) -> list[Step]:
         )
         for name, arm in shown
     ]
-
-
-def change(report: Summary, arm: str, base: str) -> dict[str, Difference | None]:
-    """Metric -> how far an arm is above another, on the same frames where their counts are kept."""
-    compared = report.comparisons.get(arm, {}).get(base)
-    return {
-        key: compared.scores[key] if compared else _difference(score, report.arms[base][key])
-        for key, score in report.arms[arm].items()
-    }
-
-
-def _difference(score: Spread, below: Spread) -> Difference | None:
-    """The difference of two scores that kept no counts of their frames."""
-    if score.mean is None or below.mean is None:
-        return None
-    return Difference(difference=score.mean - below.mean, interval=None, better=None)
 
 
 def _seconds(run: Path, stages: list[str]) -> float | None:
