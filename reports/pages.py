@@ -1,14 +1,16 @@
 """The templates of all pages and texts, and what they may use."""
 
 import html
+from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from pipeline import text
 from pipeline.config.settings import AFTER, BEFORE
 from pipeline.scoring import metrics
 from pipeline.scoring.selection import CRITERIA
-from reports import budget, figures, selection, sentences, steps
+from reports import budget, selection, sentences, steps
 from reports.summary import Difference, Spread, Summary
 
 
@@ -33,6 +35,7 @@ def environment(*, pages: bool = True) -> Environment:
         "bounds": text.bounds,
         "margins": text.margins,
         "hours": text.hours,
+        "duration": text.duration,
         "count": text.count,
         "size": text.size,
         "spread": spread,
@@ -44,6 +47,7 @@ def environment(*, pages: bool = True) -> Environment:
         "moved": moved,
         "compared": compared,
         "correlation": correlation,
+        "axis": axis,
     }
     made.globals |= {
         "tabled": metrics.tabled,
@@ -65,9 +69,14 @@ def environment(*, pages: bool = True) -> Environment:
         "BUDGET_NOTE": budget.NOTE,
         "BEFORE": BEFORE,
         "AFTER": AFTER,
-        "FEW": figures.FEW,
+        "asset": asset,
     }
     return made
+
+
+def asset(name: str) -> Markup:
+    """A style sheet or script of this folder, as it stands."""
+    return Markup((files("reports") / name).read_text(encoding="utf-8"))
 
 
 def spread(score: Spread, unit: str = "%") -> str:
@@ -117,6 +126,11 @@ def compared(found: Difference | None, unit: str = "%") -> str:
 def correlation(value: float | None) -> str:
     """A correlation with its sign; a dash when there is none."""
     return "–" if value is None else f"{value:+.2f}".replace("-", "−")
+
+
+def axis(value: float | None) -> str:
+    """A number of a chart; a dash when there is none."""
+    return "–" if value is None else f"{value:.3g}".replace("-", "−")
 
 
 def _with(shown: str, addition: str) -> str:
