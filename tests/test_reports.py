@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 from markupsafe import escape
+from reports.figures import POINTS, confusion_figure, read_log
 from rich.console import Console
 
 from flows.scoring import show_scores
@@ -34,9 +35,8 @@ from pipeline.scoring.selection import CRITERIA, Unlabelled, picture
 from pipeline.text import number
 from pipeline.toyworld.writing import write_toy_world
 from pipeline.yaml_files import write_yaml
-from reports.figures import POINTS, confusion_figure, read_log
-from reports.report import write_comparison, write_report
 from reports.honesty import findings
+from reports.report import write_comparison, write_report
 from reports.sentences import ours, result_headline, result_sentences
 from reports.settings import settings_that_differ
 from reports.summary import Recipe, Spread, Summary
