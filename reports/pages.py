@@ -11,7 +11,7 @@ from pipeline.config.settings import AFTER, BEFORE
 from pipeline.scoring import metrics
 from pipeline.scoring.selection import CRITERIA
 from reports import budget, selection, sentences, steps
-from reports.summary import Difference, Spread
+from reports.summary import Difference, Spread, Summary
 
 
 def environment(*, pages: bool = True) -> Environment:
@@ -60,6 +60,7 @@ def environment(*, pages: bool = True) -> Environment:
         "METRICS": metrics.METRICS,
         "trained_on": sentences.trained_on,
         "left_out": sentences.left_out,
+        "class_iou": class_iou,
         "result_sentences": sentences.result_sentences,
         "step_sentences": steps.step_sentences,
         "choices": selection.choices,
@@ -87,6 +88,12 @@ def spread(score: Spread, unit: str = "%") -> str:
 def class_value(value: float | None, unit: str = "%") -> str:
     """A class's value; `absent` when no seed has one."""
     return "absent" if value is None else text.number(value, unit)
+
+
+def class_iou(report: Summary, arm: str, name: str) -> str:
+    """A class's IoU with its interval; `absent` when no seed has one."""
+    score = report.class_scores["class_iou"][arm][name]
+    return "absent" if score.mean is None else scored(score)
 
 
 def share(value: float) -> str:

@@ -21,8 +21,11 @@ from reports import tables
 from reports.budget import points, write_budget
 from reports.collect import report_of
 from reports.colors import arm_colors
+from reports.comparison import leaderboard, rows_of, write_tables
+from reports.latex import class_table
 from reports.page import report_page
 from reports.pages import environment
+from reports.plots import write_figures
 from reports.selection import TABLE, read_networks, write_networks
 from reports.settings import settings_that_differ
 from reports.steps import steps_of, write_steps
@@ -80,7 +83,8 @@ def _lost_classes(config: Config, run: Path) -> list[str]:
 
 
 def write_comparison(runs: Mapping[str, tuple[Config, Path]], folder: Path) -> None:
-    """Write `index.html`, `report.json` and `report.md` over several runs into `folder`.
+    """Write `index.html`, `report.json` and `report.md` over several runs into `folder`; besides
+    `leaderboard.csv`, `per_class.csv`, `table.tex` and `figures/`.
 
     Args:
         runs: name to show -> its configuration and folder.
@@ -97,11 +101,16 @@ def write_comparison(runs: Mapping[str, tuple[Config, Path]], folder: Path) -> N
     reports = {name: report_of(*runs[name], found) for name, found in evaluations.items()}
     base, first = next(iter(reports.items()))
     compared = tables.between_runs(runs[base][0], evaluations)
+    configs = {name: config for name, (config, _) in runs.items()}
+    board = leaderboard(configs, evaluations, reports)
+    rows = rows_of(configs, reports)
     arms = list(dict.fromkeys(arm for report in reports.values() for arm in report.arms))
     shown = {
         "reports": reports,
         "compared": compared,
-        "changed": settings_that_differ({name: config for name, (config, _) in runs.items()}),
+        "changed": settings_that_differ(configs),
+        "board": board,
+        "rows": rows,
     }
     sweep(folder)
     write_json(
@@ -109,6 +118,7 @@ def write_comparison(runs: Mapping[str, tuple[Config, Path]], folder: Path) -> N
         {
             **{key: getattr(first, key) for key in ("label_space", "dataset", "split", "images")},
             "runs": {name: report.as_json() for name, report in reports.items()},
+            "leaderboard": [place.model_dump(mode="json") for place in board],
             "comparisons": {
                 run: {arm: found.model_dump(mode="json") for arm, found in of_run.items()}
                 for run, of_run in compared.items()
@@ -118,6 +128,10 @@ def write_comparison(runs: Mapping[str, tuple[Config, Path]], folder: Path) -> N
     text = environment(pages=False).get_template("comparison.md.j2")
     page = environment().get_template("comparison.html.j2")
     write_text(folder / "report.md", text.render(shown))
+    write_tables(folder, reports, board)
+    write_figures(folder / "figures", board, rows, reports)
+    if rows:
+        write_text(folder / "table.tex", class_table(rows, first.scored_on, first.published))
     write_text(
         folder / "index.html",
         page.render(shown, title="Comparison of runs", first=first, colors=arm_colors(arms)),
