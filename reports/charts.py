@@ -1,7 +1,7 @@
 """Charts as typed values: `charts.html.j2` draws them as SVG, text around it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from pipeline.text import count
 from reports.budget import curves, numbers_of
 from reports.colors import CURVE_COLORS, arm_colors
 from reports.sentences import main_of, ours
-from reports.summary import Summary
+from reports.summary import SourcePoint, Summary
 
 SIDE = 1000
 """Units of a chart's side in its SVG, which is stretched over the place that it has."""
@@ -204,29 +204,60 @@ def budget_chart(report: Summary, metric: Metric) -> Chart:
     """
     found = curves(report.recipes)
     colors, scale = arm_colors(list(report.arms)), 100 if metric.unit == "%" else 1
-    series = []
-    for index, curve in enumerate(found):
-        scores = [report.arms[arm][metric.key] for arm in curve.arms.values()]
-        series.append(
-            Series(
-                f"labelled frames {curve.title}",
-                CURVE_COLORS[index % len(CURVE_COLORS)],
-                list(curve.arms),
-                [None if score.mean is None else scale * score.mean for score in scores],
-                [scale * (score.std or 0) for score in scores],
-                points=True,
-            )
-        )
+    series = [
+        _curve(f"labelled frames {curve.title}", index, curve.arms, report, metric)
+        for index, curve in enumerate(found)
+    ]
     numbers = numbers_of(found)
     for arm in (BEFORE, main_of(ours(report.recipes)), IDEAL):
         if arm in report.arms and (mean := report.arms[arm][metric.key].mean) is not None:
             ends = [numbers[0] / 1.4, numbers[-1] * 1.4]
             series.append(Series(arm, colors[arm], ends, [scale * mean] * 2, dashed=True))
     return Chart(
-        f"{metric.title[0].upper()}{metric.title[1:]}",
+        _title(metric),
         series,
         x_title="labelled frames of the target",
         unit=metric.unit,
         logarithmic=True,
         x_ticks=numbers,
     )
+
+
+def source_chart(report: Summary, metric: Metric) -> Chart:
+    """A score over the number of synthetic frames, a line a kind, bars over seeds."""
+    kinds: dict[str, list[SourcePoint]] = {}
+    for point in sorted(report.data.source_points, key=lambda point: point.frames):
+        kinds.setdefault(point.kind, []).append(point)
+    series = [
+        _curve(kind, index, {point.frames: point.arm for point in found}, report, metric)
+        for index, (kind, found) in enumerate(kinds.items())
+    ]
+    numbers = sorted({point.frames for point in report.data.source_points})
+    return Chart(
+        _title(metric),
+        series,
+        x_title="synthetic frames",
+        unit=metric.unit,
+        logarithmic=True,
+        x_ticks=numbers,
+    )
+
+
+def _curve(
+    name: str, index: int, arms: Mapping[int, str], report: Summary, metric: Metric
+) -> Series:
+    """Scores of arms over their numbers of frames."""
+    scale = 100 if metric.unit == "%" else 1
+    scores = [report.arms[arm][metric.key] for arm in arms.values()]
+    return Series(
+        name,
+        CURVE_COLORS[index % len(CURVE_COLORS)],
+        list(arms),
+        [None if score.mean is None else scale * score.mean for score in scores],
+        [scale * (score.std or 0) for score in scores],
+        points=True,
+    )
+
+
+def _title(metric: Metric) -> str:
+    return metric.title[0].upper() + metric.title[1:]

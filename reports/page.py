@@ -29,7 +29,7 @@ from pipeline.scoring.metrics import headline, in_steps, ranking
 from pipeline.yaml_files import yaml_text
 from reports import logs, pictures, tables
 from reports.budget import points
-from reports.charts import Chart, Series, budget_chart, gap_bar
+from reports.charts import Chart, Series, budget_chart, gap_bar, source_chart
 from reports.colors import arm_colors, distinct_palette
 from reports.pages import environment
 from reports.selection import Network
@@ -81,6 +81,9 @@ def report_page(
             steps=steps,
             candidates=candidates,
             budget=budget,
+            source_charts=[
+                source_chart(report, m) for m in in_steps() if report.data.source_points
+            ],
             budget_charts=[budget_chart(report, m) for m in in_steps() if budget],
             translations=[_translation(config, run, name) for name in config.used_translations],
             curves=_curves(run, config),

@@ -4,7 +4,7 @@ import html
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline import text
 from pipeline.config.settings import AFTER, BEFORE
@@ -48,6 +48,7 @@ def environment(*, pages: bool = True) -> Environment:
         "compared": compared,
         "correlation": correlation,
         "axis": axis,
+        "marked": marked,
     }
     made.globals |= {
         "tabled": metrics.tabled,
@@ -126,6 +127,14 @@ def compared(found: Difference | None, unit: str = "%") -> str:
 def correlation(value: float | None) -> str:
     """A correlation with its sign; a dash when there is none."""
     return "–" if value is None else f"{value:+.2f}".replace("-", "−")
+
+
+def marked(text: str) -> Markup:
+    """Text in which what stands between backticks is code."""
+    parts = [str(escape(part)) for part in text.split("`")]
+    if len(parts) % 2 == 0:  # a backtick without its other
+        return escape(text)
+    return Markup("".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts)))
 
 
 def axis(value: float | None) -> str:

@@ -205,11 +205,10 @@ function browser() {
   const scored = frames.some((frame) => measures.some((m) => frame.scores[m.key].some((v) => v !== null)));
   controls.measure.append(make("option", { value: "name", textContent: "name" }));
   if (scored) {
+    const of_classes = classes.map((one, i) => make("option", { value: `class ${i}`, textContent: one.name }));
     controls.measure.append(
       ...measures.map((m) => make("option", { value: m.key, textContent: m.title })),
-      Object.assign(make("optgroup", { label: "IoU of a class" }),
-        {}), );
-    controls.measure.lastChild.append(...classes.map((one, i) => make("option", { value: `class ${i}`, textContent: one.name })));
+      make("optgroup", { label: "IoU of a class" }, ...of_classes));
     controls.measure.value = measures[0].key;
   }
   options(controls.arm, names);
@@ -285,6 +284,7 @@ function browser() {
       figure(paint(photo, labels[0], null), "ground truth", null),
       ...arms.map((one, i) => figure(paint(photo, labels[i + 1], labels[0]), one.name, one.color, score(frame, one.name))),
     ];
+    panes.style.setProperty("--columns", figures.length < 6 ? figures.length : Math.ceil(figures.length / 2));
     panes.replaceChildren(...figures);
     move();
   }
@@ -302,7 +302,7 @@ function browser() {
   // Pictures are decoded once; a label's colours are read back as classes, by the nearest colour, as
   // some browsers blur what a page reads.
   const decoded = new Map();
-  const palette = [...classes.map((one) => [1, 3, 5].map((k) => parseInt(one.color.slice(k, k + 2), 16)))];
+  const palette = classes.map((one) => [1, 3, 5].map((k) => parseInt(one.color.slice(k, k + 2), 16)));
   async function pixels(uri, labelled) {
     if (decoded.has(uri)) return decoded.get(uri);
     const image = new Image();
