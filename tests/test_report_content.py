@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+def finished(
+    without_page: None, world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Config, Path]:
     folder = tmp_path_factory.mktemp("finished")
     config = make_config(world, folder)
     run = make_run(config, folder / "run")
     write_report(config, run, run / "report")
     return config, run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_page() -> Iterator[None]:
+    """The page, which has tests of its own, is not drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reports.report.report_page", lambda *_, **__: "")
+        yield
 
 
 def three() -> LabelSpace:
