@@ -14,9 +14,8 @@ from pipeline.config.settings import IDEAL, Config
 from pipeline.data.labels import load_label_space
 from pipeline.data.spec import DatasetSpec, built_in_specs, missing_classes, plug_ins, spec_fields
 from pipeline.errors import UserError
-from pipeline.files import explain_damage
+from pipeline.files import explain_damage, remove_tree
 from pipeline.progress import recorded
-from pipeline.files import remove_tree
 from pipeline.run.folder import (
     CONFIG_FILE,
     INPUTS_FILE,

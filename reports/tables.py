@@ -338,7 +338,8 @@ def write_classes(path: Path, report: Summary, shares: Mapping[str, float]) -> N
                 name: score.interval[which] if score.interval else None
                 for name, score in scores.items()
             }
-    columns |= {f"share_of_{name}": part for name, part in report.data.shares.items() if part}
+    sets = {name: report.data.shares.get(name) for name in ("source", "target")}
+    columns |= {f"share_of_{name}": part for name, part in sets.items() if part}
     columns |= {"test_frames": report.data.test_frames} if report.data.test_frames else {}
     columns |= {f"lost_iou_{arm}": part for arm, part in report.lost_iou.items()}
     rows = [

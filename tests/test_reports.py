@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from markupsafe import escape
+from reports.figures import POINTS, confusion_figure, read_log
 from rich.console import Console
 
 from flows.scoring import show_scores
@@ -28,9 +29,10 @@ from pipeline.scoring.metrics import METRICS, Counts, Float, Metric, tabled
 from pipeline.scoring.selection import CRITERIA, Unlabelled, picture
 from pipeline.text import number
 from pipeline.toyworld.writing import write_toy_world
+from reports.honesty import findings
 from reports.logs import POINTS, read_log
 from reports.report import write_comparison, write_report
-from reports.sentences import ours, result_sentences
+from reports.sentences import ours, result_headline, result_sentences
 from reports.settings import settings_that_differ
 from reports.summary import Recipe, Spread, Summary
 from reports.tables import gap_closed
@@ -326,13 +328,16 @@ def test_gap_closed(values: dict[str, float | None], expected: float | None) -> 
 def test_result_is_told_honestly(values: dict[str, float | None], expected: str) -> None:
     arms = spreads(values, *METRICS)
     report = Summary.model_construct(
+        breakdowns={},
         arms=arms,
         recipes={arm: Recipe(train={}, start=None) for arm in arms},
         gap_closed_by_arm={"adapted": {m.key: gap_closed(arms, "adapted", m) for m in tabled()}},
         comparisons={},
     )
 
-    assert expected in " ".join(result_sentences(report))
+    report = report.model_copy(update={"warnings": findings(report)})
+    said = [result_headline(report), *result_sentences(report)]
+    assert expected in " ".join(said + [one.text for one in report.warnings])
 
 
 def test_who_starts_from_the_target_s_labels_has_them() -> None:
