@@ -31,8 +31,8 @@ def ablation(config: Config) -> Config:
     Data sets, networks and recipes are the configuration's. Its settings of semantic consistency,
     and its first arm with self-training on translated frames and on no label of the target, with
     rare class sampling and masking, are those of the arms that add them; without any, these arms
-    take the defaults. Left out are semantic consistency for pairs and given weights, and the oracle
-    where no arm may see the target's labels.
+    take the defaults. Left out are gates, semantic consistency for pairs and given weights, and the
+    oracle where no arm may see the target's labels.
     """
     if config.translation.teacher:  # the networks of a student are no CycleGAN
         config = config.model_copy(update={"translation": TranslationConfig()})
@@ -49,7 +49,7 @@ def ablation(config: Config) -> Config:
     }
     fields = config.model_dump(mode="json")
     own_translations = {
-        name: own | {"pseudo_labels": _kept(config, own["pseudo_labels"])}
+        name: own | {"pseudo_labels": _kept(config, own["pseudo_labels"]), "gate": None}
         for name, own in fields["translations"].items()
     }
     translations: Arms = {**own_translations, **untrained}

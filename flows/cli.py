@@ -207,7 +207,7 @@ def _run_stages(
     anew: bool = False,
 ) -> None:
     """Do every stage of one command, without Prefect; `anew` also those that are complete."""
-    from flows.plan import plan
+    from flows.plan import gate_plan, plan
     from flows.prepare import prepare
     from pipeline.config.load import load_config
     from pipeline.errors import UserError
@@ -221,7 +221,7 @@ def _run_stages(
     with locked(folder):
         if config:
             prepare(load_config(config, settings), folder, [], config)
-        stages = plan(read_run(folder), folder)
+        stages = (gate_plan if command == "gate" else plan)(read_run(folder), folder)
         wanted = [stage for stage in stages if stage.command == command]
         if not wanted:
             commands = ", ".join(dict.fromkeys(stage.command for stage in stages))
@@ -365,6 +365,15 @@ def select(run: RunFolder) -> None:
     Of a run whose configuration has `selection`; the report says what each criterion would choose.
     """
     _run_stages(run, "select")
+
+
+@app.command()
+def gate(run: RunFolder) -> None:
+    """Look whether labels still fit the translated frames of a run, also of one that is finished.
+
+    Translations without a `gate` are looked at by the default one; their arms stay as they are.
+    """
+    _run_stages(run, "gate")
 
 
 @app.command()

@@ -35,9 +35,9 @@ class Estimate:
 def estimate(config: Config) -> list[Estimate]:
     """Time, disk and memory of the stages that compute, from passes of random pixels made here.
 
-    Good to a factor of about two: reading and writing files, logs, a semantic evaluator, the few
-    frames of `selection` and the resampling of evaluation are not counted, and a busy machine times
-    long.
+    Good to a factor of about two: reading and writing files, logs, a semantic evaluator, gates,
+    the few frames of `selection` and the resampling of evaluation are not counted, and a busy
+    machine times long.
 
     Raises:
         UserError: the GPU's memory does not suffice.

@@ -21,9 +21,11 @@ from pipeline.data.reading import decoder_code
 from pipeline.data.spec import DatasetSpec, limited, translated_spec
 from pipeline.errors import UserError
 from pipeline.run.contents import hashes
-from pipeline.run.folder import Inputs, cyclegan_folder, translated_folder
+from pipeline.run.folder import Inputs, cyclegan_folder, gate_folder, translated_folder
 from pipeline.run.stage import Settings, Stage
+from pipeline.schema import parse
 from pipeline.scoring.cityscapes import has_official_scores
+from pipeline.scoring.drift import gated_spec
 
 if TYPE_CHECKING:
     from cyclegan.discriminators import FrozenEncoder
@@ -36,12 +38,20 @@ def plan(config: Config, run: Path) -> list[Stage]:
     """The stages of a run, each after those that it reads."""
     space = load_label_space(config.label_space)
     stages: dict[str, Stage] = {}
+    shown: list[str] = []
 
     def train(arm: str, seed: int) -> None:
         for name in config.arms[arm].networks:
             if name in config.arms:
                 train(name, seed)
+        for frames in config.arms[arm].train:
+            gate(frames)
         _add(stages, _training(config, run, space, arm, seed))
+
+    def gate(frames: str) -> None:
+        if (looks := config.gate_arm(frames)) is not None:
+            train(looks, config.seeds[0])
+            _add(stages, _gate(config, run, space, frames, looks))
 
     for name, translation in config.used_translations.items():
         if translation.pseudo_labels:
@@ -51,7 +61,6 @@ def plan(config: Config, run: Path) -> list[Stage]:
                 train(config.semantics_arm(semantics), config.seeds[0])
             _add(stages, _cyclegan(config, run, space, name))
         _add(stages, _translation(config, run, space, name))
-    shown = []
     for seed in config.seeds:
         for arm in config.arms:
             train(arm, seed)
@@ -61,8 +70,31 @@ def plan(config: Config, run: Path) -> list[Stage]:
             for look in looks:
                 _add(stages, look)
                 shown.append(look.name)
+    for name in config.used_translations:
+        gate(name)
+        shown += [gate_folder(name)] if gate_folder(name) in stages else []
     _add(stages, _report(config, run, tuple(shown)))
     return list(stages.values())
+
+
+def gate_plan(config: Config, run: Path) -> list[Stage]:
+    """The gates of all translations of a run, and the stages that they read.
+
+    Those that have none get one by default; the run's plan stays without it.
+
+    Raises:
+        UserError: no network can be the gate of a translation.
+    """
+    fields = config.model_dump(mode="json")
+    known = {TRANSLATED: fields["translation"], **fields["translations"]}
+    for name in config.used_translations:
+        known[name]["gate"] = known[name]["gate"] or {}
+    stages = plan(parse(Config, fields, "the run's configuration with gates"), run)
+    needed: set[str] = set()
+    for stage in reversed(stages):
+        if stage.command == "gate" or stage.name in needed:
+            needed |= {stage.name, *stage.reads}
+    return [stage for stage in stages if stage.name in needed] or stages
 
 
 def _add(stages: dict[str, Stage], stage: Stage) -> None:
@@ -78,6 +110,16 @@ def _spec(config: Config, run: Path, frames: str, number: int | None = None) -> 
     if frames in ("source", "target"):
         return config.labelled(frames, number)
     return limited(translated_spec(config.source, run / translated_folder(frames)), number)
+
+
+def _training_spec(
+    config: Config, run: Path, space: LabelSpace, frames: str, number: int | None
+) -> DatasetSpec:
+    """The same as arms train on it: what a gate has left of a translation."""
+    spec, made = _spec(config, run, frames, number), config.all_translations.get(frames)
+    if made is None or made.gate is None:
+        return spec
+    return gated_spec(spec, run / gate_folder(frames), space if made.gate.ignore_flipped else None)
 
 
 def _making(config: Config, *frames: str | None) -> tuple[str, ...]:
@@ -248,6 +290,40 @@ def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Sta
     return Stage(translated_folder(name), "translate", reads, inputs, work, results, part=work)
 
 
+def _gate(config: Config, run: Path, space: LabelSpace, name: str, arm: str) -> Stage:
+    settings, stage = config.all_translations[name].gate, gate_folder(name)
+    training = _path("segmentation", arm, config.seeds[0])
+    assert settings is not None
+
+    def inputs() -> Inputs:
+        return {
+            "version": 1,
+            "config": Settings(settings, frozenset({"arm"})),  # the stage that is read tells which
+            "label_space": _classes(space),
+            "source": _frames(config.source, run, labelled=True),
+        }
+
+    def work(folder: Path) -> None:
+        from segmentation.gate import look_at_translation
+        from segmentation.train import CHECKPOINT
+
+        look_at_translation(
+            settings,
+            space,
+            config.source,
+            _spec(config, run, name),
+            run / training / CHECKPOINT,
+            folder,
+            config.compute,
+            stage=stage,
+            translation=name,
+            arm=arm,
+        )
+
+    results = ("drift.*", "quarantine.csv", "labels/**/*.png", "worst.png", "worst/*.png")
+    return Stage(stage, "gate", (training, *_making(config, name)), inputs, work, results)
+
+
 def generator_file(config: Config, run: Path, translation: str = TRANSLATED) -> Path:
     """The file of weights that a run translates with.
 
@@ -320,7 +396,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
                 config.recipe(name),
                 space,
                 [
-                    (_spec(config, run, kind, arm.frames.get(kind)), share)
+                    (_training_spec(config, run, space, kind, arm.frames.get(kind)), share)
                     for kind, share in arm.weights.items()
                 ],
                 seed,
@@ -335,6 +411,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
             )
 
     reads = [translated_folder(kind) for kind in arm.train if kind in config.all_translations]
+    reads += [gate_folder(kind) for kind in arm.train if config.gate_arm(kind)]
     reads += trained.values()
     where = _path("segmentation", name, seed)
     results, devices = ("checkpoints/*.pt",), config.compute.devices

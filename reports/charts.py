@@ -79,7 +79,8 @@ class Chart:
         ]
         low, high = min(ends, default=0.0), max(ends, default=1.0)
         step = _step(high - low or abs(high) or 1.0)
-        return math.floor(low / step) * step, math.ceil(high / step) * step or step, step
+        bottom, top = math.floor(low / step), math.ceil(high / step)
+        return bottom * step, max(top, bottom + 1) * step, step
 
     @property
     def y_ticks(self) -> list[Tick]:

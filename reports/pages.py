@@ -49,6 +49,7 @@ def environment(*, pages: bool = True) -> Environment:
         "correlation": correlation,
         "axis": axis,
         "marked": marked,
+        "plain": plain,
     }
     made.globals |= {
         "tabled": metrics.tabled,
@@ -127,6 +128,11 @@ def compared(found: Difference | None, unit: str = "%") -> str:
 def correlation(value: float | None) -> str:
     """A correlation with its sign; a dash when there is none."""
     return "–" if value is None else f"{value:+.2f}".replace("-", "−")
+
+
+def plain(value: float | None) -> str:
+    """A number as a page's script reads it; empty for none."""
+    return "" if value is None else str(value)
 
 
 def marked(text: str) -> Markup:

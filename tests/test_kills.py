@@ -59,7 +59,13 @@ SETTINGS: dict[str, Any] = {
 IMPORTED = (
     *["albumentations", "torch.utils.tensorboard", "cyclegan.train", "cyclegan.translate"],
     *["segmentation.train", "segmentation.evaluate", "segmentation.score_files", "reports.check"],
-    *["segmentation.selection", "pipeline.intake.discover", "flows.doctor", "flows.show"],
+    *[
+        "segmentation.selection",
+        "segmentation.gate",
+        "pipeline.intake.discover",
+        "flows.doctor",
+        "flows.show",
+    ],
 )
 CHANGES = ("replace", "rename", "link", "unlink", "rmdir")
 """The functions of `os` that change which files there are."""
@@ -121,6 +127,7 @@ DEAR = {
     "train-segmentation": Command(["train-segmentation", "r"], ("cyclegan", "translated")),
     "evaluate": Command(["evaluate", "r"], TRAINED),
     "select": Command(["select", "r"], TRAINED),
+    "gate": Command(["gate", "r"], TRAINED),
     "lend": Command(lend, (*TRAINED, "evaluation")),
     "force": Command(force, (*TRAINED, *LOOKED_AT, "report")),
 }

@@ -183,7 +183,9 @@ class Config(Schema):
                 )
             if translation.trains and recipe.semantics:
                 self.semantics_arm(recipe.semantics)
-            self._check_pseudo_labels(name, translation.pseudo_labels)
+            self._check_network("pseudo_labels", name, translation.pseudo_labels)
+            if translation.gate:
+                self._check_network("gate.arm", name, self.gate_arm(name))
             reads = translation.trains and recipe.reads_labels
             labeller = translation.pseudo_labels
             if translation.translator.trains and reads != (labeller is not None):
@@ -206,13 +208,13 @@ class Config(Schema):
                 )
         return self
 
-    def _check_pseudo_labels(self, translation: str, arm: str | None) -> None:
+    def _check_network(self, setting: str, translation: str, arm: str | None) -> None:
         if arm is None:
             return
         able = [name for name in self.arms if not self.sees_target_labels(name)]
         if arm not in able:
             raise ValueError(
-                f"{place(translation)}.pseudo_labels is {arm!r}; it must be an arm that learns "
+                f"{place(translation)}.{setting} is {arm!r}; it must be an arm that learns "
                 f"from no label of the target ({', '.join(able) or 'there is none'})"
             )
 
@@ -231,6 +233,7 @@ class Config(Schema):
             f"{name} from {translation.source}"
             + (f" by pseudo-labels of {arm}" if (arm := translation.pseudo_labels) else "")
             + (f" as {teacher} makes it" if (teacher := translation.teacher) else "")
+            + (f" gated by {gate.arm}" if (gate := translation.gate) and gate.arm else "")
             for name, translation in self.all_translations.items()
         )
 
@@ -294,8 +297,10 @@ class Config(Schema):
             graphlib.CycleError: they start from one another in a circle.
         """
         known = self.all_translations
+        gates = {name: own.gate.arm for name, own in known.items() if own.gate and own.gate.arm}
         graph: dict[str, list[str]] = {}
         todo = [frames for arm in self.arms.values() for frames in arm.train]
+        todo += [f"arms.{name}" for name, arm in self.arms.items() if arm.train.keys() & gates]
         while todo:
             name = todo.pop(0)
             if name in graph:
@@ -306,6 +311,9 @@ class Config(Schema):
                 graph[name] = [known[name].source, *taught, *([f"arms.{arm}"] if arm else [])]
             elif name.startswith("arms.") and (own := self.arms.get(name[5:])):
                 graph[name] = [*own.train, *(f"arms.{n}" for n in own.networks if n in self.arms)]
+                graph[name] += [f"gates.{frames}" for frames in own.train if frames in gates]
+            elif name.startswith("gates."):
+                graph[name] = [name[6:], f"arms.{gates[name[6:]]}"]
             todo.extend(graph.get(name, []))
         order = TopologicalSorter(graph).static_order()
         return {name: known[name] for name in order if name in known}
@@ -353,7 +361,7 @@ class Config(Schema):
         Raises:
             ValueError: there is none.
         """
-        able = [name for name, arm in self.arms.items() if arm.only == "source"]
+        able = self._source_arms
         if semantics.arm is not None and semantics.arm not in able:
             raise ValueError(
                 f"cyclegan.semantics.arm is {semantics.arm!r}; it must be an arm that trains on "
@@ -365,6 +373,28 @@ class Config(Schema):
                 "one, e.g. source_only: source"
             )
         return semantics.arm or able[0]
+
+    def gate_arm(self, frames: str) -> str | None:
+        """The arm whose network, of the first seed, looks at frames before arms train on them; None
+        where none does.
+
+        Raises:
+            ValueError: there is none.
+        """
+        made = self.all_translations.get(frames)
+        if made is None or made.gate is None or made.gate.arm:
+            return made and made.gate and made.gate.arm
+        if not self._source_arms:
+            raise ValueError(
+                f"{place(frames)}.gate needs a network that was trained on the source; give "
+                "`arms` one, e.g. source_only: source"
+            )
+        return self._source_arms[0]
+
+    @property
+    def _source_arms(self) -> list[str]:
+        """The arms that train on `source` alone."""
+        return [name for name, arm in self.arms.items() if arm.only == "source"]
 
 
 def _is_file(start: str) -> bool:

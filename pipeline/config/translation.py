@@ -203,6 +203,22 @@ class CycleGANConfig(Schema):
         return self
 
 
+class GateConfig(Schema):
+    """Whether translated frames still show what their labels say, as a frozen segmentation network
+    sees it that was trained on the source. A pixel has flipped where the network sees the label's
+    class in the source frame, and another one in the translation. No label of the target is
+    read."""
+
+    arm: str | None = None
+    """The arm of the network, of the first seed; none: the first that trains on `source` alone."""
+    threshold: float = Field(0.5, gt=0, le=1)
+    """Quarantine frames in which a larger part of a class has flipped: no arm trains on them.
+    Classes of less than 5% of the pixels that the network sees right do not count. 1 quarantines
+    none."""
+    ignore_flipped: bool = False
+    """Ignore flipped pixels in the labels that arms train on."""
+
+
 class TranslationConfig(Schema):
     """A translation of source frames, by one of the `TRANSLATORS`."""
 
@@ -251,6 +267,9 @@ class TranslationConfig(Schema):
     fda_beta: float = Field(0.01, gt=0, lt=0.5)
     """Highest frequency that `fda` exchanges, as a part of the shorter side; the authors take .01,
     .05 and .09. More brings more of the target's look, and ghosts of its shapes."""
+    gate: GateConfig | None = None
+    """Look whether labels still fit the frames before arms train on them, whatever the method.
+    None: nothing looks."""
 
     @property
     def translator(self) -> Translator:

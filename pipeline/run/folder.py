@@ -79,6 +79,11 @@ def cyclegan_folder(translation: str) -> str:
     return "cyclegan" if translation == TRANSLATED else f"cyclegans/{translation}"
 
 
+def gate_folder(translation: str) -> str:
+    """The stage that looks whether labels still fit the frames of a translation."""
+    return f"gates/{translation}"
+
+
 def fingerprint(inputs: Inputs) -> str:
     """A hash of everything that a stage's result depends on."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
