@@ -395,11 +395,8 @@ def _costs(run: Path, config: Config, report: Summary) -> Iterator[StageCost]:
         which = "" if name == TRANSLATED else f" {name}"
         title = f"{settings.translator.title}{which}"
         manifest = run / translated_folder(name) / "manifest.csv"
-        frames = (
-            len(read_table(manifest, ["name"], f"Make it anew: `--force {name}`."))
-            if manifest.is_file()
-            else None
-        )
+        anew = f"Translate anew with `sim2real run --force {translated_folder(name)}`."
+        frames = len(read_table(manifest, ["name"], anew)) if manifest.is_file() else None
         yield from _cost(run, title, [cyclegan_folder(name)], shown.get((True, name)))
         yield from _cost(run, f"translation{which}", [translated_folder(name)], frames)
         yield from _cost(run, f"gate{which}", [gate_folder(name)], frames)
