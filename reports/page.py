@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pipeline.config.settings import Config
 from pipeline.config.translation import TRANSLATED
 from pipeline.csv_files import read_table
+from pipeline.data.images import read_rgb
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import list_samples
 from pipeline.data.spec import DatasetSpec
@@ -20,11 +21,15 @@ from pipeline.run.folder import (
     STAGE_FILE,
     StageRecord,
     cyclegan_folder,
+    gate_folder,
     read_run_record,
     read_stage,
     translated_folder,
 )
+from pipeline.scoring import drift
 from pipeline.scoring.confusion import ConfusionMatrix
+from pipeline.scoring.drift import Drift as GateDrift
+from pipeline.scoring.drift import FrameAgreement
 from pipeline.scoring.metrics import headline, in_steps, ranking
 from pipeline.yaml_files import yaml_text
 from reports import logs, pictures, tables
@@ -42,6 +47,8 @@ T = TypeVar("T")
 
 LEADERS = 5
 """Checkpoints shown of the translators' leaderboard."""
+WORST = 6
+"""Frames shown of those that a gate found worst."""
 
 
 def report_page(
@@ -188,6 +195,7 @@ class Translation:
     pairs: list[pictures.Pair] | str
     grids: list[pictures.Grid] | str = ""
     drift: "Drift | None" = None
+    gate: "Gate | None" = None
     charts: Sequence[Chart] = ()
 
 
@@ -210,6 +218,7 @@ def _translation(config: Config, run: Path, name: str) -> Translation:
         f"{title}, seed {settings.seed}",
         columns,
         _or_reason(lambda: pictures.translated_pairs(run, stage)),
+        gate=_gate(run, name),
     )
     if settings.weights is not None:
         return replace(shown, origin=f"generator {settings.weights.name}")
@@ -231,6 +240,32 @@ def _translation(config: Config, run: Path, name: str) -> Translation:
             f"{chance}.",
         ),
     )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a frozen segmenter saw in all frames of a translation."""
+
+    found: GateDrift
+    data: dict[str, object]
+    """Its confusion matrices, as the page's script reads them."""
+    worst: list[tuple[FrameAgreement, str]]
+    """Frames with their strips of pictures, worst first."""
+
+
+def _gate(run: Path, name: str) -> Gate | None:
+    """Of a gate that has looked at a translation; strips that are gone are left out."""
+    folder = run / gate_folder(name)
+    if not (folder / drift.FILE).is_file():
+        return None
+    found = GateDrift.read(folder)
+    strips = [(one, run / one.picture) for one in found.worst if one.picture]
+    worst = [
+        (one, pictures.photo(read_rgb(path), pictures.GRID_WIDTH))
+        for one, path in strips[:WORST]
+        if path.is_file()
+    ]
+    return Gate(found, _matrices(found.classes, found.before, found.after), worst)
 
 
 class _Counted(BaseModel):
@@ -277,16 +312,16 @@ def _drift(run: Path, stage: str, *, best: bool) -> Drift | None:
     with explain_damage(board, anew):
         leaderboard = [{key: float(value) for key, value in row.items()} for row in rows]
     with explain_damage(path, anew):
-        drift = drifts.best if best else drifts.last
-        if drift is None:
+        one = drifts.best if best else drifts.last
+        if one is None:
             raise ValueError("it has no best step")
-        before, after = (ConfusionMatrix.from_counts(c) for c in (drift.before, drift.after))
+        before, after = (ConfusionMatrix.from_counts(c) for c in (one.before, one.after))
         return Drift(
-            drift.step,
+            one.step,
             drifts.features,
             (before.pixel_accuracy, after.pixel_accuracy),
-            tables.flips(before, after, drift.classes),
-            _matrices(drift.classes, drift.before, drift.after),
+            tables.flips(before, after, one.classes),
+            _matrices(one.classes, one.before, one.after),
             leaderboard[:LEADERS],
             _over_time(leaderboard),
         )
@@ -360,9 +395,11 @@ def _costs(run: Path, config: Config, report: Summary) -> Iterator[StageCost]:
         which = "" if name == TRANSLATED else f" {name}"
         title = f"{settings.translator.title}{which}"
         manifest = run / translated_folder(name) / "manifest.csv"
-        frames = len(read_table(manifest, ["name"], "")) if manifest.is_file() else None
+        anew = f"Translate anew with `sim2real run --force {translated_folder(name)}`."
+        frames = len(read_table(manifest, ["name"], anew)) if manifest.is_file() else None
         yield from _cost(run, title, [cyclegan_folder(name)], shown.get((True, name)))
         yield from _cost(run, f"translation{which}", [translated_folder(name)], frames)
+        yield from _cost(run, f"gate{which}", [gate_folder(name)], frames)
     for stage in ("segmentation", "evaluation", "selection"):
         for arm in ordered_arms(config):
             images = {

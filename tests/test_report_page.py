@@ -14,6 +14,7 @@ from pipeline.config.load import load_config
 from pipeline.config.settings import Config
 from pipeline.data.images import write_image, write_indices
 from pipeline.data.labels import load_label_space
+from pipeline.files import write_json
 from pipeline.scoring.metrics import METRICS, class_iou
 from pipeline.toyworld.writing import write_toy_world
 from pipeline.yaml_files import write_yaml
@@ -434,6 +435,48 @@ def test_incomplete_runs_have_a_page(world: Path, tmp_path: Path, arms: list[str
     shown = re.sub(r"<(script|pre).*?</\1>", "", page, flags=re.DOTALL)
     assert not re.search(r"\bNone\b|\bnan\b|Undefined", shown)
     assert {row["name"] for row in page_data(run / "report")["arms"]} == set(arms)
+
+
+def test_what_the_gate_saw(world: Path, tmp_path: Path) -> None:
+    config = make_config(world, tmp_path, translation={"method": "cyclegan", "gate": {}})
+    run = make_run(config, tmp_path / "run")
+    agreement = {"pixels": 100, "before": 0.9, "after": 0.6, "flipped": 0.375}
+    frame = agreement | {"name": "a <b>", "lost": 0.7, "lost_class": "road"}
+    matrix = [[60, 10, 0], [5, 25, 0], [0, 0, 0]]
+    write_image(run / "gates/translated/worst/1.png", np.zeros((4, 12, 3), np.uint8))
+    write_json(
+        run / "gates/translated/drift.json",
+        {
+            "translation": "translated",
+            "arm": "source_only",
+            "frames": 8,
+            "threshold": 0.5,
+            "classes": load_label_space(config.label_space).class_names,
+            "sheet": None,
+            "before": matrix,
+            "after": matrix[::-1],
+            "flips": matrix,
+            "ignored": 0.125,
+            "overall": agreement,
+            "by_class": {"road": agreement},
+            "quarantined": [frame],
+            "worst": [
+                frame | {"picture": "gates/translated/worst/1.png"},
+                frame | {"name": "gone", "picture": "gates/translated/worst/2.png"},
+            ],
+        },
+    )
+
+    write_report(config, run, run / "report")
+
+    page = (run / "report/index.html").read_text()
+    section = page[page.index("what the gate saw") :]
+    section = section[: section.index("</section>")]
+    assert "1 frame in quarantine: more than 50% of a class" in section
+    assert "12.5% of the labelled pixels are ignored" in section
+    assert "a &lt;b&gt;: 70% of road has flipped" in section
+    assert "gone" not in section
+    assert '"their translations": [[0, 0, 0], [5, 25, 0], [60, 10, 0]]' in section
 
 
 def test_counts_spread_over_frames_are_all_there() -> None:

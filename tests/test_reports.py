@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from markupsafe import escape
-from reports.figures import POINTS, confusion_figure, read_log
 from rich.console import Console
 
 from flows.scoring import show_scores
