@@ -282,7 +282,7 @@ def test_markdown_holds_the_headline(finished: tuple[Config, Path]) -> None:
     assert "All arms share the recipe." in text
     assert "| adapted | source_only | +15.0 (" in text
     assert re.search(r"closes 50% \(\d+ to \d+%\) of the per-pixel gap", text)
-    assert "| bicyclist | – | absent |" in text
+    assert "| bicyclist | – | 0 | absent |" in text
     assert "<script>" not in text
 
 
@@ -330,6 +330,7 @@ def test_result_is_told_honestly(values: dict[str, float | None], expected: str)
     arms = spreads(values, *METRICS)
     report = Summary.model_construct(
         breakdowns={},
+        gap_closed_intervals={},
         arms=arms,
         recipes={arm: Recipe(train={}, start=None) for arm in arms},
         gap_closed_by_arm={"adapted": {m.key: gap_closed(arms, "adapted", m) for m in tabled()}},
