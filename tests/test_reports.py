@@ -649,6 +649,7 @@ def test_arms_that_some_runs_lack_are_named_once(world: Path, tmp_path: Path) ->
                 "confusion": [[1, 0], [0, 1]],
                 "class_accuracy": {"road": 1, "car": 1},
                 "class_iou": {"road": 1, "car": 1},
+                "class_precision": {"road": 1, "car": 1},
             },
             ["3 classes", "2 classes"],
         ),
