@@ -164,7 +164,6 @@ for (const box of all(".matrix")) {
         const much = other ? Math.min(1, 2.5 * Math.abs(change)) : now;
         cell.style.setProperty("--much", Math.round(100 * much) + "%");
         cell.style.setProperty("--hue", !other || better ? "var(--heat)" : "var(--bad)");
-        cell.classList.toggle("strong", much > 0.55);
         return cell;
       });
       return make("tr", {}, make("th", { scope: "row", textContent: one.name }), ...cells);
@@ -339,7 +338,8 @@ function browser() {
   // A picture of a frame: itself, or classes as the view and the chosen class ask for.
   function paint(photo, labels, truth) {
     const { width, height } = labels || photo;
-    const canvas = make("canvas", { width, height }), context = canvas.getContext("2d");
+    const canvas = make("canvas", { width, height });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
     context.drawImage(photo, 0, 0, width, height);
     if (!labels) return canvas;
     canvas.className = "sharp";

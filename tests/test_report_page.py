@@ -231,7 +231,7 @@ def test_the_browser_of_frames(finished: tuple[Config, Path], browser: Any) -> N
     page.keyboard.press("+")
     widths = "all => all.map(one => one.getBoundingClientRect().width)"
     zoomed = page.locator("#panes canvas").evaluate_all(widths)
-    assert len({round(width) for width in zoomed}) == 1
+    assert max(zoomed) - min(zoomed) < 1
     assert zoomed[0] > 1.9 * page.locator(".pane").first.bounding_box()["width"]
     page.keyboard.press("0")
     page.locator(".pane").nth(2).hover()
@@ -263,7 +263,7 @@ ERRORS_ARE_RIGHT = """async ([truth, prediction]) => {
     const read = async uri => {
         const image = new Image(); image.src = uri; await image.decode();
         const canvas = new OffscreenCanvas(image.width, image.height);
-        const context = canvas.getContext("2d"); context.drawImage(image, 0, 0);
+        const context = canvas.getContext("2d", { willReadFrequently: true }); context.drawImage(image, 0, 0);
         return context.getImageData(0, 0, image.width, image.height).data;
     };
     const [real, seen] = await Promise.all([read(truth), read(prediction)]);
@@ -301,7 +301,7 @@ def test_sliders_tables_matrices_and_charts(finished: tuple[Config, Path], brows
 
     table = page.locator("#classes table.sortable").first
     first = "table => table.tBodies[0].rows[0].cells[0].textContent"
-    button = table.get_by_role("button", name="class", exact=True)
+    button = table.locator("th .sort").first
     order = []
     for _ in range(3):
         button.click()
