@@ -3,8 +3,10 @@
 All is computed from stored counts of pixels, and from a sample of labels.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 
 import numpy as np
 
@@ -208,6 +210,12 @@ def source_points(recipes: Mapping[str, Recipe], total: int | None) -> list[Sour
         found.setdefault(alike.model_dump_json(), []).append(point)
     curves = [sorted(points, key=lambda one: one.frames) for points in found.values()]
     return [p for points in curves if len({p.frames for p in points}) > 1 for p in points]
+
+
+def fewer_source_frames(recipes: Mapping[str, Recipe]) -> dict[str, str]:
+    """Arm -> the next smaller one on its curve of `source_points`, which it is compared with."""
+    points = source_points(recipes, sys.maxsize)
+    return {more.arm: fewer.arm for fewer, more in pairwise(points) if fewer.kind == more.kind}
 
 
 def buying_sentences(report: Summary, found: Data) -> list[str]:

@@ -26,6 +26,7 @@ from pipeline.scoring.metrics import (
     tabled,
 )
 from reports.budget import compared_arms
+from reports.classes import fewer_source_frames
 from reports.settings import ordered_arms, recipes
 from reports.summary import Comparison, Difference, Names, Spread, Summary
 
@@ -78,11 +79,16 @@ def summary(
             `source_only`, `adapted`, its base and what `reports.budget` asks for.
     """
     if against is None:
-        more = compared_arms(recipes(config))
+        told = recipes(config)
+        more, fewer = compared_arms(told), fewer_source_frames(told)
         against = {
             arm: others
             for arm in evaluations
-            if (others := _compared_with(config, arm, more.get(arm, [])))
+            if (
+                others := _compared_with(
+                    config, arm, [*more.get(arm, []), *([fewer[arm]] if arm in fewer else [])]
+                )
+            )
         }
     first = first_evaluation(evaluations)
     drawn = _drawn(evaluations, _space(config))

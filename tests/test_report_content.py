@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+def finished(
+    without_page: None, world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Config, Path]:
     folder = tmp_path_factory.mktemp("finished")
     config = make_config(world, folder)
     run = make_run(config, folder / "run")
     write_report(config, run, run / "report")
     return config, run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_page() -> Iterator[None]:
+    """The page, which has tests of its own, is not drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reports.report.report_page", lambda *_, **__: "")
+        yield
 
 
 def three() -> LabelSpace:
@@ -293,6 +304,48 @@ def test_status_and_the_end_of_a_run_say_the_same(
     (run / "report/stage.json").unlink()
     show_status(run)
     assert f"Next: sim2real run {run}/config.yaml --run {run}" in capsys.readouterr().out
+
+
+def test_prefect_shows_the_first_screen_and_the_classes(
+    finished: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import adapt
+
+    left: dict[str, Any] = {}
+    for kind in ("table", "markdown", "link"):
+        monkeypatch.setattr(
+            adapt,
+            f"create_{kind}_artifact",
+            lambda *what, key, **_: left.setdefault(key, what[0] if what else None),
+        )
+    adapt._show(finished[1])
+    report = read_report(finished[1] / "report")
+    assert set(left) == {
+        f"run-{name}" for name in ("scores", "headline", "classes", "report", "samples")
+    }
+    assert left["run-headline"].startswith("**Not to be relied on yet (")
+    assert all(one["text"][:20] in left["run-headline"] for one in report["warnings"])
+    assert [row["class"] for row in left["run-classes"]] == ["road", NASTY, "bicyclist"]
+    assert left["run-classes"][0]["oracle"] == number(report["class_iou"]["oracle"]["road"])
+
+
+def test_a_step_that_did_nothing_is_no_gain_in_the_ladder(world: Path, tmp_path: Path) -> None:
+    arms = {
+        "source_only": "source",
+        "adapted": {"train": "translated", "base": "source_only"},
+        "taught": {"train": "translated", "base": "adapted", "self_training": {}},
+    }
+    config = make_config(world, tmp_path, arms=arms)
+    run = make_run(config, tmp_path / "run", COUNTS | {"taught": COUNTS["adapted"]})
+    write_report(config, run, run / "report")
+    with (run / "report/steps.csv").open(newline="") as file:
+        rows = {row["arm"]: row for row in csv.DictReader(file)}
+    assert rows["taught"]["title"] == "taught (did nothing)"
+    assert rows["taught"]["note"] == "taught equals adapted to the last digit"
+    assert rows["adapted"]["note"] == ""
+    assert "Highest mean IoU without target labels: adapted," in (
+        (run / "report/report.md").read_text()
+    )
 
 
 # Others' results.
