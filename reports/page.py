@@ -36,7 +36,7 @@ from reports import logs, pictures, tables
 from reports.budget import points
 from reports.charts import Chart, Series, budget_chart, gap_bar, source_chart
 from reports.colors import arm_colors, distinct_palette
-from reports.pages import environment
+from reports.pages import environment, readable
 from reports.selection import Network
 from reports.sentences import main_of, ours
 from reports.settings import ordered_arms
@@ -67,7 +67,7 @@ def report_page(
     frames = _or_reason(lambda: pictures.gallery(run, config, space, evaluations, main))
     budget = points(report)
     costs = list(_costs(run, config, report))
-    return (
+    page = (
         environment()
         .get_template("report.html.j2")
         .render(
@@ -107,6 +107,7 @@ def report_page(
             },
         )
     )
+    return readable(page)
 
 
 def _or_reason(make: Callable[[], T]) -> T | str:
