@@ -82,7 +82,7 @@ def report_page(
             gaps=[gap_bar(report, metric) for metric in headline()],
             shares=_shares(report, evaluations),
             gallery=frames,
-            data=_data(space, report, evaluations, frames),
+            data=_data(space, report, frames),
             lost=lost,
             settings=yaml_text(config.model_dump(mode="json")),
             steps=steps,
@@ -146,7 +146,6 @@ def _shares(report: Summary, evaluations: tables.Evaluations) -> dict[str, dict[
 def _data(
     space: LabelSpace,
     report: Summary,
-    evaluations: tables.Evaluations,
     frames: pictures.Gallery | str,
 ) -> dict[str, object]:
     """What the page's script reads."""
@@ -163,9 +162,7 @@ def _data(
             {"key": m.key, "title": m.title, "unit": m.unit}
             for m in sorted(in_steps(), key=lambda metric: metric != ranking())
         ],
-        "confusion": {
-            arm: tables.summed_confusion(found).tolist() for arm, found in evaluations.items()
-        },
+        "confusion": report.confusion,
         "frames": [
             {
                 "name": one.name,

@@ -15,7 +15,8 @@ function make(tag, properties = {}, ...children) {
 
 function number(value, unit = "%", sign = false) {
   if (value === null || value === undefined) return "–";
-  const text = unit === "%" ? (100 * value).toFixed(1) + "%" : String(+value.toPrecision(4));
+  // A difference is in percentage points.
+  const text = unit === "%" ? (100 * value).toFixed(1) + (sign ? "" : "%") : String(+value.toPrecision(4));
   return (sign && value > 0 ? "+" : "") + text.replace("-", "−");
 }
 

@@ -247,7 +247,7 @@ def test_the_browser_of_frames(finished: tuple[Config, Path], browser: Any) -> N
     assert "adapted" in visit.text("#panes figure.chosen")
     page.select_option("#measure", "mean_iou")
     page.select_option("#than", "source_only")
-    assert visit.text("#film button") == "0.0%"
+    assert visit.text("#film button") == "0.0"
     page.get_by_role("button", name="median").click()
     link = page.evaluate("location.hash")
     assert "view=errors" in link
