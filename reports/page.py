@@ -77,7 +77,7 @@ def report_page(
             main=main,
             arms=list(report.arms),
             colors=arm_colors(list(report.arms)),
-            palette=dict(zip(space.class_names, _hex(space), strict=False)),
+            palette=_palette(report, space),
             recolored=_recolored(space),
             gaps=[gap_bar(report, metric) for metric in headline()],
             shares=_shares(report, evaluations),
@@ -118,9 +118,14 @@ def _or_reason(make: Callable[[], T]) -> T | str:
         return str(error)
 
 
-def _hex(space: LabelSpace) -> list[str]:
-    colors = distinct_palette(space)[: len(space.classes)].tolist()
-    return ["#" + "".join(f"{channel:02x}" for channel in color) for color in colors]
+def _palette(report: Summary, space: LabelSpace) -> dict[str, str]:
+    """Class -> its colour in the page; grey for one that the label space no longer has."""
+    colors = distinct_palette(space).tolist()
+    known = {
+        name: "#" + "".join(f"{channel:02x}" for channel in colors[index])
+        for index, name in enumerate(space.class_names)
+    }
+    return {name: known.get(name, "#808080") for name in report.classes}
 
 
 def _recolored(space: LabelSpace) -> list[str]:
@@ -155,8 +160,7 @@ def _data(
     return {
         "arms": [{"name": arm, "color": colors[arm]} for arm in arms],
         "classes": [
-            {"name": name, "color": color}
-            for name, color in zip(space.class_names, _hex(space), strict=True)
+            {"name": name, "color": color} for name, color in _palette(report, space).items()
         ],
         "measures": [
             {"key": m.key, "title": m.title, "unit": m.unit}
