@@ -53,6 +53,7 @@ def report_of(config: Config, run: Path, evaluations: Evaluations) -> Summary:
             floors=classes.floors(first.table, space),
         )
     report = add(
+        confusion={arm: summed_confusion(seeds).tolist() for arm, seeds in evaluations.items()},
         resemblance=classes.resemblance(evaluations, sentences.main_of(tried)),
         trainings=evidence.trainings(config, run),
         translations=evidence.contents(config, run),

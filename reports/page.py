@@ -36,7 +36,7 @@ from reports import logs, pictures, tables
 from reports.budget import points
 from reports.charts import Chart, Series, budget_chart, gap_bar, source_chart
 from reports.colors import arm_colors, distinct_palette
-from reports.pages import environment
+from reports.pages import environment, readable
 from reports.selection import Network
 from reports.sentences import main_of, ours
 from reports.settings import ordered_arms
@@ -67,7 +67,7 @@ def report_page(
     frames = _or_reason(lambda: pictures.gallery(run, config, space, evaluations, main))
     budget = points(report)
     costs = list(_costs(run, config, report))
-    return (
+    page = (
         environment()
         .get_template("report.html.j2")
         .render(
@@ -77,12 +77,12 @@ def report_page(
             main=main,
             arms=list(report.arms),
             colors=arm_colors(list(report.arms)),
-            palette=dict(zip(space.class_names, _hex(space), strict=False)),
+            palette=_palette(report, space),
             recolored=_recolored(space),
             gaps=[gap_bar(report, metric) for metric in headline()],
             shares=_shares(report, evaluations),
             gallery=frames,
-            data=_data(space, report, evaluations, frames),
+            data=_data(space, report, frames),
             lost=lost,
             settings=yaml_text(config.model_dump(mode="json")),
             steps=steps,
@@ -107,6 +107,7 @@ def report_page(
             },
         )
     )
+    return readable(page)
 
 
 def _or_reason(make: Callable[[], T]) -> T | str:
@@ -117,9 +118,14 @@ def _or_reason(make: Callable[[], T]) -> T | str:
         return str(error)
 
 
-def _hex(space: LabelSpace) -> list[str]:
-    colors = distinct_palette(space)[: len(space.classes)].tolist()
-    return ["#" + "".join(f"{channel:02x}" for channel in color) for color in colors]
+def _palette(report: Summary, space: LabelSpace) -> dict[str, str]:
+    """Class -> its colour in the page; grey for one that the label space no longer has."""
+    colors = distinct_palette(space).tolist()
+    known = {
+        name: "#" + "".join(f"{channel:02x}" for channel in colors[index])
+        for index, name in enumerate(space.class_names)
+    }
+    return {name: known.get(name, "#808080") for name in report.classes}
 
 
 def _recolored(space: LabelSpace) -> list[str]:
@@ -145,7 +151,6 @@ def _shares(report: Summary, evaluations: tables.Evaluations) -> dict[str, dict[
 def _data(
     space: LabelSpace,
     report: Summary,
-    evaluations: tables.Evaluations,
     frames: pictures.Gallery | str,
 ) -> dict[str, object]:
     """What the page's script reads."""
@@ -155,16 +160,13 @@ def _data(
     return {
         "arms": [{"name": arm, "color": colors[arm]} for arm in arms],
         "classes": [
-            {"name": name, "color": color}
-            for name, color in zip(space.class_names, _hex(space), strict=True)
+            {"name": name, "color": color} for name, color in _palette(report, space).items()
         ],
         "measures": [
             {"key": m.key, "title": m.title, "unit": m.unit}
             for m in sorted(in_steps(), key=lambda metric: metric != ranking())
         ],
-        "confusion": {
-            arm: tables.summed_confusion(found).tolist() for arm, found in evaluations.items()
-        },
+        "confusion": report.confusion,
         "frames": [
             {
                 "name": one.name,

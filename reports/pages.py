@@ -1,6 +1,7 @@
 """The templates of all pages and texts, and what they may use."""
 
 import html
+import re
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -74,6 +75,15 @@ def environment(*, pages: bool = True) -> Environment:
         "asset": asset,
     }
     return made
+
+
+_TURNS = re.compile(r"[\u202a-\u202e\u2066-\u2069]|(?<!\\)\\u20(?:2[a-e]|6[6-9])")
+"""Characters that turn the direction of what follows them, as they are and as JSON escapes them."""
+
+
+def readable(page: str) -> str:
+    """A page in which no name turns what follows it round; what is no UTF-8 becomes `?`."""
+    return _TURNS.sub("", page).encode("utf-8", "replace").decode()
 
 
 def asset(name: str) -> Markup:

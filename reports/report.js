@@ -15,7 +15,8 @@ function make(tag, properties = {}, ...children) {
 
 function number(value, unit = "%", sign = false) {
   if (value === null || value === undefined) return "–";
-  const text = unit === "%" ? (100 * value).toFixed(1) + "%" : String(+value.toPrecision(4));
+  // A difference is in percentage points.
+  const text = unit === "%" ? (100 * value).toFixed(1) + (sign ? "" : "%") : String(+value.toPrecision(4));
   return (sign && value > 0 ? "+" : "") + text.replace("-", "−");
 }
 
@@ -164,7 +165,6 @@ for (const box of all(".matrix")) {
         const much = other ? Math.min(1, 2.5 * Math.abs(change)) : now;
         cell.style.setProperty("--much", Math.round(100 * much) + "%");
         cell.style.setProperty("--hue", !other || better ? "var(--heat)" : "var(--bad)");
-        cell.classList.toggle("strong", much > 0.55);
         return cell;
       });
       return make("tr", {}, make("th", { scope: "row", textContent: one.name }), ...cells);
@@ -339,7 +339,8 @@ function browser() {
   // A picture of a frame: itself, or classes as the view and the chosen class ask for.
   function paint(photo, labels, truth) {
     const { width, height } = labels || photo;
-    const canvas = make("canvas", { width, height }), context = canvas.getContext("2d");
+    const canvas = make("canvas", { width, height });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
     context.drawImage(photo, 0, 0, width, height);
     if (!labels) return canvas;
     canvas.className = "sharp";

@@ -191,6 +191,8 @@ class Summary(Flat):
     """Arm -> classes whose IoU is below that of `source_only` beyond chance."""
     lost_iou: dict[str, Names] = {}
     """Arm -> class -> its part of what mean IoU lacks to 1."""
+    confusion: dict[str, list[list[int]]] = {}
+    """Arm -> (K, K + 1) pixels of all seeds: rows truth, columns prediction, the last one void."""
     confusions: dict[str, list[Confusion]] = {}
     """Arm -> its costliest confusions, the first costs most."""
     floors: dict[str, Score] = {}

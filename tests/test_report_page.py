@@ -20,7 +20,7 @@ from pipeline.toyworld.writing import write_toy_world
 from pipeline.yaml_files import write_yaml
 from reports.charts import Chart, Series
 from reports.colors import distinct_palette
-from reports.pages import marked
+from reports.pages import marked, readable
 from reports.pictures import gallery
 from reports.report import write_report
 from reports.tables import read_evaluations
@@ -168,6 +168,11 @@ def test_charts_are_scaled_to_their_values() -> None:
     assert [tick.place for tick in logarithmic.x_labels] == pytest.approx([0, 50, 100])
 
 
+def test_no_name_turns_the_text_behind_it() -> None:
+    assert readable("a\u202eb\\u2066c") == "abc"
+    assert readable("\\\\u202e \udc80") == "\\\\u202e ?"
+
+
 def test_code_is_set_as_code() -> None:
     assert marked("say `<b>`.") == "say <code>&lt;b&gt;</code>."
     assert marked("one ` alone <") == "one ` alone &lt;"
@@ -231,7 +236,7 @@ def test_the_browser_of_frames(finished: tuple[Config, Path], browser: Any) -> N
     page.keyboard.press("+")
     widths = "all => all.map(one => one.getBoundingClientRect().width)"
     zoomed = page.locator("#panes canvas").evaluate_all(widths)
-    assert len({round(width) for width in zoomed}) == 1
+    assert max(zoomed) - min(zoomed) < 1
     assert zoomed[0] > 1.9 * page.locator(".pane").first.bounding_box()["width"]
     page.keyboard.press("0")
     page.locator(".pane").nth(2).hover()
@@ -242,7 +247,7 @@ def test_the_browser_of_frames(finished: tuple[Config, Path], browser: Any) -> N
     assert "adapted" in visit.text("#panes figure.chosen")
     page.select_option("#measure", "mean_iou")
     page.select_option("#than", "source_only")
-    assert visit.text("#film button") == "0.0%"
+    assert visit.text("#film button") == "0.0"
     page.get_by_role("button", name="median").click()
     link = page.evaluate("location.hash")
     assert "view=errors" in link
@@ -263,7 +268,8 @@ ERRORS_ARE_RIGHT = """async ([truth, prediction]) => {
     const read = async uri => {
         const image = new Image(); image.src = uri; await image.decode();
         const canvas = new OffscreenCanvas(image.width, image.height);
-        const context = canvas.getContext("2d"); context.drawImage(image, 0, 0);
+        const context = canvas.getContext("2d", { willReadFrequently: true });
+        context.drawImage(image, 0, 0);
         return context.getImageData(0, 0, image.width, image.height).data;
     };
     const [real, seen] = await Promise.all([read(truth), read(prediction)]);
@@ -301,7 +307,7 @@ def test_sliders_tables_matrices_and_charts(finished: tuple[Config, Path], brows
 
     table = page.locator("#classes table.sortable").first
     first = "table => table.tBodies[0].rows[0].cells[0].textContent"
-    button = table.get_by_role("button", name="class", exact=True)
+    button = table.locator("th .sort").first
     order = []
     for _ in range(3):
         button.click()
@@ -389,7 +395,7 @@ def test_names_from_outside_do_no_harm(tmp_path: Path, browser: Any) -> None:
     write_yaml(
         tmp_path / "config.yaml",
         {
-            "name": HOSTILE["markup"],
+            "name": "hostile",  # of other letters a configuration has none
             "label_space": "space.yaml",
             **dict.fromkeys(("source", "target", "test"), data),
             "arms": DEFAULT_ARMS,
@@ -405,15 +411,17 @@ def test_names_from_outside_do_no_harm(tmp_path: Path, browser: Any) -> None:
     text = (run / "report/index.html").read_text()
     assert_self_contained(text)
     assert "<img src=x" not in text
+    assert not re.search("\u202e|\\\\u202e", text)  # which would write numbers backwards
     visit = Visit(browser, run / "report")
     for width in (390, 1366):
         visit.page.set_viewport_size({"width": width, "height": 900})
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
-    assert visit.text("h1") == HOSTILE["markup"]
+    assert HOSTILE["markup"] in visit.text("header p")
     assert HOSTILE["markup"] in visit.text("#matrix table")
     visit.page.locator("#film button").nth(1).click()
-    assert visit.page.locator("#measure optgroup option").all_inner_texts() == [
-        " ".join(name.split()) for name in names
+    offered = visit.page.locator("#measure optgroup option").all_inner_texts()
+    assert [text.split() for text in offered] == [
+        name.replace("\u202e", "").split() for name in names
     ]
     visit.close()
 
