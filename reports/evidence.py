@@ -1,7 +1,7 @@
 """What logs and pictures of a run say of its trainings and translations."""
 
-import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, median
@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_record
 from pipeline.run.folder import cyclegan_folder, translated_folder
 from pipeline.scoring.confusion import ConfusionMatrix
+from reports.logs import entries
 from reports.settings import ordered_arms
 from reports.summary import Content, Names, Training
 
@@ -32,7 +33,7 @@ def trainings(config: Config, run: Path) -> list[Training]:
     """How far each training of a run went, those that left a log: translators first."""
     found = []
     for name, settings in config.used_translations.items():
-        log = entries(run / cyclegan_folder(name) / "log.jsonl")
+        log = list(entries(run / cyclegan_folder(name) / "log.jsonl"))
         if settings.trains and log:
             recipe = config.cyclegan_recipe(name)
             # What is to be kept, or made, falls as it is learnt; what the networks fight over not.
@@ -40,24 +41,11 @@ def trainings(config: Config, run: Path) -> list[Training]:
             found.append(_training(name, recipe.seed, recipe.batch_size, log, keys, True))
     for arm in ordered_arms(config):
         for seed in config.seeds:
-            log = entries(run / "segmentation" / arm / f"seed-{seed}" / "log.jsonl")
+            log = list(entries(run / "segmentation" / arm / f"seed-{seed}" / "log.jsonl"))
             if log:
                 batch = config.recipe(arm).batch_size
                 found.append(_training(arm, seed, batch, log, ["loss"], False))
     return found
-
-
-def entries(path: Path) -> list[dict[str, float]]:
-    """The entries of a `log.jsonl`; none where there is no such file."""
-    return list(_entries(path)) if path.is_file() else []
-
-
-def _entries(path: Path) -> Iterator[dict[str, float]]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError):  # a kill in the middle of a line
-            entry = json.loads(line)
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-                yield entry
 
 
 def _training(
@@ -84,9 +72,10 @@ def _training(
 def falling(losses: Sequence[float]) -> float | None:
     """The part by which the last fifth of a loss lies below the fifth before; None of too few."""
     fifth = len(losses) // 5
-    if len(losses) < _LEAST or not (before := fmean(losses[-2 * fifth : -fifth])) > 0:
+    if len(losses) < _LEAST:
         return None
-    return 1 - fmean(losses[-fifth:]) / before
+    before, last = fmean(losses[-2 * fifth : -fifth]), fmean(losses[-fifth:])
+    return 1 - last / before if before > 0 and math.isfinite(last) else None
 
 
 def contents(config: Config, run: Path) -> dict[str, Content]:

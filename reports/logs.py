@@ -67,7 +67,7 @@ _SHARES = ("fraction", "agreement", "accuracy", "share")
 
 def read_log(path: Path) -> pd.DataFrame:
     """A `log.jsonl` as a table, averaged down to about `POINTS` rows; empty when there is none."""
-    table = pd.DataFrame(list(_entries(path)))
+    table = pd.DataFrame(list(entries(path)))
     group = -(-len(table) // POINTS)
     if group < 2:
         return table
@@ -76,7 +76,8 @@ def read_log(path: Path) -> pd.DataFrame:
     return means
 
 
-def _entries(path: Path) -> Iterator[dict[str, float]]:
+def entries(path: Path) -> Iterator[dict[str, float]]:
+    """The numbers of each entry of a `log.jsonl`; none where there is no such file."""
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
