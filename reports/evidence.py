@@ -25,6 +25,8 @@ from reports.summary import Content, Names, Training
 LOOKED_AT = 12
 """Frames of source, translation and target whose contrast and entropy are measured."""
 _LEVELS = 64
+_KEPT = ("cycle_loss", "pair_loss", "contrastive_loss")
+"""How the losses begin that fall as a translator learns; over the others its networks fight."""
 _LEAST = 10
 """Entries of a log below which its course is not judged."""
 
@@ -36,8 +38,7 @@ def trainings(config: Config, run: Path) -> list[Training]:
         log = list(entries(run / cyclegan_folder(name) / "log.jsonl"))
         if settings.trains and log:
             recipe = config.cyclegan_recipe(name)
-            # What is to be kept, or made, falls as it is learnt; what the networks fight over not.
-            keys = [k for k in log[0] if k.startswith(("cycle", "pair", "nce")) and "loss" in k]
+            keys = [k for k in log[0] if k.startswith(_KEPT)]
             found.append(_training(name, recipe.seed, recipe.batch_size, log, keys, True))
     for arm in ordered_arms(config):
         for seed in config.seeds:
@@ -56,7 +57,7 @@ def _training(
     keys: Sequence[str],
     translator: bool,
 ) -> Training:
-    steps = int(log[-1]["step"])
+    steps = int(log[-1].get("step", 0))
     sure = [entry["confident_fraction"] for entry in log if "confident_fraction" in entry]
     return Training(
         name=name,
