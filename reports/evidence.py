@@ -66,7 +66,7 @@ def _training(
         steps=steps,
         frames=steps * batch,
         falling=falling([sum(entry.get(key, 0.0) for key in keys) for entry in log]),
-        confident=max(sure, default=None),
+        confident=round(max(sure), 4) if sure else None,
     )
 
 
@@ -76,7 +76,8 @@ def falling(losses: Sequence[float]) -> float | None:
     if len(losses) < _LEAST:
         return None
     before, last = fmean(losses[-2 * fifth : -fifth]), fmean(losses[-fifth:])
-    return 1 - last / before if before > 0 and math.isfinite(last) else None
+    # Rounded: other devices add in another order.
+    return round(1 - last / before, 3) if before > 0 and math.isfinite(last) else None
 
 
 def contents(config: Config, run: Path) -> dict[str, Content]:
