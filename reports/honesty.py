@@ -187,7 +187,9 @@ def _not_settled(report: Summary) -> Iterator[Found]:
             f"({count(max(one.steps for one in few), 'step')}): that is hardly a beginning.",
             arms=_arms(few),
         )
-    still = [one for one in report.trainings if (one.falling or 0) > STILL_FALLING]
+    still = [
+        one for one in report.trainings if one not in few and (one.falling or 0) > STILL_FALLING
+    ]
     if still:
         drop = max(one.falling or 0 for one in still)
         yield Found(

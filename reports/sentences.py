@@ -134,7 +134,7 @@ def result_sentences(report: Summary) -> list[str]:
     if main is None or BEFORE not in arms:
         return sure
     if IDEAL not in arms:
-        return [*_others(report, tried, main), NO_ORACLE, *sure]
+        return [*_others(report, tried, main), *_worse(report), *sure]
     gaps = _gaps(report, tried)
     return [*(gaps or _others(report, tried, main)), *_worse(report), *sure]
 
