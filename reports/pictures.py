@@ -23,14 +23,15 @@ from pipeline.scoring.metrics import METRICS, Float, Score, class_iou, in_steps,
 from reports.colors import distinct_palette
 from reports.tables import Evaluations, evaluation_folder
 
-BUDGET = 10_000_000
-"""Bytes of test frames, as they stand in a page, after which no more are added."""
+BUDGET = 13_000_000
+"""Bytes of pictures, as they stand in a page: test frames are added until no more have room."""
 FRAME_WIDTH, PAIR_WIDTH, GRID_WIDTH = 480, 640, 1100
 """Pixels in a row of a test frame, a source frame and its translation, a grid of samples."""
 LABEL_WIDTH = 400
 """Pixels in a row of a ground truth; as in the predictions that evaluation keeps."""
-PAIRS, GRIDS = 6, 6
-"""Source frames shown with their translation, grids of samples shown over training."""
+MOST, IN_ALL = 6, 12
+"""Source frames, grids of samples and strips of a gate that are shown: of one translation, and of
+all together."""
 
 
 def photo(rgb: UInt8, width: int) -> str:
@@ -218,7 +219,7 @@ class Pair:
     translated: str
 
 
-def translated_pairs(run: Path, stage: str) -> list[Pair]:
+def translated_pairs(run: Path, stage: str, most: int = MOST) -> list[Pair]:
     """A few source frames, evenly spaced, each with its translation.
 
     Args:
@@ -238,7 +239,7 @@ def translated_pairs(run: Path, stage: str) -> list[Pair]:
             photo(read_rgb(Path(row["source"])), PAIR_WIDTH),
             photo(read_rgb(path.parent / row["translated"]), PAIR_WIDTH),
         )
-        for row in evenly(rows, PAIRS)
+        for row in evenly(rows, most)
     ]
 
 
@@ -250,10 +251,10 @@ class Grid:
     picture: str
 
 
-def sample_grids(folder: Path) -> list[Grid]:
+def sample_grids(folder: Path, most: int = MOST) -> list[Grid]:
     """A few grids of samples of the translator in a folder, evenly spaced, the newest last."""
     paths = sorted((folder / "samples").glob("step-*.png"))
-    shown = [*evenly(paths[:-1], GRIDS - 1), *paths[-1:]]
+    shown = [*evenly(paths[:-1], most - 1), *paths[-1:]]
     return [
         Grid(int(path.stem.removeprefix("step-")), photo(read_rgb(path), GRID_WIDTH))
         for path in shown
