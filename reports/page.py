@@ -47,8 +47,6 @@ T = TypeVar("T")
 
 LEADERS = 5
 """Checkpoints shown of the translators' leaderboard."""
-WORST = 6
-"""Frames shown of those that a gate found worst."""
 
 
 def report_page(
@@ -64,7 +62,11 @@ def report_page(
     """The page of a run. What it shows in numbers and sentences is in `report`."""
     space = load_label_space(config.label_space)
     main = main_of(ours(report.recipes))
-    frames = _or_reason(lambda: pictures.gallery(run, config, space, evaluations, main))
+    names = list(config.used_translations)
+    most = max(1, min(pictures.MOST, pictures.IN_ALL // max(1, len(names))))
+    translations = [_translation(config, run, name, most) for name in names]
+    room = pictures.BUDGET - sum(one.bytes for one in translations)
+    frames = _or_reason(lambda: pictures.gallery(run, config, space, evaluations, main, room))
     budget = points(report)
     costs = list(_costs(run, config, report))
     page = (
@@ -92,7 +94,7 @@ def report_page(
                 source_chart(report, m) for m in in_steps() if report.data.source_points
             ],
             budget_charts=[budget_chart(report, m) for m in in_steps() if budget],
-            translations=[_translation(config, run, name) for name in config.used_translations],
+            translations=translations,
             curves=_curves(run, config),
             costs=costs,
             hosts=sorted({host for cost in costs for host in cost.hosts}),
@@ -200,8 +202,24 @@ class Translation:
     gate: "Gate | None" = None
     charts: Sequence[Chart] = ()
 
+    @property
+    def bytes(self) -> int:
+        """The size of its pictures in a page."""
+        shown = [] if isinstance(self.pairs, str) else self.pairs
+        grids = [] if isinstance(self.grids, str) else self.grids
+        return (
+            sum(len(pair.source) + len(pair.translated) for pair in shown)
+            + sum(len(grid.picture) for grid in grids)
+            + sum(len(strip) for _, strip in (self.gate.worst if self.gate else ()))
+        )
 
-def _translation(config: Config, run: Path, name: str) -> Translation:
+
+def _translation(config: Config, run: Path, name: str, most: int) -> Translation:
+    """What the page shows of one translation.
+
+    Args:
+        most: pictures of a kind.
+    """
     settings, recipe = config.all_translations[name], config.cyclegan_recipe(name)
     title, stage = settings.translator.title, translated_folder(name)
     title += f" of {settings.teacher}" if settings.teacher else ""
@@ -219,8 +237,8 @@ def _translation(config: Config, run: Path, name: str) -> Translation:
         settings.source,
         f"{title}, seed {settings.seed}",
         columns,
-        _or_reason(lambda: pictures.translated_pairs(run, stage)),
-        gate=_gate(run, name),
+        _or_reason(lambda: pictures.translated_pairs(run, stage, most)),
+        gate=_gate(run, name, most),
     )
     if settings.weights is not None:
         return replace(shown, origin=f"generator {settings.weights.name}")
@@ -233,7 +251,7 @@ def _translation(config: Config, run: Path, name: str) -> Translation:
     return replace(
         shown,
         origin=f"{title} trained once, with seed {recipe.seed}{start}",
-        grids=_or_reason(lambda: pictures.sample_grids(folder)),
+        grids=_or_reason(lambda: pictures.sample_grids(folder, most)),
         drift=_drift(run, cyclegan_folder(name), best=settings.checkpoint == "best"),
         charts=logs.translator_charts(
             logs.read_log(folder / "log.jsonl"),
@@ -255,7 +273,7 @@ class Gate:
     """Frames with their strips of pictures, worst first."""
 
 
-def _gate(run: Path, name: str) -> Gate | None:
+def _gate(run: Path, name: str, most: int) -> Gate | None:
     """Of a gate that has looked at a translation; strips that are gone are left out."""
     folder = run / gate_folder(name)
     if not (folder / drift.FILE).is_file():
@@ -264,7 +282,7 @@ def _gate(run: Path, name: str) -> Gate | None:
     strips = [(one, run / one.picture) for one in found.worst if one.picture]
     worst = [
         (one, pictures.photo(read_rgb(path), pictures.GRID_WIDTH))
-        for one, path in strips[:WORST]
+        for one, path in strips[:most]
         if path.is_file()
     ]
     return Gate(found, _matrices(found.classes, found.before, found.after), worst)

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,7 @@ from pipeline.config.settings import BEFORE, Config
 from pipeline.csv_files import read_table
 from pipeline.data.images import UInt8, read_raw, read_rgb, resize_indices, resize_rgb, size_within
 from pipeline.data.labels import LabelSpace
-from pipeline.data.listing import list_samples
+from pipeline.data.listing import evenly, list_samples
 from pipeline.data.reading import LabelReader, read_frame
 from pipeline.errors import UserError
 from pipeline.scoring.evaluation import Evaluation
@@ -24,16 +23,15 @@ from pipeline.scoring.metrics import METRICS, Float, Score, class_iou, in_steps,
 from reports.colors import distinct_palette
 from reports.tables import Evaluations, evaluation_folder
 
-BUDGET = 10_000_000
-"""Bytes of test frames, as they stand in a page, after which no more are added."""
+BUDGET = 13_000_000
+"""Bytes of pictures, as they stand in a page: test frames are added until no more have room."""
 FRAME_WIDTH, PAIR_WIDTH, GRID_WIDTH = 480, 640, 1100
 """Pixels in a row of a test frame, a source frame and its translation, a grid of samples."""
 LABEL_WIDTH = 400
 """Pixels in a row of a ground truth; as in the predictions that evaluation keeps."""
-PAIRS, GRIDS = 6, 6
-"""Source frames shown with their translation, grids of samples shown over training."""
-
-T = TypeVar("T")
+MOST, IN_ALL = 6, 12
+"""Source frames, grids of samples and strips of a gate that are shown: of one translation, and of
+all together."""
 
 
 def photo(rgb: UInt8, width: int) -> str:
@@ -52,12 +50,6 @@ def _data_uri(image: Image.Image, **options: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", **options)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def spaced(items: Sequence[T], count: int) -> list[T]:
-    """At most so many of the items, evenly spaced."""
-    count = min(count, len(items))
-    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -212,7 +204,8 @@ def _order(scores: Mapping[str, _Scores], main: str | None, number: int) -> Iter
                 gains = _ranked(values - scores[BEFORE].metrics[key])
                 questions += [gains, gains[::-1]]
         questions += map(_ranked, scores[main].class_iou.T)
-    questions.append(spaced(range(number), number))
+    # By the bits of their numbers, the last first: however many have room, they are spread evenly.
+    questions.append(sorted(range(number), key=lambda index: f"{index:032b}"[::-1]))
     turns = chain.from_iterable(zip_longest(*questions))
     return iter(dict.fromkeys(index for index in turns if index is not None))
 
@@ -226,7 +219,7 @@ class Pair:
     translated: str
 
 
-def translated_pairs(run: Path, stage: str) -> list[Pair]:
+def translated_pairs(run: Path, stage: str, most: int = MOST) -> list[Pair]:
     """A few source frames, evenly spaced, each with its translation.
 
     Args:
@@ -246,7 +239,7 @@ def translated_pairs(run: Path, stage: str) -> list[Pair]:
             photo(read_rgb(Path(row["source"])), PAIR_WIDTH),
             photo(read_rgb(path.parent / row["translated"]), PAIR_WIDTH),
         )
-        for row in spaced(rows, PAIRS)
+        for row in evenly(rows, most)
     ]
 
 
@@ -258,10 +251,10 @@ class Grid:
     picture: str
 
 
-def sample_grids(folder: Path) -> list[Grid]:
+def sample_grids(folder: Path, most: int = MOST) -> list[Grid]:
     """A few grids of samples of the translator in a folder, evenly spaced, the newest last."""
     paths = sorted((folder / "samples").glob("step-*.png"))
-    shown = [*spaced(paths[:-1], GRIDS - 1), *paths[-1:]]
+    shown = [*evenly(paths[:-1], most - 1), *paths[-1:]]
     return [
         Grid(int(path.stem.removeprefix("step-")), photo(read_rgb(path), GRID_WIDTH))
         for path in shown
