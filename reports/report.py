@@ -113,6 +113,7 @@ def write_comparison(runs: Mapping[str, tuple[Config, Path]], folder: Path) -> N
         "rows": rows,
     }
     sweep(folder)
+    sweep(folder / "figures")
     write_json(
         folder / "report.json",
         {
