@@ -13,7 +13,7 @@ _CAPTION, _GAP, _MARK = 22, 4, (255, 0, 255)
 
 
 def strip(source: UInt8, translation: UInt8, flipped: npt.NDArray[np.bool_], caption: str) -> UInt8:
-    """A source frame, its translation, and this in dark grey with flipped pixels marked.
+    """A source frame, its translation, and this in grey with flipped pixels marked.
 
     Args:
         source: (H, W, 3) uint8, as is `translation`.
@@ -23,7 +23,7 @@ def strip(source: UInt8, translation: UInt8, flipped: npt.NDArray[np.bool_], cap
         (height, width, 3) uint8, the caption above.
     """
     grey = cv2.cvtColor(cv2.cvtColor(translation, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    marked = (grey * 0.6).astype(np.uint8)
+    marked = (40 + 0.5 * grey).astype(np.uint8)
     marked[flipped] = (0.35 * translation[flipped] + 0.65 * np.array(_MARK)).astype(np.uint8)
     height = max(1, round(source.shape[0] * TILE / source.shape[1]))
     sheet = Image.new("RGB", (3 * (TILE + _GAP) + _GAP, _CAPTION + height + _GAP))

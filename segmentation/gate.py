@@ -1,5 +1,6 @@
 """Whether labels still fit translated frames, as a frozen network of the source sees it."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -102,6 +103,11 @@ def look_at_translation(
     tables = np.stack([frame.table for frame in tally.frames])
     quarantined = _write_tables(config, space, names, tables, folder)
     _write_worst(config, space, names, tables, folder, look, stage, translation, arm)
+    print(
+        f"{stage}: {quarantined:,} of {len(names):,} frames quarantined",
+        file=sys.stderr,
+        flush=True,
+    )
     if quarantined == len(names):
         raise UserError(
             f"{stage}: all {len(names):,} frames are quarantined, and none is left to train on: of "

@@ -382,14 +382,14 @@ class Config(Schema):
             ValueError: there is none.
         """
         made = self.all_translations.get(frames)
-        if made is None or made.gate is None or made.gate.arm:
-            return made and made.gate and made.gate.arm
-        if not self._source_arms:
+        if made is None or made.gate is None:
+            return None
+        if not made.gate.arm and not self._source_arms:
             raise ValueError(
                 f"{place(frames)}.gate needs a network that was trained on the source; give "
                 "`arms` one, e.g. source_only: source"
             )
-        return self._source_arms[0]
+        return made.gate.arm or self._source_arms[0]
 
     @property
     def _source_arms(self) -> list[str]:

@@ -211,7 +211,7 @@ class GateConfig(Schema):
 
     arm: str | None = None
     """The arm of the network, of the first seed; none: the first that trains on `source` alone."""
-    threshold: float = Field(0.5, gt=0, le=1)
+    threshold: float = Field(0.75, gt=0, le=1)
     """Quarantine frames in which a larger part of a class has flipped: no arm trains on them.
     Classes of less than 5% of the pixels that the network sees right do not count. 1 quarantines
     none."""
