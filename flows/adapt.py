@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow, task
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
@@ -32,6 +36,7 @@ from pipeline.runtime.cost import WORKER
 from pipeline.runtime.threads import choose_threads
 from pipeline.scoring.metrics import headline
 from pipeline.text import number
+from reports.pages import cell
 from reports.summary import read_headline
 
 _SIDE_BY_SIDE: Any = ThreadPoolTaskRunner(max_workers=256)
@@ -122,7 +127,8 @@ def _gather(futures: dict[str, PrefectFuture[Any]]) -> None:
 
 
 def _show(run: Path) -> None:
-    """Leave the scores, the newest samples and the report in Prefect's UI."""
+    """Leave the headline, the scores, those of the classes, the newest samples and the report in
+    Prefect's UI."""
     path = run / "report" / "report.json"
     report, metrics = read_headline(path), headline()
     rows = [
@@ -131,6 +137,19 @@ def _show(run: Path) -> None:
         for arm, values in report.arms.items()
     ]
     create_table_artifact(rows, key=key(run.name, "scores"), description=f"Scores of {run.name}")
+    if report.headline:
+        lines = [f"**{cell(report.headline)}**"]
+        lines += [f"- **{one.severity}**: {cell(one.text)}" for one in report.warnings]
+        lines += [f"Next: {cell(report.advice)}"] if report.advice else []
+        create_markdown_artifact("\n\n".join(lines), key=key(run.name, "headline"))
+    if report.class_iou:
+        names = next(iter(report.class_iou.values()))
+        classes = [
+            {"class": name} | {arm: number(of[name]) for arm, of in report.class_iou.items()}
+            for name in names
+        ]
+        about = f"IoU of the classes of {run.name}"
+        create_table_artifact(classes, key=key(run.name, "classes"), description=about)
     create_link_artifact(
         path.with_name("index.html").as_uri(),
         key=key(run.name, "report"),

@@ -511,11 +511,13 @@ def gate(run: RunFolder) -> None:
 
 @app.command()
 def report(run: RunFolder) -> None:
-    """Write the report of a run."""
-    from flows.show import show_result
+    """Write the report of a run; of one that is not whole, of what has been scored so far."""
+    from flows.show import PARTIAL, show_result, write_partial_report
 
-    _run_stages(run, "report", anew=True)
-    show_result(run)
+    partial = write_partial_report(run)
+    if not partial:
+        _run_stages(run, "report", anew=True)
+    show_result(run, PARTIAL if partial else "report")
 
 
 @app.command()

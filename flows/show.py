@@ -14,23 +14,38 @@ from pipeline.config.settings import IDEAL, Config
 from pipeline.data.labels import load_label_space
 from pipeline.data.spec import DatasetSpec, built_in_specs, missing_classes, plug_ins, spec_fields
 from pipeline.errors import UserError
-from pipeline.files import explain_damage
+from pipeline.files import explain_damage, remove_tree
 from pipeline.progress import recorded
-from pipeline.run.folder import INPUTS_FILE, check_results, read_run, read_stage
+from pipeline.run.folder import (
+    CONFIG_FILE,
+    INPUTS_FILE,
+    check_results,
+    locked,
+    read_run,
+    read_stage,
+)
 from pipeline.run.lock import Holder, holders
 from pipeline.run.stage import Stage, is_done
 from pipeline.schema import parse
 from pipeline.scoring.metrics import headline
 from pipeline.text import count, duration, number, percent, size
 
+PARTIAL = "report-partial"
+"""The folder of a report of a run that is not whole, in the run's."""
 
-def show_result(folder: Path) -> None:
-    """The headline of a run's report."""
+
+def show_result(folder: Path, place: str = "report") -> None:
+    """The headline of a run's report, where it is, and the next sensible command.
+
+    Args:
+        place: its folder in the run's.
+    """
     from reports.sentences import NO_ORACLE
     from reports.summary import read_headline
 
-    check_results(folder, "report", "report.json")
-    path = folder / "report" / "report.json"
+    if is_done(folder, place):
+        check_results(folder, place, "report.json")
+    path = folder / place / "report.json"
     report = read_headline(path)
     # A report of before may lack a metric.
     metrics = [m for m in headline() if all(m.key in values for values in report.arms.values())]
@@ -45,7 +60,46 @@ def show_result(folder: Path) -> None:
     console.print(table)
     if IDEAL not in report.arms:
         console.print(NO_ORACLE, soft_wrap=True)
-    console.print(f"Report: {folder / 'report' / 'index.html'}", soft_wrap=True)
+    _say(console, *_told(folder, place))
+
+
+def _told(folder: Path, place: str = "report") -> list[str]:
+    """What a report says first, its path, and the next command."""
+    from reports.summary import read_headline
+
+    path = folder / place / "report.json"
+    report = read_headline(path)
+    advice = report.advice.replace("RUN", str(folder))
+    return [
+        *([report.headline] if report.headline else []),
+        f"Report: {path.with_name('index.html')}",
+        *([f"Next: {advice}"] if advice else []),
+    ]
+
+
+def _say(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def write_partial_report(run: Path) -> bool:
+    """Write a report of what has been scored so far into `report-partial/`; False for a whole run.
+
+    Raises:
+        UserError: nothing has been scored.
+    """
+    from reports.collect import scored_part
+    from reports.report import write_report
+
+    config, folder = read_run(run), run / PARTIAL
+    stages = plan(config, run)
+    whole = all(is_done(run, stage.name) for stage in stages if stage.command == "evaluate")
+    with locked(run):
+        if folder.is_dir():
+            remove_tree(folder)
+        if not whole:
+            write_report(scored_part(config, run), run, folder)
+    return not whole
 
 
 def write_status(run: Path) -> None:
@@ -87,6 +141,10 @@ def show_status(run: Path) -> None:
     table.add_row("all", "", "", duration(worked), duration(left) + (" + ?" if unknown else ""))
     console = Console()
     console.print(table)
+    if is_done(run, "report"):
+        _say(console, *_told(run))
+    else:
+        _say(console, f"Next: sim2real run {run / CONFIG_FILE} --run {run}")
     if IDEAL not in config.arms:
         from reports.sentences import NO_ORACLE
 

@@ -10,8 +10,8 @@ from pipeline.config.settings import IDEAL
 from pipeline.csv_files import write_table
 from pipeline.scoring.metrics import Metric, in_steps, tabled
 from pipeline.text import count, number, percent, spread
+from reports.chance import change, sign
 from reports.sentences import main_of, ours, trained_on
-from reports.steps import change
 from reports.summary import Difference, Recipe, Spread, Summary
 
 NOTE = (
@@ -243,24 +243,6 @@ def how_sure(signs: Mapping[int, int | None]) -> str:
     known = [f"more than {count(below[-1])}"] if below else []
     known += [f"fewer than {count(above[0])}"] if above else []
     return f" Beyond chance it is known only to be {' and '.join(known)}."
-
-
-def sign(report: Summary, metric: Metric, arm: str, than: str) -> int | None:
-    """1 where an arm is better than another beyond chance, -1 where it is worse, else 0.
-
-    None where one of them has no score.
-
-    Beyond chance: by more than the spread of the seeds, and with an interval over the test frames
-    that is clear of 0; as far as these are known.
-    """
-    found = change(report, arm, than)[metric.key]
-    if found is None:
-        return None
-    noise = max(report.arms[name][metric.key].std or 0 for name in (arm, than))
-    low, high = found.interval or (found.difference, found.difference)
-    if abs(found.difference) <= noise or low <= 0 <= high:
-        return 0
-    return 1 if metric.gain(found.difference, 0.0) > 0 else -1
 
 
 def _shares(report: Summary, metric: Metric, found: Sequence[Curve]) -> list[str]:

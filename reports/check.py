@@ -13,8 +13,8 @@ from pipeline.files import sweep, write_json, write_text
 from pipeline.intake.facts import Examiner
 from pipeline.intake.findings import SEVERITIES, DatasetReport, Example
 from pipeline.intake.text import percent, printable
-from reports.figures import label_picture, photo
 from reports.pages import environment
+from reports.pictures import label_picture, photo
 
 WIDTH = 320
 """Pixels in a row of a picture in the page."""

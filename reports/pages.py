@@ -1,15 +1,18 @@
 """The templates of all pages and texts, and what they may use."""
 
 import html
+import re
+from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from pipeline import text
 from pipeline.config.settings import AFTER, BEFORE
 from pipeline.scoring import metrics
 from pipeline.scoring.selection import CRITERIA
-from reports import budget, figures, selection, sentences, steps
-from reports.summary import Difference, Spread
+from reports import budget, selection, sentences, steps
+from reports.summary import Difference, Spread, Summary
 
 
 def environment(*, pages: bool = True) -> Environment:
@@ -33,6 +36,7 @@ def environment(*, pages: bool = True) -> Environment:
         "bounds": text.bounds,
         "margins": text.margins,
         "hours": text.hours,
+        "duration": text.duration,
         "count": text.count,
         "size": text.size,
         "spread": spread,
@@ -44,6 +48,9 @@ def environment(*, pages: bool = True) -> Environment:
         "moved": moved,
         "compared": compared,
         "correlation": correlation,
+        "axis": axis,
+        "marked": marked,
+        "plain": plain,
     }
     made.globals |= {
         "tabled": metrics.tabled,
@@ -55,6 +62,7 @@ def environment(*, pages: bool = True) -> Environment:
         "METRICS": metrics.METRICS,
         "trained_on": sentences.trained_on,
         "left_out": sentences.left_out,
+        "class_iou": class_iou,
         "result_sentences": sentences.result_sentences,
         "step_sentences": steps.step_sentences,
         "choices": selection.choices,
@@ -64,9 +72,23 @@ def environment(*, pages: bool = True) -> Environment:
         "BUDGET_NOTE": budget.NOTE,
         "BEFORE": BEFORE,
         "AFTER": AFTER,
-        "FEW": figures.FEW,
+        "asset": asset,
     }
     return made
+
+
+_TURNS = re.compile(r"[\u202a-\u202e\u2066-\u2069]|(?<!\\)\\u20(?:2[a-e]|6[6-9])")
+"""Characters that turn the direction of what follows them, as they are and as JSON escapes them."""
+
+
+def readable(page: str) -> str:
+    """A page in which no name turns what follows it round; what is no UTF-8 becomes `?`."""
+    return _TURNS.sub("", page).encode("utf-8", "replace").decode()
+
+
+def asset(name: str) -> Markup:
+    """A style sheet or script of this folder, as it stands."""
+    return Markup((files("reports") / name).read_text(encoding="utf-8"))
 
 
 def spread(score: Spread, unit: str = "%") -> str:
@@ -77,6 +99,12 @@ def spread(score: Spread, unit: str = "%") -> str:
 def class_value(value: float | None, unit: str = "%") -> str:
     """A class's value; `absent` when no seed has one."""
     return "absent" if value is None else text.number(value, unit)
+
+
+def class_iou(report: Summary, arm: str, name: str) -> str:
+    """A class's IoU with its interval; `absent` when no seed has one."""
+    score = report.class_scores["class_iou"][arm][name]
+    return "absent" if score.mean is None else scored(score)
 
 
 def share(value: float) -> str:
@@ -110,6 +138,24 @@ def compared(found: Difference | None, unit: str = "%") -> str:
 def correlation(value: float | None) -> str:
     """A correlation with its sign; a dash when there is none."""
     return "–" if value is None else f"{value:+.2f}".replace("-", "−")
+
+
+def plain(value: float | None) -> str:
+    """A number as a page's script reads it; empty for none."""
+    return "" if value is None else str(value)
+
+
+def marked(text: str) -> Markup:
+    """Text in which what stands between backticks is code."""
+    parts = [str(escape(part)) for part in text.split("`")]
+    if len(parts) % 2 == 0:  # a backtick without its other
+        return escape(text)
+    return Markup("".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts)))
+
+
+def axis(value: float | None) -> str:
+    """A number of a chart; a dash when there is none."""
+    return "–" if value is None else f"{value:.3g}".replace("-", "−")
 
 
 def _with(shown: str, addition: str) -> str:

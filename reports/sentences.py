@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pipeline.config.settings import AFTER, BEFORE, IDEAL
 from pipeline.config.translation import TRANSLATED
 from pipeline.scoring.metrics import Metric, class_columns, headline, in_steps, ranking
-from pipeline.text import count, difference, number, percent
+from pipeline.text import bounds, count, difference, margins, number, percent
+from reports.chance import change, sign
 from reports.summary import Recipe, Summary
 
 FRAMES = {
@@ -24,6 +25,7 @@ def called(frames: str, number: int | None = None) -> str:
     return f"{count(number)} {name}" if number else name
 
 
+NO_ORACLE_SHORT = "there is no oracle arm"
 NO_ORACLE = "There is no oracle arm, so the size of the gap to real training data is not known."
 
 
@@ -67,43 +69,84 @@ def main_of(tried: Sequence[str]) -> str | None:
     return AFTER if AFTER in tried else next(iter(tried), None)
 
 
-def result_sentences(report: Summary) -> list[str]:
-    """The result of a run: every arm of ours, the best by name, and how sure all that is."""
-    sure = [*_drawn_sentences(report), *_spread_sentences(report)]
+def result_headline(report: Summary) -> str:
+    """Did adaptation help, by how much, and is that certain.
+
+    What `reports.honesty` finds stands in it: a doubt before the result, a restriction behind it,
+    and a sentence in place of a share of the gap that cannot be given.
+    """
+    by = {
+        severity: [one.words for one in report.warnings if one.severity == severity]
+        for severity in ("void", "doubt", "caution")
+    }
+    before = f"Not to be relied on yet ({'; '.join(by['doubt'])}): " if by["doubt"] else ""
+    result = _result(report)
+    care = [words for words in (*by["void"], *by["caution"]) if words not in result]
+    behind = f" With care: {'; '.join(care)}." if care else ""
+    return f"{before}{result}.{behind}"
+
+
+def helped(report: Summary) -> bool:
+    """Whether the arm that stands for the adaptation is better than `source_only` beyond chance."""
+    main = main_of(ours(report.recipes))
+    ends = main is not None and BEFORE in report.arms
+    return ends and sign(report, headline()[0], str(main), BEFORE) == 1
+
+
+def _result(report: Summary) -> str:
+    """The result of the arm that stands for the adaptation, without its full stop."""
     arms, metric = report.arms, headline()[0]
-    tried = ours(report.recipes)
-    main = main_of(tried)
+    main = main_of(ours(report.recipes))
     missing = [BEFORE] * (BEFORE not in arms) + [AFTER] * (main is None)
     if missing or main is None:
-        return [f"This run has no {' and no '.join(missing)} arm: no gap can be given.", *sure]
+        return f"This run has no {' and no '.join(missing)} arm: no gap can be given"
     before, after = (arms[arm][metric.key].mean for arm in (BEFORE, main))
     if before is None or after is None:
-        return ["No pixel was scored."]
-    change = f"{metric.title} went from {number(before, metric.unit)} to "
-    change += f"{number(after, metric.unit)} ({_points(after - before, metric)})"
-    plainly = f"Against {BEFORE}, with {main} {change}."
-    if IDEAL not in arms:
-        return [plainly, *_others(report, tried, main), NO_ORACLE, *sure]
-    ideal = number(arms[IDEAL][metric.key].mean, metric.unit)
-    closed = report.gap_closed_by_arm[main][metric.key]
+        return "No pixel was scored"
+    moved = change(report, main, BEFORE)[metric.key]
+    shown = margins(moved.interval, metric.unit) if moved else ""
+    how = f"{metric.title} went from {number(before, metric.unit)} to "
+    how += f"{number(after, metric.unit)} ({_points(after - before, metric)}"
+    how += f", interval {shown})" if shown else ")"
+    if sign(report, metric, main, BEFORE) == 0:
+        return f"{main} made no difference beyond chance: {how}"
+    if metric.gain(after, before) < 0:
+        return f"{main} made it worse: {how}"
+    closed = report.gap_closed_by_arm.get(main, {}).get(metric.key)
     if closed is None:
-        return [
-            plainly,
-            f"The oracle, trained on real frames, reaches {ideal}, no better than {BEFORE}: there "
-            "is no gap to close.",
-            *_others(report, tried, main),
-            *sure,
-        ]
-    verdict = (
-        "made it worse"
-        if closed < 0
-        else f"closes {percent(closed, 0)} of the {metric.name} gap to training on real frames"
+        why = NO_ORACLE_SHORT if IDEAL not in arms else report.no_share.get(metric.key)
+        why = why or f"the oracle is no better than {BEFORE}, so there is no gap to close"
+        return f"Against {BEFORE}, with {main} {how}; no share of a gap is given: {why}"
+    ends = bounds(report.gap_closed_intervals.get(main, {}).get(metric.key), digits=0)
+    ideal = number(arms[IDEAL][metric.key].mean, metric.unit)
+    return (
+        f"{main} closes {percent(closed, 0)}{f' ({ends})' if ends else ''} of the {metric.name} "
+        f"gap to training on real frames: {how}; the oracle, trained on real frames, reaches "
+        f"{ideal}"
     )
-    return [
-        f"{main} {verdict}: {change}; the oracle, trained on real frames, reaches {ideal}.",
-        *_gaps(report, tried),
-        *sure,
-    ]
+
+
+def result_sentences(report: Summary) -> list[str]:
+    """What follows the headline: every arm of ours, the best by name, and how sure all that is."""
+    sure = [*_drawn_sentences(report), *_spread_sentences(report)]
+    arms, tried = report.arms, ours(report.recipes)
+    main = main_of(tried)
+    if main is None or BEFORE not in arms:
+        return sure
+    if IDEAL not in arms:
+        return [*_others(report, tried, main), *_worse(report), *sure]
+    gaps = _gaps(report, tried)
+    return [*(gaps or _others(report, tried, main)), *_worse(report), *sure]
+
+
+def _worse(report: Summary) -> list[str]:
+    """The classes that got worse, by name."""
+    named = [f"{arm}: {', '.join(names)}" for arm, names in report.classes_worse.items() if names]
+    if named:
+        return [f"Worse than {BEFORE} in IoU beyond chance: {'; '.join(named)}."]
+    if report.classes_worse:
+        return [f"No class got worse than {BEFORE} in IoU beyond chance."]
+    return []
 
 
 def left_out(report: Summary) -> str:
@@ -220,7 +263,7 @@ def _spread_sentences(report: Summary) -> list[str]:
     arms, metric = report.arms, headline()[0]
     seeds = max(len(scores[metric.key].seeds) for scores in arms.values())
     if seeds == 1:
-        return ["One seed: no spread known."]
+        return []  # which a rule of `reports.honesty` says
     lines = [f"Values are means over {seeds} seeds ± their standard deviation."]
     for arm in ours(report.recipes) if BEFORE in arms else []:
         before, after = (arms[name][metric.key] for name in (BEFORE, arm))

@@ -9,6 +9,8 @@ from pipeline.csv_files import write_table
 from pipeline.run.folder import STAGE_FILE, read_stage
 from pipeline.scoring.metrics import in_steps, tabled
 from pipeline.text import percent, spread
+from reports.chance import change
+from reports.honesty import did_nothing
 from reports.sentences import ours
 from reports.summary import Difference, Spread, Summary
 
@@ -27,6 +29,8 @@ class Step:
     gap_closed: Mapping[str, float | None]
     seconds: float | None
     """Of the computation that it needs by itself, all seeds, with what it shares with others."""
+    note: str = ""
+    """Why its row is no gain, where what it adds did nothing."""
 
 
 def steps_of(config: Config, run: Path, report: Summary) -> list[Step]:
@@ -37,35 +41,20 @@ def steps_of(config: Config, run: Path, report: Summary) -> list[Step]:
         for name, arm in config.arms.items()
         if bases and (arm.base or name in bases or name == IDEAL)
     ]
-    nothing = {metric.key: None for metric in tabled()}
+    nothing, idle = {metric.key: None for metric in tabled()}, did_nothing(report)
     return [
         Step(
             name,
-            arm.title or name,
+            f"{arm.title or name}{' (did nothing)' if name in idle else ''}",
             arm.base,
             report.arms[name],
-            change(report, name, arm.base) if arm.base else nothing,
+            change(report, name, arm.base) if arm.base in report.arms else nothing,
             report.gap_closed_by_arm.get(name, nothing),
             _seconds(run, [f"evaluation/{name}/seed-{seed}" for seed in config.seeds]),
+            idle.get(name, ""),
         )
         for name, arm in shown
     ]
-
-
-def change(report: Summary, arm: str, base: str) -> dict[str, Difference | None]:
-    """Metric -> how far an arm is above another, on the same frames where their counts are kept."""
-    compared = report.comparisons.get(arm, {}).get(base)
-    return {
-        key: compared.scores[key] if compared else _difference(score, report.arms[base][key])
-        for key, score in report.arms[arm].items()
-    }
-
-
-def _difference(score: Spread, below: Spread) -> Difference | None:
-    """The difference of two scores that kept no counts of their frames."""
-    if score.mean is None or below.mean is None:
-        return None
-    return Difference(difference=score.mean - below.mean, interval=None, better=None)
 
 
 def _seconds(run: Path, stages: list[str]) -> float | None:
@@ -105,7 +94,7 @@ def write_steps(path: Path, steps: Sequence[Step]) -> None:
                 f"{metric.key}_change": change.difference if change else None,
                 f"{metric.key}_gap_closed": step.gap_closed[metric.key],
             }
-        rows.append(row | {"hours": step.seconds and step.seconds / 3600})
+        rows.append(row | {"hours": step.seconds and step.seconds / 3600, "note": step.note})
     write_table(path, list(rows[0]), rows)
 
 
@@ -117,7 +106,9 @@ def step_sentences(report: Summary, steps: Sequence[Step]) -> list[str]:
         scored = [
             (metric.gain(mean, 0.0), step)
             for step in steps
-            if (mean := step.scores[metric.key].mean) is not None and step.arm in unlabelled
+            if (mean := step.scores[metric.key].mean) is not None
+            and step.arm in unlabelled
+            and not step.note
         ]
         if len(scored) < 2:
             continue

@@ -1,6 +1,9 @@
 """What a report says, as typed values: the content of `report.json`. No metric is computed here."""
 
+# ruff: noqa: RUF012 - pydantic copies defaults, which ruff does not see through another module
+
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -59,6 +62,104 @@ class Recipe(Value):
     """Those in which the arms are not alike."""
 
 
+class Training(Value):
+    """How far a training went, by its log."""
+
+    name: str
+    """Of the arm, or of the translation whose translator it is."""
+    translator: bool
+    seed: int
+    steps: int
+    frames: int
+    """Frames that it was shown; one that came twice counts twice."""
+    falling: float | None
+    """The part of its loss by which the last fifth of its log lies below the fifth before; None
+    where the log has fewer than ten entries."""
+    confident: float | None = None
+    """The largest share of pixels in its log of which the teacher of a self-training was sure."""
+
+
+class Content(Value):
+    """What is left of frames in their translations, on a few that are evenly spaced."""
+
+    frames: int
+    contrast: Names
+    """`source`, `translated`, `target` -> standard deviation of grey levels (0 to 255), median."""
+    entropy: Names
+    """The same -> Shannon entropy of 64 grey levels in bits (0 to 6), median."""
+    agreement: Names | None = None
+    """`before` and `after` translation, the share of pixels in which a frozen network that learnt
+    from the source agrees with the labels; `flipped`, the part of those in which it agrees before
+    that are lost, where a gate has counted it. None where no network looked."""
+
+
+class Confusion(Value):
+    """Pixels of a class that are taken for another one, and what that costs."""
+
+    truth: str
+    seen: str
+    """`void` where the network named no class."""
+    share: float
+    """Of the pixels of `truth`."""
+    cost: float
+    """What mean IoU would gain if they were right."""
+    text: str
+
+
+class SourcePoint(Value):
+    """An arm by its number of synthetic frames."""
+
+    arm: str
+    frames: int
+    kind: str
+    """What else it learns from, or which frames these are; points of a kind make a curve."""
+
+
+class Data(Value):
+    """What the data sets hold, to say whether more synthetic data would help."""
+
+    shares: dict[str, Names | None]
+    """`source`, `target`, `test` -> class -> its share of the pixels that have a class. Of source
+    and target by a sample of labels; None where they cannot or may not be read."""
+    test_frames: dict[str, int] | None
+    """Class -> test frames that show it."""
+    source_points: list[SourcePoint] = []
+    """Arms that differ in the number of synthetic frames alone; none where a run has no such."""
+    sentences: list[str] = []
+    """Should one buy more synthetic data?"""
+
+
+class Published(Value):
+    """A result that others have published of the same data sets and protocol."""
+
+    method: str
+    network: str
+    metric: str
+    source_only: float
+    adapted: float
+    oracle: float
+    source: str
+    """The paper, and where the numbers were seen."""
+
+
+class Finding(Value):
+    """A rule of `reports.honesty` that holds for a report."""
+
+    rule: str
+    severity: Literal["void", "doubt", "caution"]
+    """`void`: a share of the gap is not given. `doubt`: the headline is not to be relied on.
+    `caution`: it holds with this restriction."""
+    words: str
+    """As a part of the headline."""
+    text: str
+    """As a sentence of its own."""
+    advice: str
+    """What to do about it; RUN stands for the folder of the run."""
+    metrics: list[str] = []
+    """Of which no share of the gap is given."""
+    arms: list[str] = []
+
+
 class Summary(Flat):
     """The content of a `report.json`: equal for equal runs, wherever and whenever they ran."""
 
@@ -84,6 +185,37 @@ class Summary(Flat):
     scores: dict[str, dict[str, Spread] | None]
     """Means of breakdowns that are not among the metrics of `arms`: key -> arm -> values."""
     void_predictions: dict[str, int]
+    class_scores: dict[str, dict[str, dict[str, Spread]]] = {}
+    """Key of a column of the table of classes -> arm -> class -> its values."""
+    classes_worse: dict[str, list[str]] = {}
+    """Arm -> classes whose IoU is below that of `source_only` beyond chance."""
+    lost_iou: dict[str, Names] = {}
+    """Arm -> class -> its part of what mean IoU lacks to 1."""
+    confusion: dict[str, list[list[int]]] = {}
+    """Arm -> (K, K + 1) pixels of all seeds: rows truth, columns prediction, the last one void."""
+    confusions: dict[str, list[Confusion]] = {}
+    """Arm -> its costliest confusions, the first costs most."""
+    floors: dict[str, Score] = {}
+    """Metric -> its value where the test set's largest class is predicted everywhere."""
+    resemblance: float | None = None
+    """How far the scores of neighbouring test frames go together, a correlation: of the
+    differences of two arms, or of one arm's scores. None for fewer than ten frames."""
+    data: Data = Data(shares={}, test_frames=None)
+    trainings: list[Training] = []
+    translations: dict[str, Content] = {}
+    """Translation -> what is left of its frames; without those whose pictures are gone."""
+    missing: list[str] = []
+    """What was not measured, in sentences."""
+    published: list[Published] = []
+    warnings: list[Finding] = []
+    """What `reports.honesty` finds, the gravest first."""
+    no_share: dict[str, str] = {}
+    """Metric -> why no share of its gap is given."""
+    headline: str = ""
+    sentences: list[str] = []
+    """What follows the headline."""
+    advice: str = ""
+    """The next sensible command; RUN stands for the folder of the run."""
 
     @property
     def classes(self) -> list[str]:
@@ -122,6 +254,11 @@ class Headline(BaseModel):
 
     arms: dict[str, dict[str, Spread]]
     gap_closed_by_arm: dict[str, dict[str, float | None]] = {}
+    no_share: dict[str, str] = {}
+    headline: str = ""
+    warnings: list[Finding] = []
+    advice: str = ""
+    class_iou: dict[str, Names] = {}
 
 
 def read_headline(path: Path) -> Headline:

@@ -26,6 +26,7 @@ from pipeline.scoring.metrics import (
     tabled,
 )
 from reports.budget import compared_arms
+from reports.classes import fewer_source_frames
 from reports.settings import ordered_arms, recipes
 from reports.summary import Comparison, Difference, Names, Spread, Summary
 
@@ -71,18 +72,23 @@ def summary(
     evaluations: Evaluations,
     against: Mapping[str, Sequence[str]] | None = None,
 ) -> Summary:
-    """The content of `report.json`: the same for equal runs, wherever and whenever they ran.
+    """The scores of a report, with no word yet of what they are worth.
 
     Args:
         against: arm -> the arms that it is compared with frame by frame; none: each with
             `source_only`, `adapted`, its base and what `reports.budget` asks for.
     """
     if against is None:
-        more = compared_arms(recipes(config))
+        told = recipes(config)
+        more, fewer = compared_arms(told), fewer_source_frames(told)
         against = {
             arm: others
             for arm in evaluations
-            if (others := _compared_with(config, arm, more.get(arm, [])))
+            if (
+                others := _compared_with(
+                    config, arm, [*more.get(arm, []), *([fewer[arm]] if arm in fewer else [])]
+                )
+            )
         }
     first = first_evaluation(evaluations)
     drawn = _drawn(evaluations, _space(config))
@@ -106,6 +112,11 @@ def summary(
         if arm in against
     }
     return Summary(
+        class_scores={
+            b.key: class_scores(evaluations, drawn, b.key)
+            for b in class_columns()
+            if breakdowns[b.key]
+        },
         name=config.name,
         label_space=str(first.protocol["label_space"]),
         dataset=first.dataset,
@@ -192,6 +203,22 @@ def _breakdown(evaluations: Evaluations, key: str) -> dict[str, Names] | None:
         }
         for arm, scores in evaluations.items()
     }
+
+
+def class_scores(
+    evaluations: Evaluations, drawn: Mapping[str, Drawn], key: str
+) -> dict[str, dict[str, Spread]]:
+    """Arm -> class -> its values over the seeds, with an interval where frames were counted."""
+    found: dict[str, dict[str, Spread]] = {}
+    for arm, scores in evaluations.items():
+        found[arm] = {
+            name: _spread(
+                {str(s.seed): s.breakdowns[key][name] for s in scores},
+                drawn[arm][key][:, index] if arm in drawn else None,
+            )
+            for index, name in enumerate(scores[0].breakdowns[key])
+        }
+    return found
 
 
 def _drawn(evaluations: Evaluations, space: LabelSpace) -> dict[str, Drawn]:
@@ -305,12 +332,22 @@ def shares_of_truth(evaluations: Evaluations) -> dict[str, float]:
 
 def write_classes(path: Path, report: Summary, shares: Mapping[str, float]) -> None:
     """Write a table of one row a class: each arm's scores and the share of the scored pixels."""
-    columns = {
+    columns: dict[str, Mapping[str, object]] = {
         f"{breakdown.column}_{arm}": values[arm]
         for arm in report.arms
         for breakdown in class_columns()
         if (values := report.breakdowns[breakdown.key])
     }
+    for arm, scores in report.class_scores.get("class_iou", {}).items():
+        for end, which in (("low", 0), ("high", 1)):
+            columns[f"iou_{arm}_{end}"] = {
+                name: score.interval[which] if score.interval else None
+                for name, score in scores.items()
+            }
+    sets = {name: report.data.shares.get(name) for name in ("source", "target")}
+    columns |= {f"share_of_{name}": part for name, part in sets.items() if part}
+    columns |= {"test_frames": report.data.test_frames} if report.data.test_frames else {}
+    columns |= {f"lost_iou_{arm}": part for arm, part in report.lost_iou.items()}
     rows = [
         {
             "class": name,
@@ -324,12 +361,16 @@ def write_classes(path: Path, report: Summary, shares: Mapping[str, float]) -> N
 
 def _over_seeds(evaluations: Sequence[Evaluation], key: str, drawn: Drawn | None = None) -> Spread:
     seeds = {str(evaluation.seed): evaluation.scores.get(key) for evaluation in evaluations}
+    return _spread(seeds, drawn[key] if drawn is not None else None)
+
+
+def _spread(seeds: dict[str, Score], drawn: Float | None) -> Spread:
     present = [value for value in seeds.values() if value is not None]
     return Spread(
         mean=_mean(present),
         std=stdev(present) if len(present) > 1 else None,
         seeds=seeds,
-        interval=bootstrap.interval(drawn[key]) if drawn is not None else None,
+        interval=bootstrap.interval(drawn) if drawn is not None else None,
     )
 
 

@@ -17,7 +17,7 @@ from pipeline.scoring import cityscapes
 from pipeline.scoring.bootstrap import intervals
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.evaluation import FRAMES_FILE, Evaluation, Setting
-from pipeline.scoring.metrics import Counts, Score, scores
+from pipeline.scoring.metrics import Counts, Score, class_iou, scores
 
 PICTURES, IDS, OVERLAYS = "predictions", "predictions_ids", "overlays"
 """The folders of predictions: small pictures, whole ones, drawn over the frame."""
@@ -168,13 +168,15 @@ def _write_official(
 
 
 def _write_table(path: Path, space: LabelSpace, names: Sequence[str], counts: Counts) -> None:
-    """Write pixels and metrics of each frame, of counts (N, K, K + 1)."""
+    """Write pixels, metrics and the classes' IoU of each frame, of counts (N, K, K + 1)."""
     columns: dict[str, Sequence[object]] = {
         "name": names,
         "pixels": counts.sum(axis=(1, 2)).tolist(),
         "void_predictions": counts[:, :, -1].sum(axis=1).tolist(),
         **{key: values.tolist() for key, values in scores(counts, space).items()},
     }
+    of_classes = class_iou(counts).T.tolist()
+    columns |= {f"iou {n}": v for n, v in zip(space.class_names, of_classes, strict=True)}
     rows = zip(*columns.values(), strict=True)
     write_table(path, list(columns), [dict(zip(columns, row, strict=True)) for row in rows])
 

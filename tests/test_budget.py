@@ -428,6 +428,6 @@ def test_the_whole_budget_and_its_curves(tiny: Path, cli: Cli) -> None:
     assert arms["target_10"] == arms["oracle"]
     page = (folder / "index.html").read_text()
     assert "What synthetic frames are worth in labelled ones" in page
-    assert 'id="budget-pixel_accuracy"' in page
-    assert 'id="budget-mean_iou"' in page
+    assert 'aria-label="Per-pixel accuracy, over labelled frames of the target.' in page
+    assert 'aria-label="Mean IoU, over labelled frames of the target.' in page
     assert "10 labelled frames of the target" in page

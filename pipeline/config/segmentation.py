@@ -243,8 +243,8 @@ class EvaluationConfig(Schema):
     """Scoring on the labelled frames of `test`."""
 
     pictures: int = Field(6, ge=0)
-    """Frames shown in the report with all predictions, evenly spaced; those with the worst scores
-    are shown besides. 0 keeps no predictions as pictures."""
+    """0 keeps no predictions as pictures, and the report shows no frames. Any other number keeps
+    those of all frames; the report shows as many as it has room for."""
     classes: tuple[str, ...] | None = Field(None, min_length=1)
     """The classes of the label space that means count; none: those that it says itself."""
     window: Size | None = None

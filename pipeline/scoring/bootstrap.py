@@ -14,10 +14,10 @@ import numpy as np
 
 from pipeline.data.labels import LabelSpace
 from pipeline.scoring.metrics import (
-    BREAKDOWNS,
     Counts,
     Float,
     Formula,
+    class_columns,
     mean_defined,
     tabled,
 )
@@ -52,8 +52,8 @@ def resample(
         seeds: the counts (N, K, K + 1) of each seed, over the same images in the same order.
 
     Returns:
-        The metrics that tables show, each (resamples,), and the breakdowns in which arms are
-        compared, each (resamples, K). NaN where a drawing leaves it undefined, and everywhere with
+        The metrics that tables show, each (resamples,), and the columns of the table of classes,
+        each (resamples, K). NaN where a drawing leaves it undefined, and everywhere with
         fewer than two images.
     """
     images = len(seeds[0])
@@ -79,7 +79,7 @@ def resample(
 def _formulas() -> dict[str, Formula]:
     """What is computed in each drawing."""
     of_set = {metric.key: metric.formula for metric in tabled()}
-    of_parts = {b.key: b.formula for b in BREAKDOWNS.values() if b.compared}
+    of_parts = {b.key: b.formula for b in class_columns()}
     return {key: formula for key, formula in (of_set | of_parts).items() if formula}
 
 

@@ -91,6 +91,12 @@ def class_accuracy(counts: Counts | Float, space: LabelSpace | None = None) -> F
     return ratio(_hits(counts), counts.sum(axis=-1))
 
 
+def class_precision(counts: Counts | Float, space: LabelSpace | None = None) -> Float:
+    """Correct pixels / predicted ones of each class; undefined where none is predicted."""
+    hits = _hits(counts)
+    return ratio(hits, counts.sum(axis=-2)[..., : hits.shape[-1]])
+
+
 def class_iou(counts: Counts | Float, space: LabelSpace | None = None) -> Float:
     """tp / (tp + fp + fn); undefined where a class is neither in the truth nor predicted."""
     hits = _hits(counts)
@@ -112,6 +118,11 @@ def category_iou(counts: Counts | Float, space: LabelSpace) -> Float:
 def mean_class_accuracy(counts: Counts | Float, space: LabelSpace) -> Float:
     """Mean accuracy of the classes that are averaged and defined."""
     return mean_defined(class_accuracy(counts)[..., _averaged(space)])
+
+
+def mean_class_precision(counts: Counts | Float, space: LabelSpace) -> Float:
+    """Mean precision of the classes that are averaged and predicted."""
+    return mean_defined(class_precision(counts)[..., _averaged(space)])
 
 
 def mean_iou(counts: Counts | Float, space: LabelSpace) -> Float:
@@ -154,6 +165,7 @@ METRICS = {
         Metric(
             "frequency_weighted_iou", "frequency-weighted IoU", frequency_weighted_iou, table=True
         ),
+        Metric("mean_class_precision", "mean class precision", mean_class_precision),
         Metric("mean_category_iou", "mean category IoU", mean_category_iou),
         Metric("mean_class_iiou", "mean class iIoU", None),
         Metric("mean_category_iiou", "mean category iIoU", None),
@@ -166,6 +178,9 @@ BREAKDOWNS = {
     for breakdown in (
         Breakdown("class_accuracy", "accuracy", "classes", "mean_class_accuracy", class_accuracy),
         Breakdown("class_iou", "IoU", "classes", "mean_iou", class_iou, compared=True),
+        Breakdown(
+            "class_precision", "precision", "classes", "mean_class_precision", class_precision
+        ),
         Breakdown(
             "category_iou",
             "IoU",
