@@ -70,7 +70,7 @@ def look_at_translation(
         translation, arm: what they are called.
 
     Raises:
-        UserError: no checkpoint, a frame or label cannot be read, or no frame is left to train on.
+        UserError: no checkpoint, or a frame or label cannot be read.
     """
     if not checkpoint.is_file():
         raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-segmentation` first.")
@@ -108,13 +108,6 @@ def look_at_translation(
         file=sys.stderr,
         flush=True,
     )
-    if quarantined == len(names):
-        raise UserError(
-            f"{stage}: all {len(names):,} frames are quarantined, and none is left to train on: of "
-            f"a class of each, more than {config.threshold:.0%} has flipped for the network of arm "
-            f"{arm}. Look at {folder / SHEET}. Then mend the translation; or raise the gate's "
-            f"threshold, take another arm, or leave the gate out, with --force {stage}."
-        )
     tally.remove()
 
 
@@ -170,7 +163,7 @@ def _write_tables(
         np.savez_compressed(part, names=np.array(names), tables=tables)
     quarantined = [
         {"name": names[i], "reason": f"{lost[i]:.1%} of {lost_class[i]} has flipped"}
-        for i in np.flatnonzero(out)
+        for i in map(int, np.flatnonzero(out))
     ]
     write_table(folder / QUARANTINE, ["name", "reason"], quarantined)
     return len(quarantined)

@@ -204,10 +204,12 @@ def test_flipped_pixels_are_ignored_and_no_others(look: Look, tiny: Path) -> Non
     assert not (folder.with_name("plain") / "labels").exists()
 
 
-def test_no_frame_left_is_an_error_with_the_pictures_to_look_at(look: Look) -> None:
+def test_no_frame_left_is_an_error_of_the_training(look: Look, tiny: Path) -> None:
+    source, folder = configured(tiny).source, look("gates/x", threshold=1e-6)
+    assert len(Drift.read(folder).quarantined) == len(NAMES)
     with pytest.raises(UserError, match=r"gates/x: all 10 frames .*--force gates/x"):
-        look("gates/x", threshold=1e-6)
-    folder = look("gates/x", threshold=1)
+        gated_spec(translated_spec(source, folder.parents[1] / "translated"), folder, None)
+    folder = look("gates/y", threshold=1)
     assert Drift.read(folder).quarantined == []
     assert (folder / "quarantine.csv").read_text() == "name,reason\n"
 

@@ -29,6 +29,7 @@ from pydantic import BaseModel
 
 from pipeline.data.labels import LabelSpace
 from pipeline.data.spec import DatasetSpec, pattern_fields
+from pipeline.errors import UserError
 from pipeline.files import read_record, write_json
 from pipeline.scoring.metrics import Counts, Float, Score, ratio
 
@@ -152,7 +153,19 @@ def gated_spec(spec: DatasetSpec, folder: Path, relabelled: LabelSpace | None) -
         spec: of the translation.
         folder: that of the gate.
         relabelled: the classes of the gate's labels, where it ignores flipped pixels.
+
+    Raises:
+        UserError: no frame is left.
     """
+    found = Drift.read(folder)
+    if len(found.quarantined) == found.frames:
+        stage = f"gates/{folder.name}"
+        raise UserError(
+            f"{stage}: all {found.frames:,} frames are quarantined, and none is left to train on: "
+            f"of a class of each, more than {found.threshold:.0%} has flipped for the network of "
+            f"arm {found.arm}. Look at {folder / SHEET}. Then mend the translation; or raise the "
+            f"gate's threshold, take another arm, or leave the gate out, with --force {stage}."
+        )
     changed: dict[str, object] = {"quarantine": folder / QUARANTINE}
     if relabelled:
         fields = "/".join(f"{{{field}}}" for field in pattern_fields(spec.images))
