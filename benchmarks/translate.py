@@ -267,7 +267,9 @@ def main() -> None:
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
             print(f"{part}{', ' if name else ''}{name}: {value}")
     slug = re.sub(r"[^a-z0-9]+", "-", str(result["machine"]).lower()).strip("-")
-    path = RESULTS / f"translate-{slug}-{options.precision}.json"
+    size = "x".join(map(str, options.size))
+    kind = f"{size}-{options.blocks}-blocks-of-{options.width}-{options.precision}"
+    path = RESULTS / f"translate-{slug}-{kind}.json"
     write_json(path, result)
     print(f"Written: {path}")
 
