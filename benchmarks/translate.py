@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--counts", type=int, nargs="+", default=[50, 200, 1000])
     parser.add_argument("--many", type=int, default=25_000)
+    parser.add_argument("--out", type=Path, help="file of the result [in benchmarks/results]")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, object] = {
@@ -269,7 +270,7 @@ def main() -> None:
     slug = re.sub(r"[^a-z0-9]+", "-", str(result["machine"]).lower()).strip("-")
     size = "x".join(map(str, options.size))
     kind = f"{size}-{options.blocks}-blocks-of-{options.width}-{options.precision}"
-    path = RESULTS / f"translate-{slug}-{kind}.json"
+    path = options.out or RESULTS / f"translate-{slug}-{kind}.json"
     write_json(path, result)
     print(f"Written: {path}")
 
