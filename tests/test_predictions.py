@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flows import cli
 from flows.predictions import LABELS, OVERLAYS, VIDEO, predict_any
 from pipeline.config.load import load_config
 from pipeline.config.segmentation import SegmentationConfig
@@ -26,7 +27,7 @@ from segmentation.models import build_model
 from segmentation.predict import overlay
 from segmentation.predictor import Predictor, load_predictor
 from segmentation.scores import label_ids
-from tests.conftest import TINY, Cli
+from tests.conftest import TINY
 from tests.helpers import without_seconds
 
 SPACE = load_label_space("cityscapes19")
@@ -204,15 +205,17 @@ def test_what_cannot_be_predicted(weights: Path, folder: Path, tmp_path: Path) -
     assert not (folder / "out").exists()
 
 
-def test_the_command(weights: Path, folder: Path, cli: Cli) -> None:
+def test_the_command(weights: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "c.png").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="1 of 5 frames cannot be read, more than"):
-        predict_any(weights, folder, folder.parent / "out")
-    words = ["predict", weights, "--input", folder, "--out", "out"]
-    told = cli(*words, "--unreadable", "0.2", "--overlay")
-    assert told.returncode == 0, told.stderr
-    assert "Skipped: " in told.stderr
-    assert f"Predicted: {Path('out/predictions')}, {Path('out/overlays')}" in told.stdout
     out = folder.parent / "out"
+    words = ["predict", str(weights), "--input", str(folder), "--out", str(out), "--overlay"]
+    with pytest.raises(UserError, match="1 of 5 frames cannot be read, more than the share of 0"):
+        cli.app(args=words, standalone_mode=False)
+    cli.app(args=[*words, "--unreadable", "0.2", "--shard", "2/2"], standalone_mode=False)
+    assert "Shard 2/2 is done" in capsys.readouterr().out
+    cli.app(args=[*words, "--unreadable", "0.2"], standalone_mode=False)
+    said = capsys.readouterr()
+    assert "Skipped: " in said.err
+    assert f"Predicted: {out / LABELS}, {out / OVERLAYS}, {out / MANIFEST}" in said.out
     assert len(list(out.rglob("predictions/**/*.png"))) == 4
     assert "c.png cannot be read as an image" in (out / MANIFEST).read_text()
