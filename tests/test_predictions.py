@@ -134,8 +134,21 @@ def test_the_run_says_how_frames_are_shown(
     before = content(out)
     predict_any(checkpoint, folder, out, overlays=True)
     assert content(out).items() >= {k: v for k, v in before.items() if "manifest" not in k}.items()
+    assert "Note: the run's" not in capsys.readouterr().err
     with pytest.raises(UserError, match=r"in another form.*:\n  settings.width: 48 -> 64"):
         predict_any(run / "adapted", folder, out, width=64)
+
+
+def test_frames_of_another_scale_are_noted(
+    weights: Path, folder: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "r"
+    write_run(run, load_config(tiny))
+    checkpoint = run / "segmentation/adapted/seed-0/checkpoints/last.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(weights.read_bytes())
+    predict_any(run / "adapted", folder / "a.png", tmp_path / "out")
+    assert "test frames are 128 pixels wide, and these 71. --width 128" in capsys.readouterr().err
 
 
 def test_shards_make_the_same_set(weights: Path, folder: Path) -> None:
