@@ -35,12 +35,12 @@ from cyclegan.networks import InstanceNorm, PictureConv, ResnetGenerator, initia
 from cyclegan.translate import FrameTranslator, Promise, write_translations
 from pipeline.config.settings import ComputeConfig
 from pipeline.data.frames import Waits, open_frames
-from pipeline.data.images import UInt8, write_image
+from pipeline.data.images import UInt8, resize_rgb, write_image
 from pipeline.files import write_json
 from pipeline.runtime.threads import usable_cores
 from pipeline.toyworld.drawing import render_scene
 
-SMALL, TINY = (96, 64), (64, 32)
+SMALL, TINY = (96, 64), (16, 16)
 """Sizes of the frames of parts 2 and 3."""
 RESULTS = Path(__file__).parent / "results"
 
@@ -48,7 +48,12 @@ RESULTS = Path(__file__).parent / "results"
 def draw(folder: Path, count: int, size: tuple[int, int]) -> Path:
     """A folder of so many frames, of which eight differ."""
     for i in range(min(count, 8)):
-        picture, _ = render_scene(np.random.default_rng(i), size, "sim")
+        rng = np.random.default_rng(i)
+        drawn = tuple(np.clip(size, (64, 32), (2048, 1024)).tolist())
+        picture = resize_rgb(render_scene(rng, drawn, "sim")[0], size)
+        # With the grain of a camera: flat areas are no test of an encoder.
+        grain = rng.integers(0, 8, picture.shape, np.uint8)
+        picture = np.minimum(picture, 247) + grain
         write_image(folder / f"{i:06d}.png", picture)
     for i in range(8, count):
         shutil.copy(folder / f"{i % 8:06d}.png", folder / f"{i:06d}.png")
@@ -65,15 +70,17 @@ def generator(blocks: int, width: int, device: torch.device) -> ResnetGenerator:
 def usual_network(ours: nn.Module) -> nn.Module:
     """The same weights in the layers of the reference."""
     network = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
+    channels = 0
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, InstanceNorm):
-                # Without weights it needs no number of channels.
-                module.register_module(name, nn.InstanceNorm2d(0))
+                module.register_module(name, nn.InstanceNorm2d(channels))
             elif isinstance(child, PictureConv):
                 plain = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size)
                 plain.load_state_dict(child.state_dict())
                 module.register_module(name, plain.to(child.weight.device))
+            elif isinstance(child, nn.Conv2d | nn.ConvTranspose2d):
+                channels = child.out_channels
     return network
 
 
@@ -84,7 +91,7 @@ def usual_loop(network: nn.Module, frames: Path, out: Path, precision: str) -> N
     device = next(network.parameters()).device
     half = precision == "bf16-mixed"
     for path in sorted(frames.iterdir()):
-        rgb = np.asarray(Image.open(path).convert("RGB"))
+        rgb = np.array(Image.open(path).convert("RGB"))
         height, width = rgb.shape[:2]
         x = torch.from_numpy(rgb).permute(2, 0, 1)[None].float().to(device) / 127.5 - 1
         x = nn.functional.pad(x, (0, -width % 4, 0, -height % 4), mode="reflect")
@@ -261,7 +268,9 @@ def main() -> None:
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
             print(f"{part}{', ' if name else ''}{name}: {value}")
     slug = re.sub(r"[^a-z0-9]+", "-", str(result["machine"]).lower()).strip("-")
-    path = options.out or RESULTS / f"translate-{slug}-{options.precision}.json"
+    size = "x".join(map(str, options.size))
+    kind = f"{size}-{options.blocks}-blocks-of-{options.width}-{options.precision}"
+    path = options.out or RESULTS / f"translate-{slug}-{kind}.json"
     write_json(path, result)
     print(f"Written: {path}")
 
