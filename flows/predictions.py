@@ -2,16 +2,18 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from flows.frames import UNREADABLE, begin, data_set
-from flows.segmenters import arm_of_run
+from flows.segmenters import ArmOfRun, arm_of_run
 from pipeline.config.settings import ComputeConfig
 from pipeline.data.frames import (
     CODECS,
     MANIFEST,
+    Frames,
     check_output,
     convert,
     data_set_frames,
@@ -85,6 +87,8 @@ def predict_any(
     frames = (
         data_set_frames(spec.model_copy(update={"width": None})) if spec else open_frames(given)
     )
+    if arm and predictor.width is None:
+        _note_scale(arm, frames)
     paths = {"prediction": [out / LABELS / f"{name}.png" for name in frames.names]}
     if overlays:
         paths["overlay"] = [out / OVERLAYS / f"{name}.jpg" for name in frames.names]
@@ -128,6 +132,19 @@ def predict_any(
         if overlays and frames.rate is not None:
             made += _video(out / VIDEO, paths["overlay"], frames.rate)
     return made
+
+
+def _note_scale(arm: ArmOfRun, frames: Frames) -> None:
+    """Say that frames are much larger or smaller than those of a run that has no width."""
+    seen = arm.test_frame()
+    with suppress(UserError):  # of a first frame that is unreadable: it is told when it is read
+        own = frames.size(0)[0]
+        if seen is not None and not 0.8 < own / seen.shape[1] < 1.25:
+            print(
+                f"Note: the run's test frames are {seen.shape[1]} pixels wide, and these {own}. "
+                f"--width {seen.shape[1]} shows them to the network at the scale that it knows.",
+                file=sys.stderr,
+            )
 
 
 def _video(path: Path, pictures: Sequence[Path], rate: float) -> list[Path]:

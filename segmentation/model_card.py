@@ -56,7 +56,8 @@ def model_card(
         "trained for": f"{count(config['steps'], 'step')} of {config['batch_size']} crops of "
         f"{config['crop'][0]}x{config['crop'][1]}",
         "input": about["input"],
-        "normalisation": f"{about['normalisation']}; mean {about['mean']}, std {about['std']}",
+        "normalisation": f"{about['normalisation']}; mean {_numbers(about['mean'])}, std "
+        f"{_numbers(about['std'])}",
         "output": about["output"],
     }
     return "\n".join(
@@ -109,6 +110,10 @@ def _classes(space: LabelSpace, evaluation: Evaluation | None) -> list[str]:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(_line(cell) for cell in line)} |" for line in lines] + [""]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def _line(text: str) -> str:

@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from flows import cli
 from flows.predictions import LABELS, OVERLAYS, VIDEO, predict_any
 from pipeline.config.load import load_config
 from pipeline.config.segmentation import SegmentationConfig
 from pipeline.data.frames import JOURNAL, MANIFEST, open_frames, write_video
-from pipeline.data.images import UInt8, read_raw, read_rgb, write_image
+from pipeline.data.images import UInt8, read_header, read_raw, read_rgb, write_image
 from pipeline.data.labels import load_label_space
 from pipeline.errors import UserError
 from pipeline.files import PART, REMOVED
@@ -25,7 +27,7 @@ from segmentation.models import build_model
 from segmentation.predict import overlay
 from segmentation.predictor import Predictor, load_predictor
 from segmentation.scores import label_ids
-from tests.conftest import TINY, Cli
+from tests.conftest import TINY
 from tests.helpers import without_seconds
 
 SPACE = load_label_space("cityscapes19")
@@ -108,7 +110,7 @@ def test_what_is_saved(weights: Path, predictor: Predictor, folder: Path) -> Non
     for save, expected in (("train_ids", classes), ("label_ids", label_ids(SPACE)[classes])):
         out = folder.parent / save
         assert predict_any(weights, frame, out, save=save) == [out / LABELS, out / MANIFEST]  # type: ignore[arg-type]
-        assert Image.open(out / LABELS / "a.png").mode == "L"
+        assert read_header(out / LABELS / "a.png").mode == "L"
         assert (read_raw(out / LABELS / "a.png") == expected).all()
         assert not (out / OVERLAYS).exists()
 
@@ -132,8 +134,21 @@ def test_the_run_says_how_frames_are_shown(
     before = content(out)
     predict_any(checkpoint, folder, out, overlays=True)
     assert content(out).items() >= {k: v for k, v in before.items() if "manifest" not in k}.items()
+    assert "Note: the run's" not in capsys.readouterr().err
     with pytest.raises(UserError, match=r"in another form.*:\n  settings.width: 48 -> 64"):
         predict_any(run / "adapted", folder, out, width=64)
+
+
+def test_frames_of_another_scale_are_noted(
+    weights: Path, folder: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "r"
+    write_run(run, load_config(tiny))
+    checkpoint = run / "segmentation/adapted/seed-0/checkpoints/last.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(weights.read_bytes())
+    predict_any(run / "adapted", folder / "a.png", tmp_path / "out")
+    assert "test frames are 128 pixels wide, and these 71. --width 128" in capsys.readouterr().err
 
 
 def test_shards_make_the_same_set(weights: Path, folder: Path) -> None:
@@ -159,14 +174,16 @@ def test_a_video_of_ten_seconds(weights: Path, predictor: Predictor, tmp_path: P
     assert np.abs(made.read(100).astype(int) - expected).mean() < 12
 
 
-def test_killed_at_random_moments(weights: Path, folder: Path) -> None:
-    """The same is done under `make soak` with the command itself, 50 times."""
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.soak)])
+def test_killed_at_random_moments(weights: Path, folder: Path, kills: int) -> None:
     place = folder.parent
     begun = time.monotonic()
     predict_any(weights, folder, place / "whole", overlays=True)
     seconds = time.monotonic() - begun
     chance, context = random.Random(0), multiprocessing.get_context("fork")
-    for _ in range(5):
+    for _ in range(kills):
+        if kills > 4 and chance.random() < 0.1:  # from the start now and then
+            shutil.rmtree(place / "out", ignore_errors=True)
         arguments = weights, folder, place / "out"
         child = context.Process(target=predict_any, args=arguments, kwargs={"overlays": True})
         child.start()
@@ -201,16 +218,17 @@ def test_what_cannot_be_predicted(weights: Path, folder: Path, tmp_path: Path) -
     assert not (folder / "out").exists()
 
 
-def test_the_command(weights: Path, folder: Path, cli: Cli) -> None:
+def test_the_command(weights: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "c.png").write_bytes(b"damaged")
-    words = ["predict", weights, "--input", folder, "--out", "out"]
-    told = cli(*words)
-    assert told.returncode == 2
-    assert "1 of 5 frames cannot be read, more than the share of 0.1" in told.stderr
-    told = cli(*words, "--unreadable", "0.2", "--overlay")
-    assert told.returncode == 0, told.stderr
-    assert "Skipped: " in told.stderr
-    assert f"Predicted: {Path('out/predictions')}, {Path('out/overlays')}" in told.stdout
     out = folder.parent / "out"
+    words = ["predict", str(weights), "--input", str(folder), "--out", str(out), "--overlay"]
+    with pytest.raises(UserError, match="1 of 5 frames cannot be read, more than the share of 0"):
+        cli.app(args=words, standalone_mode=False)
+    cli.app(args=[*words, "--unreadable", "0.2", "--shard", "2/2"], standalone_mode=False)
+    assert "Shard 2/2 is done" in capsys.readouterr().out
+    cli.app(args=[*words, "--unreadable", "0.2"], standalone_mode=False)
+    said = capsys.readouterr()
+    assert "Skipped: " in said.err
+    assert f"Predicted: {out / LABELS}, {out / OVERLAYS}, {out / MANIFEST}" in said.out
     assert len(list(out.rglob("predictions/**/*.png"))) == 4
     assert "c.png cannot be read as an image" in (out / MANIFEST).read_text()
