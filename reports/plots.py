@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from reports.comparison import Place, Row
 from reports.summary import Summary
 
 _LONGEST = 40
-_STYLE = {
+_STYLE: Any = {
     "text.parse_math": False,  # names are text
     "svg.hashsalt": "sim2real",  # equal figures are equal files
     "font.family": "DejaVu Sans",
@@ -43,7 +44,7 @@ def _save(path: Path, figure: Figure) -> None:
         warnings.filterwarnings("ignore", message="Glyph")  # of scripts that the font lacks
         for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
             with replacing(path.with_suffix(f".{kind}")) as part:
-                figure.savefig(part, format=kind, bbox_inches="tight", **options)  # type: ignore[arg-type]
+                figure.savefig(part, format=kind, bbox_inches="tight", **options)
 
 
 def _name(text: str) -> str:

@@ -24,7 +24,7 @@ from reports.colors import arm_colors
 from reports.comparison import leaderboard, rows_of, write_tables
 from reports.latex import class_table
 from reports.page import report_page
-from reports.pages import environment
+from reports.pages import environment, readable
 from reports.plots import write_figures
 from reports.selection import TABLE, read_networks, write_networks
 from reports.settings import settings_that_differ
@@ -135,7 +135,9 @@ def write_comparison(runs: Mapping[str, tuple[Config, Path]], folder: Path) -> N
         write_text(folder / "table.tex", class_table(rows, first.scored_on, first.published))
     write_text(
         folder / "index.html",
-        page.render(shown, title="Comparison of runs", first=first, colors=arm_colors(arms)),
+        readable(
+            page.render(shown, title="Comparison of runs", first=first, colors=arm_colors(arms))
+        ),
     )
 
 
