@@ -182,8 +182,8 @@ def _not_settled(report: Summary) -> Iterator[Found]:
     if few:
         most = max(one.frames for one in few)
         yield Found(
-            f"{_trained(few)} saw {count(most, 'frame')} or fewer in training",
-            f"{_trained(few)} saw {count(most, 'frame')} or fewer in training "
+            f"{_trained(few)} saw at most {count(most, 'frame')} in training",
+            f"In training, {_trained(few)} saw at most {count(most, 'frame')} "
             f"({count(max(one.steps for one in few), 'step')}): that is hardly a beginning.",
             arms=_arms(few),
         )
@@ -413,7 +413,7 @@ def _titles(metrics: Iterable[Metric]) -> str:
 def _trained(trainings: Iterable[Training]) -> str:
     return _and(
         dict.fromkeys(
-            f"the translator {one.name}" if one.translator else one.name for one in trainings
+            f"the translator of {one.name}" if one.translator else one.name for one in trainings
         )
     )
 

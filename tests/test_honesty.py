@@ -105,7 +105,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     (
         "not_settled",
         {"trainings": [training("translated", translator=True, falling=0.2)]},
-        "the loss of the translator translated was still falling",
+        "the loss of the translator of translated was still falling",
     ),
     ("lost_content", fog(19, 4.4), "the translations translated have lost their content"),
     ("lost_content", fog(45, 2.9), "have lost their content"),
