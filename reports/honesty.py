@@ -15,7 +15,7 @@ from reports.chance import change, sign_of
 from reports.sentences import ours
 from reports.summary import Finding, Summary, Training
 
-FEW_FRAMES = 1000
+FEW_FRAMES = 500
 """A training that was shown fewer frames has hardly begun."""
 STILL_FALLING = 0.10
 """A loss whose last fifth lies so far below the fifth before has not settled."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -126,7 +127,8 @@ def test_status(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli_module.status(finished)
     shown = capsys.readouterr().out
     assert "segmentation/adapted/seed-0" in shown
-    assert "all" in shown.splitlines()[-2]
+    assert re.search(r"^│ all +│", shown, re.MULTILINE)
+    assert f"Report: {finished / 'report/index.html'}" in shown
     rows = status_rows(finished, plan(read_run(finished), finished))
     assert {row[1] for row in rows} == {"done"}
     assert rows[0][:3] == ("cyclegan", "done", "12/12 steps")
@@ -159,13 +161,8 @@ AT_WORK = {
 
 
 # Each costs a run; every stage is also killed, without a flow, by the tests of kills.
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name.startswith("eval") else pytest.mark.slow)
-        for name in AT_WORK
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AT_WORK)
 def test_killed_and_continued_gives_the_same_report(
     name: str,
     finished: Path,

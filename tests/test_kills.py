@@ -236,7 +236,8 @@ def content(folder: Path) -> dict[str, Any]:
         elif path.suffix == ".pt":
             found[name] = load_checkpoint(path)
         elif path.suffix == ".html":
-            found[name] = re.sub(rb"\d+ min \d+ s|[\d.]+ (s|MB|GB)\b", b"", data)
+            cost = rb'(?s)<section id="cost">.*?</section>|\d+ min \d+ s|[\d.]+ (s|MB|GB)\b'
+            found[name] = re.sub(cost, b"", data)
         elif name.startswith("cache/"):
             found[path.suffix] = len(data)  # files are found by their times
         else:

@@ -48,6 +48,7 @@ for batch in batches(dataset, first=0, last=10**6, batch_size=4, workers=2, pin=
 """
 
 
+@pytest.mark.slow
 def test_a_killed_trainer_leaves_no_reader_and_no_lock(tmp_path: Path) -> None:
     import fcntl
 

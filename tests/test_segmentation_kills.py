@@ -141,14 +141,14 @@ def test_an_evaluation_killed_at_every_file_goes_on(
     monkeypatch.setattr("pipeline.scoring.cityscapes.SIZE", (128, 64))
     monkeypatch.setattr("segmentation.tally.FRAMES", 2)
     monkeypatch.setattr("segmentation.scores.intervals", lambda *_: {})  # has tests of its own
-    seen, reads = tmp_path / "seen", evaluation.read_frame
+    seen, scores = tmp_path / "seen", evaluation._Scorer.score
 
-    def read(spec: DatasetSpec, sample: Sample) -> Any:
+    def noted(scorer: Any, sample: Sample, instances: Path | None) -> Any:
         with seen.open("a") as file:
             file.write(f"{sample.name}\n")
-        return reads(spec, sample)
+        return scores(scorer, sample, instances)
 
-    monkeypatch.setattr(evaluation, "read_frame", read)
+    monkeypatch.setattr(evaluation._Scorer, "score", noted)
 
     def score(name: str, kill: int) -> None:
         with monkeypatch.context() as patch:

@@ -363,6 +363,7 @@ def test_a_teacher_is_an_arm_of_the_same_seed_and_of_the_same_eyes(tiny: Path) -
             load_config(tiny, [f"arms={arms}"])
 
 
+@pytest.mark.slow
 def test_no_label_of_the_target_is_read_but_by_the_oracle(
     tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
