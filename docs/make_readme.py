@@ -44,7 +44,7 @@ def picture(page: Path, out: Path) -> None:
     subprocess.run(
         [
             *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-            *("--window-size=1180,1250", f"--screenshot={out}", page.absolute().as_uri()),
+            *("--window-size=1180,1800", f"--screenshot={out}", page.absolute().as_uri()),
         ],
         check=True,
         capture_output=True,

@@ -129,7 +129,7 @@ KEPT: list[tuple[str, dict[str, Any]]] = [
     ("gap_within_noise", of_gap(0.3, 0.29)),
     ("oracle_below_arm", with_arm("adapted", 0.8)),
     ("oracle_below_floor", {"floors": dict.fromkeys(KEYS, 0.79)}),
-    ("not_settled", {"trainings": [training("adapted", frames=1000, falling=0.1)]}),
+    ("not_settled", {"trainings": [training("adapted", frames=500, falling=0.1)]}),
     ("not_settled", {"trainings": [training("adapted", falling=None)]}),
     ("lost_content", fog(21, 3.1)),
     ("lost_content", content(agreement={"before": 0.9, "after": 0.64, "flipped": 0.3})),
