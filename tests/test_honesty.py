@@ -101,7 +101,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("gap_within_noise", with_arm("oracle", 0.8, std=0.4), "no larger than its noise"),
     ("oracle_below_arm", with_arm("adapted", 0.81), "the oracle lies below adapted in per-pixel"),
     ("oracle_below_floor", {"floors": dict.fromkeys(KEYS, 0.8)}, "than one class everywhere"),
-    ("not_settled", {"trainings": [training("adapted", frames=40)]}, "adapted saw at most 40 frames"),
+    ("not_settled", {"trainings": [training("adapted", frames=40)]}, "saw at most 40 frames"),
     (
         "not_settled",
         {"trainings": [training("translated", translator=True, falling=0.2)]},
