@@ -159,7 +159,11 @@ def _generator(
         raise UserError(f"No generator {generator}. Train it: `sim2real train-cyclegan {run}`.")
     settings = config.all_translations[translation]
     if settings.source != "source":
-        print(f"Note: {translation} translates frames of {settings.source}.", file=sys.stderr)
+        print(
+            f"Note: {translation} learnt to translate frames of {settings.source}; others, as raw "
+            "ones, come out worse.",
+            file=sys.stderr,
+        )
     return generator, settings, config.compute, config.source.width
 
 
