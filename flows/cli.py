@@ -40,6 +40,14 @@ Forced = Annotated[
 Translation = Annotated[
     str, typer.Option("--translation", metavar="NAME", help="Which of a run's translations.")
 ]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="The I-th of N parts alone; the same command without it puts them together.",
+    ),
+]
 _QUICK = {"status", "datasets"}
 _FIRST_WORD_SECONDS = 1.5
 ConfigOption = Annotated[
@@ -304,14 +312,7 @@ def translate(
             "--unreadable", min=0, max=1, help="Share of frames that may be unreadable [0.1]."
         ),
     ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard",
-            metavar="I/N",
-            help="The I-th of N parts alone; the same command without it puts them together.",
-        ),
-    ] = None,
+    shard: Shard = None,
     config: ConfigOption = None,
     settings: Settings = None,
 ) -> None:
@@ -389,14 +390,7 @@ def predict(
     unreadable: Annotated[
         float, typer.Option("--unreadable", min=0, max=1, help="Share of unreadable frames.")
     ] = 0.1,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard",
-            metavar="I/N",
-            help="The I-th of N parts alone; the same command without it puts them together.",
-        ),
-    ] = None,
+    shard: Shard = None,
 ) -> None:
     """Predict the classes of any frames with a trained network, at the frames' own size."""
     from flows.predictions import predict_any

@@ -23,6 +23,7 @@ from cyclegan.semantics import (
 from cyclegan.train import train
 from pipeline.config.settings import Config
 from pipeline.config.translation import CycleGANConfig
+from pipeline.data.frames import MANIFEST
 from pipeline.data.labels import (
     LabelClass,
     LabelSpace,
@@ -56,6 +57,17 @@ def equal(one: object, other: object) -> bool:
 def without_seconds(manifest: bytes) -> bytes:
     """A `manifest.csv` without its last column: the seconds that frames took."""
     return re.sub(rb",[^,\n]*$", b"", manifest, flags=re.MULTILINE)
+
+
+def made_files(out: Path) -> dict[str, bytes]:
+    """File -> what is in it, without the seconds that things took."""
+    return {
+        path.relative_to(out).as_posix(): without_seconds(path.read_bytes())
+        if path.name == MANIFEST
+        else path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != "progress.json"
+    }
 
 
 class Killed(BaseException):

@@ -28,7 +28,7 @@ from segmentation.predict import overlay
 from segmentation.predictor import Predictor, load_predictor
 from segmentation.scores import label_ids
 from tests.conftest import TINY
-from tests.helpers import without_seconds
+from tests.helpers import made_files
 
 SPACE = load_label_space("cityscapes19")
 WIDTH = 32
@@ -66,17 +66,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def content(out: Path) -> dict[str, bytes]:
-    """File -> what is in it, without the seconds that things took."""
-    return {
-        path.relative_to(out).as_posix(): without_seconds(path.read_bytes())
-        if path.name == MANIFEST
-        else path.read_bytes()
-        for path in out.rglob("*")
-        if path.is_file() and path.name != "progress.json"
-    }
-
-
 def test_predictions_and_overlays_have_the_size_of_their_frame(
     weights: Path, predictor: Predictor, folder: Path
 ) -> None:
@@ -99,9 +88,9 @@ def test_predictions_and_overlays_have_the_size_of_their_frame(
         expected = overlay(frame, classes, SPACE.palette)
         assert np.abs(drawn.astype(int) - expected).mean() < 8  # what JPEG loses of it
         assert (row["status"], len(row["weights"])) == ("done", 16)
-    before = content(out)
+    before = made_files(out)
     predict_any(weights, folder, out, overlays=True)
-    assert content(out) == before
+    assert made_files(out) == before
 
 
 def test_what_is_saved(weights: Path, predictor: Predictor, folder: Path) -> None:
@@ -131,9 +120,11 @@ def test_the_run_says_how_frames_are_shown(
         found = read_raw(out / LABELS / f"{name}.png")
         assert (found == predictor(read_rgb(folder / f"{name}.png"))).all()
     # Drawn over as well, later: the predictions stay.
-    before = content(out)
+    before = made_files(out)
     predict_any(checkpoint, folder, out, overlays=True)
-    assert content(out).items() >= {k: v for k, v in before.items() if "manifest" not in k}.items()
+    assert (
+        made_files(out).items() >= {k: v for k, v in before.items() if "manifest" not in k}.items()
+    )
     assert "Note: the run's" not in capsys.readouterr().err
     with pytest.raises(UserError, match=r"in another form.*:\n  settings.width: 48 -> 64"):
         predict_any(run / "adapted", folder, out, width=64)
@@ -158,7 +149,7 @@ def test_shards_make_the_same_set(weights: Path, folder: Path) -> None:
         assert predict_any(weights, folder, out, overlays=True, part=(part, 2)) == []
         assert not (out / MANIFEST).exists()
     predict_any(weights, folder, out, overlays=True)
-    assert content(out) == content(whole)
+    assert made_files(out) == made_files(whole)
 
 
 def test_a_video_of_ten_seconds(weights: Path, predictor: Predictor, tmp_path: Path) -> None:
@@ -191,7 +182,7 @@ def test_killed_at_random_moments(weights: Path, folder: Path, kills: int) -> No
         child.kill()
         child.join()
     predict_any(weights, folder, place / "out", overlays=True)
-    assert content(place / "out") == content(place / "whole")
+    assert made_files(place / "out") == made_files(place / "whole")
     assert not [p for p in place.rglob("*") if p.name.startswith((PART, REMOVED, JOURNAL))]
 
 

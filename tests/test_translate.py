@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 from pipeline.files import PART, REMOVED
 from pipeline.runtime.checkpoint import save_checkpoint
 from tests.conftest import Cli
-from tests.helpers import without_seconds
+from tests.helpers import made_files
 
 
 def generator(network: type[nn.Module] = ResnetGenerator, *arguments: Any, **how: Any) -> nn.Module:
@@ -65,17 +65,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def content(out: Path) -> dict[str, bytes]:
-    """File -> what is in it, without the seconds that things took."""
-    return {
-        path.relative_to(out).as_posix(): without_seconds(path.read_bytes())
-        if path.name == MANIFEST
-        else path.read_bytes()
-        for path in out.rglob("*")
-        if path.is_file() and path.name != "progress.json"
-    }
-
-
 def test_three_lines_of_python(weights: Path) -> None:
     """As docs/translators.md says."""
     translate = load_translator(weights)
@@ -102,9 +91,9 @@ def test_a_folder_becomes_a_folder_of_the_same_sizes(weights: Path, folder: Path
         assert np.array_equal(picture, translate(frame))
         assert (row["status"], len(row["weights"])) == ("done", 16)
         assert float(row["seconds"]) >= 0
-    before = content(out)
+    before = made_files(out)
     translate_any(weights, folder, out)
-    assert content(out) == before
+    assert made_files(out) == before
     translate_any(weights, folder, folder.parent / "jpg", format="jpg", width=20)
     assert read_rgb(folder.parent / "jpg/images/deep/f.jpg").shape == (13, 20, 3)
 
@@ -115,7 +104,7 @@ def test_shards_make_the_same_set(weights: Path, folder: Path) -> None:
     for part in (1, 0):
         assert translate_any(weights, folder, out, part=(part, 2)) == []
     translate_any(weights, folder, out)
-    assert {k: v for k, v in content(out).items() if "progress" not in k} == content(whole)
+    assert {k: v for k, v in made_files(out).items() if "progress" not in k} == made_files(whole)
 
 
 def test_a_video_of_ten_seconds(weights: Path, tmp_path: Path) -> None:
@@ -166,7 +155,7 @@ def test_killed_at_random_moments(weights: Path, folder: Path, input_kind: str, 
     if input_kind == "video":
         assert out.read_bytes() == whole.read_bytes()
         out, whole = place / "out.mp4.frames", place / "whole.mp4.frames"
-    assert content(out) == content(whole)
+    assert made_files(out) == made_files(whole)
     assert not [p for p in place.rglob("*") if p.name.startswith((PART, REMOVED, JOURNAL))]
 
 
