@@ -10,7 +10,6 @@ import numpy as np
 from pydantic import BaseModel
 
 from pipeline.config.settings import Config
-from pipeline.csv_files import read_table
 from pipeline.data.images import UInt8, read_rgb
 from pipeline.data.listing import evenly, list_samples
 from pipeline.data.reading import read_frame
@@ -19,6 +18,7 @@ from pipeline.files import read_record
 from pipeline.run.folder import cyclegan_folder, translated_folder
 from pipeline.scoring.confusion import ConfusionMatrix
 from reports.logs import entries
+from reports.pictures import translated_files
 from reports.settings import ordered_arms
 from reports.summary import Content, Names, Training
 
@@ -91,17 +91,11 @@ def contents(config: Config, run: Path) -> dict[str, Content]:
 
 def _content(config: Config, run: Path, name: str) -> Content:
     """Raises `UserError` where a picture or table is gone or damaged."""
-    stage = translated_folder(name)
-    path = run / stage / "manifest.csv"
-    if not path.is_file():
-        raise UserError(f"No file {path}.")
-    way_out = f"Translate anew with `sim2real run --force {stage}`."
-    made = read_table(path, ["name", "source", "translated"], way_out)
-    rows = evenly([row for row in made if row["translated"]], LOOKED_AT)
+    files = translated_files(run, translated_folder(name), LOOKED_AT)
     target = evenly(list_samples(config.target, labelled=False), LOOKED_AT)
     looks = {
-        "source": [_look(read_rgb(Path(row["source"]))) for row in rows],
-        "translated": [_look(read_rgb(path.parent / row["translated"])) for row in rows],
+        "source": [_look(read_rgb(source)) for _, source, _ in files],
+        "translated": [_look(read_rgb(made)) for *_, made in files],
         "target": [_look(read_frame(config.target, sample)) for sample in target],
     }
 
@@ -112,7 +106,7 @@ def _content(config: Config, run: Path, name: str) -> Content:
         }
 
     return Content(
-        frames=len(rows),
+        frames=len(files),
         contrast=middle(0),
         entropy=middle(1),
         agreement=_agreement(config, run, name),

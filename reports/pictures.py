@@ -221,14 +221,14 @@ class Pair:
     translated: str
 
 
-def translated_pairs(run: Path, stage: str, most: int = MOST) -> list[Pair]:
-    """A few source frames, evenly spaced, each with its translation.
+def translated_files(run: Path, stage: str, most: int) -> list[tuple[str, Path, Path]]:
+    """Name, source file and translation of a few frames that were translated, evenly spaced.
 
     Args:
         stage: that made the translation.
 
     Raises:
-        UserError: nothing has been translated, or a frame is no longer there.
+        UserError: nothing has been translated, or its table is damaged.
     """
     path = run / stage / "manifest.csv"
     if not path.is_file():
@@ -236,12 +236,16 @@ def translated_pairs(run: Path, stage: str, most: int = MOST) -> list[Pair]:
     way_out = f"Translate anew with `sim2real run --force {stage}`."
     rows = read_table(path, ["name", "source", "translated"], way_out)
     return [
-        Pair(
-            row["name"],
-            photo(read_rgb(Path(row["source"])), PAIR_WIDTH),
-            photo(read_rgb(path.parent / row["translated"]), PAIR_WIDTH),
-        )
+        (row["name"], Path(row["source"]), path.parent / row["translated"])
         for row in evenly([row for row in rows if row["translated"]], most)
+    ]
+
+
+def translated_pairs(run: Path, stage: str, most: int = MOST) -> list[Pair]:
+    """The same frames with their translations; `UserError` also when a picture is gone."""
+    return [
+        Pair(name, photo(read_rgb(source), PAIR_WIDTH), photo(read_rgb(made), PAIR_WIDTH))
+        for name, source, made in translated_files(run, stage, most)
     ]
 
 
