@@ -1,33 +1,15 @@
 """`run --budget`: a configuration whose arms show what synthetic frames are worth in labels."""
 
-import re
-from itertools import pairwise
+from collections.abc import Sequence
 
 from pipeline.config.settings import Config
-from pipeline.errors import UserError, short
+from pipeline.errors import UserError
 from pipeline.schema import parse
 from reports.sentences import main_of, ours
 from reports.settings import recipes
 
 
-def numbers_of_frames(text: str) -> list[int]:
-    """The numbers of labelled target frames in a list such as `1,4,16,64`, ascending.
-
-    Raises:
-        UserError: something in it is no whole number of 1 or more, or stands there twice.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    advice = "Give whole numbers of labelled target frames, each once, e.g. --budget 1,4,16,64."
-    for part in parts:
-        if not re.fullmatch(r"[1-9][0-9]{0,8}", part):
-            raise UserError(f"--budget {short(text)}: {short(part)} is no such number. {advice}")
-    numbers = sorted(map(int, parts))
-    if twice := [one for one, other in pairwise(numbers) if one == other]:
-        raise UserError(f"--budget {short(text)}: {twice[0]} stands there twice. {advice}")
-    return numbers
-
-
-def with_budget(config: Config, numbers: list[int]) -> Config:
+def with_budget(config: Config, numbers: Sequence[int]) -> Config:
     """A configuration with arms that train on so many labelled frames of the target.
 
     For each number, `target_N` trains on these frames alone, and `ARM_target_N` is the arm that

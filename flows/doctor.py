@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.config.load import load_config
+from pipeline.config.load import is_configuration, load_config
 from pipeline.config.settings import Config
 from pipeline.data.labels import LabelSpace, load_label_space
-from pipeline.data.spec import DatasetSpec, spec_fields
+from pipeline.data.spec import DatasetSpec, read_spec
 from pipeline.errors import UserError
 from pipeline.intake.compare import compare, compare_splits
 from pipeline.intake.examine import examine, split_specs
@@ -23,8 +23,7 @@ from pipeline.intake.findings import (
 )
 from pipeline.intake.lost import lost_classes
 from pipeline.intake.text import printable
-from pipeline.schema import parse
-from pipeline.yaml_files import read_yaml
+from pipeline.yaml_files import SUFFIXES
 
 _STYLES: dict[Severity, str] = {"must fix": "bold red", "look": "yellow", "note": "dim"}
 
@@ -53,21 +52,19 @@ class CheckTarget:
 
 
 def check_target(
-    what: str, root: Path | None, label_space: str, settings: list[str] | None
+    what: str, root: Path | None, label_space: str | None, settings: list[str] | None
 ) -> CheckTarget:
     """Find out what `what` names: a configuration, a data set's file, or a known data set.
 
     Args:
         root: where a data set is, if its file does not say it.
-        label_space: for a data set; a configuration names its own.
+        label_space: for a data set, none is `cityscapes19`; a configuration names its own.
 
     Raises:
         UserError: nothing of this name, or options that do not go with it.
     """
     path = Path(what)
-    is_file = path.suffix in {".yaml", ".yml"}
-    fields = read_yaml(path) if is_file else None
-    if isinstance(fields, dict) and {"source", "target", "test"} & fields.keys():
+    if is_configuration(path):
         if root is not None:
             raise UserError(f"--root is for data sets; {path} is a configuration. Use --set.")
         config = load_config(path, settings)
@@ -83,18 +80,14 @@ def check_target(
         )
     if settings:
         raise UserError(f"--set is for configurations; {what} is a data set.")
-    given = {"root": str(root.absolute())} if root else {}
-    known = spec_fields(path.name, path.parent, given) if is_file else spec_fields(what, Path())
-    known |= given
-    if "root" not in known:
-        raise UserError(f"Where is data set {what}? Give its folder: --root DIR.")
-    spec = parse(DatasetSpec, known, what)
+    spec = read_spec(what, **({"root": str(root.absolute())} if root else {}))
     parts = {spec.split or spec.name: spec}
     if spec.split is None:
         parts = split_specs(spec) or parts
     scored = frozenset(part for part in parts if _is_scored(part))
-    space = load_label_space(label_space)
-    return CheckTarget(parts, frozenset(), scored, space, None, None, path if is_file else None)
+    space = load_label_space(label_space or "cityscapes19")
+    file = path if path.suffix in SUFFIXES else None
+    return CheckTarget(parts, frozenset(), scored, space, None, None, file)
 
 
 def _is_scored(split: str) -> bool:
@@ -151,13 +144,14 @@ def _without_labels(config: Config, target: DatasetReport) -> DatasetReport:
     return replace(target, findings=tuple(findings))
 
 
-def tell(reports: dict[str, DatasetReport], console: Console) -> None:
+def tell(reports: dict[str, DatasetReport]) -> None:
     """Print what was found: the most severe first, with what to do."""
+    console = Console(soft_wrap=True)
     for part, report in reports.items():
         sizes = ", ".join(list(report.sizes)[:3]) + (", ..." if len(report.sizes) > 3 else "")
         labels = f", {report.labelled:,} labelled" if report.labelled else ""
         title = f"{part}: {report.spec.name}, {report.frames:,} frames{labels}, {sizes}"
-        console.print(f"[bold]{escape(printable(title))}[/]", soft_wrap=True)
+        console.print(f"[bold]{escape(printable(title))}[/]")
         for found in report.findings:
             style = _STYLES[found.severity]
             share = f" ({found.share:.1%})" if found.share is not None else ""
@@ -165,11 +159,9 @@ def tell(reports: dict[str, DatasetReport], console: Console) -> None:
                 f"{example.frame}: {example.detail}" for example in found.examples[:2]
             )
             line = f"{found.title}: {found.count:,}{share}. {detail}"
-            console.print(
-                f"  [{style}]{found.severity}[/] {escape(printable(line))}", soft_wrap=True
-            )
+            console.print(f"  [{style}]{found.severity}[/] {escape(printable(line))}")
             if found.severity != "note":
-                console.print(f"      {escape(found.advice)}", soft_wrap=True)
+                console.print(f"      {escape(found.advice)}")
         if not any(finding.severity != "note" for finding in report.findings):
             console.print("  [green]ok[/]")
 
@@ -194,8 +186,3 @@ def quarantine(target: CheckTarget, reports: dict[str, DatasetReport], out: Path
             line += f" Give {where} `quarantine: {shown}`."
         lines.append(line)
     return lines or ["Nothing to quarantine."]
-
-
-def must_fix(reports: dict[str, DatasetReport]) -> int:
-    """How many findings must be fixed."""
-    return sum(report.must_fix for report in reports.values())

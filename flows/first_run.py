@@ -11,15 +11,14 @@ from pipeline.data.images import image_size
 from pipeline.data.labels import ASKED, IGNORE, load_label_space
 from pipeline.data.listing import evenly, list_samples
 from pipeline.data.reading import working_size
-from pipeline.data.spec import DatasetSpec, spec_fields
+from pipeline.data.spec import DatasetSpec, read_spec
 from pipeline.errors import UserError
 from pipeline.files import write_text
 from pipeline.intake.discover import Discovery, discover
 from pipeline.intake.examine import split_specs
 from pipeline.intake.first_spec import describe, write_first_spec
 from pipeline.intake.lost import NARROWER, lost_classes
-from pipeline.schema import parse
-from pipeline.yaml_files import read_yaml, yaml_text
+from pipeline.yaml_files import SUFFIXES, read_yaml, yaml_text
 
 _DEMO, _OWN = (Path(__file__).parent / f"{name}.yaml" for name in ("demo", "first_run"))
 _SPACES = "cityscapes19", "camvid11", "idd7", "cityscapes7"
@@ -44,7 +43,7 @@ def write_first_run(folder: Path, target: Path, test: Path | None, out: Path | N
         UserError: as `discover` and `write_first_spec`; nothing to score on.
     """
     given = {"source": folder, "target": target} | ({"test": test} if test else {})
-    found = {part: None if path.suffix in {".yaml", ".yml"} else discover(path)
+    found = {part: None if path.suffix in SUFFIXES else discover(path)
              for part, path in given.items()}  # fmt: skip
     home = out.parent if out else Path()
     files = {
@@ -93,7 +92,7 @@ def _config_text(config: Path, files: dict[str, Path]) -> tuple[str, int]:
     demo: Any = read_yaml(_DEMO)
     own: Any = read_yaml(_OWN)
     recipe = demo | own["gpu" if gpu else "cpu"]
-    specs = {part: _spec(path) for part, path in files.items()}
+    specs = {part: read_spec(path) for part, path in files.items()}
     splits: dict[str, str] = {}
     if "test" not in specs:
         files = {**files, "test": files["target"]}
@@ -147,10 +146,6 @@ def _config_text(config: Path, files: dict[str, Path]) -> tuple[str, int]:
     for key in ("name", "label_space", "source", "target", "test", "width"):
         recipe.pop(key)
     return "\n".join(lines) + "\n" + yaml_text(recipe), len(absent)
-
-
-def _spec(path: Path) -> DatasetSpec:
-    return parse(DatasetSpec, spec_fields(path.name, path.parent), str(path))
 
 
 def _size(spec: DatasetSpec) -> tuple[int, int]:

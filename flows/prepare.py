@@ -40,7 +40,7 @@ def preflight(config: Config) -> None:
     try_networks(config)
 
 
-def _all_at_once(looks: Iterable[Callable[[], None]]) -> None:
+def _all_at_once(looks: Iterable[Callable[[], object]]) -> None:
     """Look at everything, and raise one `UserError` of all that is wrong."""
     problems: list[str] = []
     for look in looks:
@@ -64,7 +64,7 @@ def try_networks(config: Config) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # else each network waits for half a minute of retries
         if constants := sys.modules.get("huggingface_hub.constants"):
             constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
-    encoders = [partial(_feature_encoder, recipe) for recipe in recipes if recipe.feature_encoder]
+    encoders = [partial(frozen_encoder, r, "cpu") for r in recipes if r.feature_encoder]
     _all_at_once([*encoders, partial(_networks, config)])
 
 
@@ -88,7 +88,10 @@ def look_at_data(config: Config, *, devices: bool = True) -> None:
     Raises:
         UserError: shows all that is wrong at once.
     """
-    looks: list[Callable[[], None]] = []
+    from cyclegan.checkpoints import load_start
+    from cyclegan.steps import check_crop
+
+    looks: list[Callable[[], object]] = []
     collect = looks.append
     kinds = config.labels_read
     arms = config.arms.values()
@@ -106,11 +109,11 @@ def look_at_data(config: Config, *, devices: bool = True) -> None:
         if translation.weights is not None:
             collect(partial(_generator, name, translation.weights))
     for name, recipe in recipes.items():
-        collect(partial(_crop, recipe))
+        collect(partial(check_crop, recipe))
         if recipe.paired and not used[name].teacher:
             collect(partial(_pairs, config))
         if recipe.start is not None:
-            collect(partial(_start, recipe))
+            collect(partial(load_start, recipe))
     if devices:
         collect(lambda: _devices(config))
     collect(lambda: _scoring(config))
@@ -178,16 +181,6 @@ def _largest_crop(recipes: Iterable[CycleGANConfig]) -> tuple[int, int] | None:
     return (max(w for w, _ in crops), max(h for _, h in crops)) if crops else None
 
 
-def _crop(recipe: CycleGANConfig) -> None:
-    from cyclegan.steps import check_crop
-
-    check_crop(recipe)
-
-
-def _feature_encoder(recipe: CycleGANConfig) -> None:
-    frozen_encoder(recipe, "cpu")
-
-
 def _names(config: Config) -> None:
     """Raise `UserError` for names of networks that there are not."""
     from segmentation.models import check_names
@@ -215,12 +208,6 @@ def _pairs(config: Config) -> None:
             f"its pair {images[1]} at {read[1]}. Pairs must have one size: set `width` of both "
             "data sets."
         )
-
-
-def _start(config: CycleGANConfig) -> None:
-    from cyclegan.checkpoints import load_start
-
-    load_start(config)
 
 
 def _generator(translation: str, weights: Path) -> None:

@@ -6,16 +6,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.config.load import load_config
+from pipeline.config.load import is_configuration, load_config
 from pipeline.data.labels import LabelSpace, load_label_space
-from pipeline.data.spec import DatasetSpec, spec_fields
+from pipeline.data.spec import DatasetSpec, read_spec
 from pipeline.errors import UserError
 from pipeline.run.folder import CONFIG_FILE
-from pipeline.schema import parse
 from pipeline.scoring.evaluation import Evaluation
 from pipeline.scoring.metrics import BREAKDOWNS, METRICS
 from pipeline.text import bounds, count, number, percent
-from pipeline.yaml_files import read_yaml
 
 
 def ground_truth(
@@ -45,9 +43,7 @@ def ground_truth(
                 f"{what} is no run folder: it has no {CONFIG_FILE}. Give a run, a configuration or "
                 "a data set."
             )
-    is_file = path.suffix in {".yaml", ".yml"}
-    fields = read_yaml(path) if is_file else None
-    if isinstance(fields, dict) and {"source", "target", "test"} & fields.keys():
+    if is_configuration(path):
         for option, value in (("--label-space", label_space), ("--root", root), ("--split", split)):
             if value is not None:
                 raise UserError(
@@ -63,17 +59,14 @@ def ground_truth(
             f"--set is for runs and configurations; {what} is a data set. Use --root and --split, "
             "or a YAML file of its own."
         )
-    given = {"root": str(root.absolute())} if root else {}
-    given |= {"split": split} if split else {}
-    known = spec_fields(path.name, path.parent, given) if is_file else spec_fields(what, Path())
-    known |= given
-    if "root" not in known:
-        raise UserError(f"Where is data set {what}? Give its folder: --root DIR.")
-    return parse(DatasetSpec, known, what), load_label_space(label_space or "cityscapes19")
+    given = {"root": root and str(root.absolute()), "split": split}
+    spec = read_spec(what, **{key: value for key, value in given.items() if value})
+    return spec, load_label_space(label_space or "cityscapes19")
 
 
-def show_scores(evaluation: Evaluation, console: Console) -> None:
+def show_scores(evaluation: Evaluation) -> None:
     """Print scores: a row for each class, then for each category; then each metric."""
+    console = Console()
     console.print(
         f"[bold]{escape(evaluation.scored_on)}[/], {count(evaluation.images, 'frame')}, label "
         f"space {escape(str(evaluation.protocol['label_space']))}",
@@ -89,11 +82,7 @@ def show_scores(evaluation: Evaluation, console: Console) -> None:
             )
     console.print(scores)
     if absent := evaluation.absent_classes:
-        console.print(
-            f"Not in the ground truth: {escape(', '.join(absent))}.",
-            soft_wrap=True,
-            highlight=False,
-        )
+        print(f"Not in the ground truth: {', '.join(absent)}.")
 
 
 def _parts(evaluation: Evaluation) -> Table:

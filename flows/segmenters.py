@@ -1,6 +1,5 @@
 """Trained segmentation networks by the names that users give them: RUN/ARM, or a file."""
 
-import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -111,12 +110,12 @@ def names_segmenter(source: Path) -> bool:
     return False
 
 
-def export_segmenter(source: Path, out: Path, sides: str | None) -> str:
+def export_segmenter(source: Path, out: Path, size: tuple[int, int] | None) -> str:
     """Write a segmentation network as `out` says; what was written, for the user.
 
     Args:
         source: RUN/ARM, or a checkpoint.
-        sides: WIDTHxHEIGHT of its input; None: those of a run's test frames as the network is
+        size: (width, height) of its input; None: that of a run's test frames as the network is
             shown them, else of the training crops.
 
     Raises:
@@ -124,7 +123,6 @@ def export_segmenter(source: Path, out: Path, sides: str | None) -> str:
     """
     from segmentation.export import export
 
-    size = None if sides is None else _size(sides)
     if not (arm := arm_of_run(source)):
         return export(source, out, size)
     arm.check()
@@ -141,10 +139,3 @@ def export_segmenter(source: Path, out: Path, sides: str | None) -> str:
         title=f"{arm.arm} (seed {arm.seed}) of {arm.config.name}",
         evaluation=arm.evaluation,
     )
-
-
-def _size(sides: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{2,5})x(\d{2,5})", sides)
-    if not found:
-        raise UserError(f"--size {sides!r}: give WIDTHxHEIGHT in pixels, e.g. 1024x512.")
-    return int(found[1]), int(found[2])

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +30,8 @@ from pipeline.run.stage import Stage, is_done
 from pipeline.schema import parse
 from pipeline.scoring.metrics import headline
 from pipeline.text import count, duration, number, percent, size
+from reports.sentences import NO_ORACLE
+from reports.summary import read_headline
 
 PARTIAL = "report-partial"
 """The folder of a report of a run that is not whole, in the run's."""
@@ -40,9 +43,6 @@ def show_result(folder: Path, place: str = "report") -> None:
     Args:
         place: its folder in the run's.
     """
-    from reports.sentences import NO_ORACLE
-    from reports.summary import read_headline
-
     if is_done(folder, place):
         check_results(folder, place, "report.json")
     path = folder / place / "report.json"
@@ -56,30 +56,21 @@ def show_result(folder: Path, place: str = "report") -> None:
         closed_by = report.gap_closed_by_arm if IDEAL in report.arms else {}
         for arm, closed in closed_by.items():
             table.add_row(f"gap closed by {arm}", *(percent(closed[m.key]) for m in metrics))
-    console = Console()
-    console.print(table)
+    Console().print(table)
     if IDEAL not in report.arms:
-        console.print(NO_ORACLE, soft_wrap=True)
-    _say(console, *_told(folder, place))
+        print(NO_ORACLE)
+    _tell(folder, place)
 
 
-def _told(folder: Path, place: str = "report") -> list[str]:
-    """What a report says first, its path, and the next command."""
-    from reports.summary import read_headline
-
+def _tell(folder: Path, place: str) -> None:
+    """Print what a report says first, its path, and the next command."""
     path = folder / place / "report.json"
     report = read_headline(path)
-    advice = report.advice.replace("RUN", str(folder))
-    return [
-        *([report.headline] if report.headline else []),
-        f"Report: {path.with_name('index.html')}",
-        *([f"Next: {advice}"] if advice else []),
-    ]
-
-
-def _say(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    if report.headline:
+        print(report.headline)
+    print(f"Report: {path.with_name('index.html')}")
+    if report.advice:
+        print(f"Next: {report.advice.replace('RUN', str(folder))}")
 
 
 def write_partial_report(run: Path) -> bool:
@@ -106,12 +97,8 @@ def write_status(run: Path) -> None:
     """What `show_status` shows, as JSON: seconds, null where they are not known."""
     stages = plan(read_run(run), run)
     working = holders(run)
-    fields = ("name", "state", "progress", "seconds", "seconds_left")
     rows = [
-        {
-            **dict(zip(fields, row, strict=True)),
-            "worked_on_by": [holder.model_dump() for holder in _at(row[0], working)],
-        }
+        row._asdict() | {"worked_on_by": [h.model_dump() for h in _at(row.name, working)]}
         for row in status_rows(run, stages)
     ]
     print(json.dumps({"run": str(run), "stages": rows}, indent=2))
@@ -129,34 +116,26 @@ def show_status(run: Path) -> None:
     working = holders(run)
     table = Table("stage", "state", "progress", "time", "left", *(["worker"] if working else []))
     worked, left, unknown = 0.0, 0.0, False
-    for name, state, progress, seconds, remaining in status_rows(run, stages):
-        time_left = "?" if remaining is None else duration(remaining)
-        who = ", ".join(h.worker or f"process {h.pid}" for h in _at(name, working))
-        cells = (name, state, progress, duration(seconds), time_left)
+    for row in status_rows(run, stages):
+        time_left = "?" if row.seconds_left is None else duration(row.seconds_left)
+        who = ", ".join(h.worker or f"process {h.pid}" for h in _at(row.name, working))
+        cells = (row.name, row.state, row.progress, duration(row.seconds), time_left)
         table.add_row(*cells, *([who] if working else []))
-        worked += seconds
-        left += remaining or 0
-        unknown |= remaining is None
+        worked += row.seconds
+        left += row.seconds_left or 0
+        unknown |= row.seconds_left is None
     table.add_section()
     table.add_row("all", "", "", duration(worked), duration(left) + (" + ?" if unknown else ""))
-    console = Console()
-    console.print(table)
+    Console().print(table)
     if is_done(run, "report"):
-        _say(console, *_told(run))
+        _tell(run, "report")
     else:
-        _say(console, f"Next: sim2real run {run / CONFIG_FILE} --run {run}")
+        print(f"Next: sim2real run {run / CONFIG_FILE} --run {run}")
     if IDEAL not in config.arms:
-        from reports.sentences import NO_ORACLE
-
-        console.print(NO_ORACLE, soft_wrap=True)
+        print(NO_ORACLE)
     if (cache := config.compute.cache) is not None and cache.is_dir():
-        stored = sum(file.stat().st_size for file in cache.glob("*.bin"))
-        console.print(
-            f"Cache: {cache}, {size(stored)}. Remove it when no run of its data sets is left.",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
+        stored = size(sum(file.stat().st_size for file in cache.glob("*.bin")))
+        print(f"Cache: {cache}, {stored}. Remove it when no run of its data sets is left.")
 
 
 def show_runs(runs: Sequence[Path]) -> None:
@@ -169,50 +148,55 @@ def show_runs(runs: Sequence[Path]) -> None:
             table.add_row(run.name, "?", "", str(error).splitlines()[0][:60], "")
             continue
         rows = status_rows(run, stages)
-        done = [row for row in rows if row[1] == "done"]
-        begun = [
-            f"{name} {progress}".strip() for name, state, progress, *_ in rows if state == "begun"
-        ]
-        files = [path for row in rows for path in (run / row[0]).glob("*.json")]
+        done = sum(row.state == "done" for row in rows)
+        begun = [f"{row.name} {row.progress}".strip() for row in rows if row.state == "begun"]
+        files = [path for row in rows for path in (run / row.name).glob("*.json")]
         changed = max((path.stat().st_mtime for path in files), default=0)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)) if changed else ""
-        worked = duration(sum(row[3] for row in rows))
-        table.add_row(run.name, f"{len(done)} of {len(rows)}", worked, ", ".join(begun), when)
+        worked = duration(sum(row.seconds for row in rows))
+        table.add_row(run.name, f"{done} of {len(rows)}", worked, ", ".join(begun), when)
     Console().print(table)
 
 
-StatusRow = tuple[str, str, str, float, float | None]
+class StatusRow(NamedTuple):
+    """How far a stage is."""
+
+    name: str
+    state: Literal["done", "begun", "to do"]
+    progress: str
+    """E.g. `12/40 steps`; empty where it is not known."""
+    seconds: float
+    """Worked."""
+    seconds_left: float | None
+    """None: not known."""
 
 
 def status_rows(run: Path, stages: list[Stage]) -> list[StatusRow]:
-    """Name, state, progress, seconds worked and seconds left (None: unknown) of each stage.
+    """How far each stage is.
 
     The time left of a stage that has not begun is that of finished stages of the same command.
     """
-    taken: dict[str, list[float]] = {}
-    for stage in stages:
-        if is_done(run, stage.name):
-            taken.setdefault(stage.command, []).append(read_stage(run, stage.name).seconds)
+    done = {
+        stage.name: read_stage(run, stage.name).seconds
+        for stage in stages
+        if is_done(run, stage.name)
+    }
     rows = []
     for stage in stages:
-        folder = run / stage.name
-        left: float | None
-        known = recorded(folder)
+        known = recorded(run / stage.name)
         seconds = known.seconds if known else 0.0
         progress = f"{known.done}/{known.total} {known.unit}" if known and known.total else ""
-        if is_done(run, stage.name):
-            state, seconds, left = "done", read_stage(run, stage.name).seconds, 0.0
-        elif (folder / INPUTS_FILE).is_file():
-            state = "begun"
-            rate = 0.0
-            if known:
-                rate = known.rate or known.done / max(seconds, 1e-9)
+        if stage.name in done:
+            row = StatusRow(stage.name, "done", progress, done[stage.name], 0.0)
+        elif (run / stage.name / INPUTS_FILE).is_file():
+            rate = (known.rate or known.done / max(seconds, 1e-9)) if known else 0.0
             left = (known.total - known.done) / rate if known and rate else None
+            row = StatusRow(stage.name, "begun", progress, seconds, left)
         else:
-            state = "to do"
-            peers = taken.get(stage.command)
+            peers = [done[s.name] for s in stages if s.command == stage.command and s.name in done]
             left = sum(peers) / len(peers) if peers else None
-        rows.append((stage.name, state, progress, seconds, left))
+            row = StatusRow(stage.name, "to do", progress, seconds, left)
+        rows.append(row)
     return rows
 
 
@@ -235,10 +219,10 @@ def show_datasets() -> None:
     Console().print(table)
 
 
-def show_estimate(config: Config, console: Console) -> None:
+def show_estimate(config: Config) -> None:
     """What a run takes on this machine."""
-    console.print("A run takes about, on this machine:")
+    print("A run takes about, on this machine:")
     for part in estimate(config):
         disk = f", {size(part.bytes)} on disk" if part.bytes else ""
         memory = f", {size(part.memory)} of memory" if part.memory else ""
-        console.print(f"  {part.command}: {duration(part.seconds)}{disk}{memory}")
+        print(f"  {part.command}: {duration(part.seconds)}{disk}{memory}")

@@ -11,6 +11,7 @@ import yaml
 from pipeline.errors import UserError, short
 from pipeline.files import open_regular, write_text
 
+SUFFIXES = (".yaml", ".yml")
 MAX_YAML_BYTES = 256 * 1024
 """Far above what people write; the parser needs seconds for it."""
 MAX_YAML_DEPTH = 32

@@ -7,13 +7,14 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.schema import Located, Side
+from pipeline.yaml_files import SUFFIXES
 
 Size = tuple[Side, Side]
 """Width and height in pixels."""
 
 FilePath = Annotated[Path, Located()]
 
-FILES = (".yaml", ".yml", ".pth", ".pt", ".safetensors")
+FILES = (*SUFFIXES, ".pth", ".pt", ".safetensors")
 
 NameOrFile = Annotated[str, Located(FILES)]
 """A name, or the path of a file, which ends in one of `FILES`."""

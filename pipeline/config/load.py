@@ -14,11 +14,17 @@ from pipeline.config.translation import CycleGANConfig
 from pipeline.data.spec import layered
 from pipeline.errors import UserError, short
 from pipeline.schema import located, near, parse
-from pipeline.yaml_files import escape, expand, parse_yaml, read_settings, read_yaml
+from pipeline.yaml_files import SUFFIXES, escape, expand, parse_yaml, read_settings, read_yaml
 
 _RECIPES = Path(__file__).parent / "recipes"
 _DATASETS = ("source", "target", "test")
 Fields = dict[str, object]
+
+
+def is_configuration(path: Path) -> bool:
+    """Whether a file is a YAML file that names data sets of a run, as no data set's file does."""
+    fields = read_yaml(path) if path.suffix in SUFFIXES else None
+    return isinstance(fields, dict) and not fields.keys().isdisjoint(_DATASETS)
 
 
 def load_config(path: Path, settings: list[str] | None = None) -> Config:
@@ -137,7 +143,7 @@ def _resolve_recipe(given: Fields, base: Path) -> Fields:
         return given
     known = recipes()
     named = str(name)
-    path = base / named if named.endswith((".yaml", ".yml")) else known.get(named)
+    path = base / named if named.endswith(SUFFIXES) else known.get(named)
     if path is None:
         raise UserError(
             f"no recipe {named!r}.{near(named, known)} Known: {', '.join(known)}; or give the path "

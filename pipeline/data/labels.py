@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
 from pipeline.schema import Schema, near, parse
-from pipeline.yaml_files import read_yaml
+from pipeline.yaml_files import SUFFIXES, read_yaml
 
 IGNORE = 255
 """Class index of pixels that are neither trained on nor scored."""
@@ -188,7 +188,7 @@ def label_space_names() -> list[str]:
 def load_label_space(name_or_path: str) -> LabelSpace:
     """A built-in label space by name, or one's own from a `.yaml` file."""
     path = Path(name_or_path)
-    if path.suffix not in {".yaml", ".yml"}:
+    if path.suffix not in SUFFIXES:
         path = _BUILT_IN / f"{name_or_path}.yaml"
         if not path.is_file():
             names = label_space_names()

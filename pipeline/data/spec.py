@@ -20,8 +20,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.data.labels import ASKED, TABLES, LabelSpace, check_name, meaning
 from pipeline.errors import UserError, short
-from pipeline.schema import Located, Schema, Side, located, near
-from pipeline.yaml_files import read_settings, write_yaml
+from pipeline.schema import Located, Schema, Side, located, near, parse
+from pipeline.yaml_files import SUFFIXES, read_settings, write_yaml
 
 Fields = dict[str, object]
 """The fields of a data set as YAML gives them."""
@@ -256,6 +256,21 @@ def _from_plug_in(name: str) -> Fields:
     return spec.model_dump(mode="json", exclude_defaults=True)
 
 
+def read_spec(name_or_path: str | Path, **given: object) -> DatasetSpec:
+    """A data set: built in or of a plug-in by name, else of a `.yaml` file.
+
+    Args:
+        given: fields that win over its own.
+
+    Raises:
+        UserError: as `spec_fields`; its fields do not fit, or do not say where it is.
+    """
+    fields = spec_fields(str(name_or_path), Path(), given) | given
+    if "root" not in fields:
+        raise UserError(f"Where is data set {name_or_path}? Give its folder: --root DIR.")
+    return parse(DatasetSpec, fields, str(name_or_path))
+
+
 def spec_fields(name_or_path: str, base: Path, given: Collection[str] = ()) -> Fields:
     """The fields of a data set: built in or of a plug-in by name, else of a `.yaml` file.
 
@@ -289,7 +304,7 @@ def layered(
     if (named := own.pop("dataset", None)) is None:
         return own
     known, name = built_in_specs(), str(named)
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(SUFFIXES):
         path = Path(os.path.normpath(base.absolute() / name))
     elif name in known:
         path = known[name]

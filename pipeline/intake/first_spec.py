@@ -19,7 +19,7 @@ from pipeline.intake.tables import PLAUSIBLE, Fit, where
 from pipeline.intake.text import percent
 from pipeline.schema import CONTROL, parse
 from pipeline.text import count
-from pipeline.yaml_files import expand, parse_yaml
+from pipeline.yaml_files import SUFFIXES, expand, parse_yaml
 
 _MOST_VALUES = 256
 """Raw values that a first spec lists at most."""
@@ -127,7 +127,7 @@ def write_first_spec(discovery: Discovery, out: Path) -> list[Path]:
         UserError: a file is already there, `out` is no YAML file name, or a name that a spec
             cannot hold.
     """
-    if out.suffix not in {".yaml", ".yml"}:
+    if out.suffix not in SUFFIXES:
         raise UserError(f"{out} does not end in .yaml. Give the spec another name with --out.")
     _check_names(_root(discovery, out), discovery.name, out.name)
     quarantine = out.with_name(f"{out.stem}.quarantine.csv")

@@ -23,7 +23,7 @@ from pipeline.intake.examine import list_files
 from pipeline.intake.facts import BELOW_TOP, Values, count_values
 from pipeline.intake.text import percent, some
 from pipeline.progress import each
-from pipeline.yaml_files import line_of, read_yaml
+from pipeline.yaml_files import SUFFIXES, line_of, read_yaml
 
 SAMPLE, MOST = 64, 512
 """Labels that are counted, evenly spaced; and where a class is in none of these, at most."""
@@ -208,7 +208,7 @@ class _Place:
             if isinstance(fields.get(key), dict) and raw in map(str, fields[key]):
                 return f"{file}, line {line_of(file, *keys, key, raw)}"
             named = str(fields.get("dataset", ""))
-            if not named.endswith((".yaml", ".yml")):
+            if not named.endswith(SUFFIXES):
                 return f"{file}{f', `{self.part}`' if keys else ''}"
             file, keys = file.parent / named, []
         return f"`{key}` of {self.part or 'the data set'}"
