@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows import cli as cli_module
+from flows import commands
 from flows.ablate import ablation, take_over
 from flows.plan import plan
 from pipeline.config.load import load_config
@@ -245,7 +245,7 @@ def test_files_are_copied_where_links_fail(
 def test_a_folder_of_runs_of_an_earlier_version(tiny: Path, tmp_path: Path) -> None:
     write_json(tmp_path / "old" / "ladder.json", {"rows": []})
     with pytest.raises(UserError, match="holds an ablation of an earlier version"):
-        cli_module.run(tiny, run_folder=tmp_path / "old", ablate=True)
+        commands.run(tiny, run_folder=tmp_path / "old", ablate=True)
 
 
 @pytest.mark.slow

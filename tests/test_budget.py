@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows import cli as cli_module
+from flows import commands
 from flows.ablate import ablation
-from flows.budget import numbers_of_frames, with_budget
+from flows.budget import with_budget
+from flows.options import frame_counts
 from flows.plan import plan
 from flows.prepare import preflight
 from pipeline.config.load import load_config
@@ -34,7 +35,7 @@ from reports.sentences import main_of, ours, trained_on
 from reports.settings import recipes, settings_that_differ
 from reports.summary import Difference, Recipe, Spread, Summary
 from segmentation.train import CHECKPOINT
-from tests.conftest import Cli
+from tests.conftest import Cli, Sim2Real
 
 FEW = "arms={few: {train: {target: {frames: 2}}}, both: {train: {source: 3, target: {frames: 4}}}}"
 
@@ -161,9 +162,10 @@ def test_labels_of_the_other_frames_are_not_read(
         "1e3",
     ],
 )
-def test_bad_lists(text: str, tiny: Path) -> None:
-    with pytest.raises(UserError, match=r"--budget '?.* Give whole numbers of labelled target"):
-        cli_module.run(tiny, budget=text)
+def test_bad_lists(text: str, tiny: Path, sim2real: Sim2Real) -> None:
+    told = sim2real("run", tiny, f"--budget={text}")
+    assert told.status == 2
+    assert re.search(r"'--budget': '.*: give whole numbers of labelled target frames", told.err)
 
 
 def test_nothing_is_done_for_a_list_that_cannot_work(
@@ -173,15 +175,15 @@ def test_nothing_is_done_for_a_list_that_cannot_work(
     with pytest.raises(
         UserError, match=r"11 frames of target .*\(target_11, adapted_target_11\), and data"
     ):
-        cli_module.run(tiny, budget="1,11")
+        commands.run(tiny, budget=[1, 11])
     assert not list((tmp_path / "runs/tiny-budget").rglob("*.json"))
     with pytest.raises(UserError, match="give one of them"):
-        cli_module.run(tiny, budget="1", ablate=True)
+        commands.run(tiny, budget=[1], ablate=True)
 
 
 def test_each_number_has_two_arms(tiny: Path, tmp_path: Path) -> None:
     plain = load_config(tiny, ["seeds=[0, 1]"])
-    config = with_budget(plain, numbers_of_frames("4, 1"))
+    config = with_budget(plain, frame_counts("4, 1"))
     assert (config.name, config.seeds) == ("tiny-budget", (0, 1))
     assert {name: arm.train for name, arm in config.arms.items() if name in plain.arms} == {
         name: arm.train for name, arm in plain.arms.items()

@@ -15,7 +15,8 @@ from PIL import Image
 
 from cyclegan.checkpoints import export_generator
 from cyclegan.networks import ResnetGenerator
-from flows import cli as cli_module
+from flows import commands
+from flows.cli import main
 from flows.prepare import preflight
 from flows.show import show_result
 from pipeline.config.load import load_config
@@ -38,7 +39,7 @@ def fails(
     def call(*arguments: str | Path) -> str:
         monkeypatch.setattr(sys, "argv", ["sim2real", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            cli_module.main()
+            main()
         message = capsys.readouterr().err
         assert stop.value.code == 2, message
         assert "Traceback" not in message
@@ -154,7 +155,7 @@ def test_a_target_without_labels(
     config = load_config(tiny, without)
     preflight(config)
     write_run(Path("r"), config)
-    cli_module.status(Path("r"))
+    commands.status(Path("r"))
     assert NO_ORACLE in capsys.readouterr().out
 
 
@@ -168,10 +169,10 @@ def test_a_generator_that_is_given_is_not_trained(
 ) -> None:
     export_generator(ResnetGenerator(1, 4), Path("G.pth"))
     given = [f"translation.weights={Path('G.pth').absolute()}", "source.limit=2"]
-    cli_module.train_cyclegan(Path("r"), config=tiny, settings=given)
+    commands.train_cyclegan(Path("r"), config=tiny, settings=given)
     assert "Configured. r has no stage for train-cyclegan. Its comm" in capsys.readouterr().err
     assert "r has no stage for train-cyclegan" in fails("train-cyclegan", "r")
-    cli_module.translate(Path("r"), config=tiny, settings=given)
+    commands.translate(Path("r"), config=tiny, settings=given)
     assert len(list(Path("r/translated/images").rglob("*.png"))) == 2
 
 
@@ -245,12 +246,12 @@ def test_status_says_what_the_cache_takes(
 ) -> None:
     config = load_config(tiny, [f"compute.cache={tmp_path / 'cache'}"])
     write_run(tmp_path / "run", config)
-    cli_module.status(tmp_path / "run")
+    commands.status(tmp_path / "run")
     assert "Cache" not in capsys.readouterr().out
     (tmp_path / "cache").mkdir()
     with (tmp_path / "cache" / "0.bin").open("wb") as file:
         file.truncate(1_230_000_000)
-    cli_module.status(tmp_path / "run")
+    commands.status(tmp_path / "run")
     assert f"Cache: {tmp_path / 'cache'}, 1.23 GB." in capsys.readouterr().out
 
 
@@ -305,7 +306,7 @@ def test_missing_classes_are_said(
         ["sim2real", "check", str(tiny), "--set", "source.values={7: road, 23: sky, 26: car}"],
     )
     with pytest.raises(SystemExit):
-        cli_module.main()
+        main()
     told = capsys.readouterr().out
     assert "no value of data set gta5 is named sidewalk (" in told
 
@@ -319,7 +320,7 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr("flows.show.show_status", stopped)
     monkeypatch.setattr(sys, "argv", ["sim2real", "status", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
-        cli_module.main()
+        main()
     assert stop.value.code == 130
     assert capsys.readouterr().err.strip() == "Stopped. The same command continues."
 
@@ -380,7 +381,7 @@ def test_status_of_a_folder_of_runs(
     Path("runs/two/config.yaml").write_text("nonsense: 1\n")
     monkeypatch.setattr(sys, "argv", ["sim2real", "status", "runs"])
     with pytest.raises(SystemExit):
-        cli_module.main()
+        main()
     told = capsys.readouterr().out
     assert re.search(r"one .*0 of \d+", told)
     assert re.search(r"two .*\?", told)
@@ -388,5 +389,5 @@ def test_status_of_a_folder_of_runs(
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["sim2real", "--version"])
-    cli_module.main()
+    main()
     assert re.fullmatch(r"sim2real \d+\.\d+\S*\n", capsys.readouterr().out)

@@ -9,7 +9,7 @@ import pytest
 import typer
 import yaml
 
-from flows.cli import app
+from flows.commands import app
 from flows.roots import ROOTS, check_roots, files_named
 from pipeline.config.load import load_config
 from pipeline.errors import UserError

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from flows import doctor
 from pipeline.data.images import read_rgb
@@ -785,14 +785,17 @@ def test_json_and_page(clean: Path, sim: Path, tmp_path: Path) -> None:
     assert "https://" not in page
 
 
-def test_a_file_name_that_is_no_utf8(sim: Path, tmp_path: Path) -> None:
+def test_a_file_name_that_is_no_utf8(
+    sim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     odd = os.fsdecode(b"caf\xe9.png")
     image(sim, 3).rename(image(sim, 3).with_name(odd))
     label(sim, 3).unlink()
     reports = {"source": look(sim)}
 
     write_check(reports, tmp_path / "out")
-    doctor.tell(reports, Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8")))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    doctor.tell(reports)
 
     assert "caf?" in (tmp_path / "out" / "check.html").read_text()
     with pytest.raises(UserError, match=r"'caf\?' is no UTF-8"):

@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from flows import cli as cli_module
+from flows import commands
 from flows.plan import plan
 from flows.show import status_rows
 from pipeline.run.folder import read_run
@@ -124,7 +124,7 @@ def test_repeating_a_finished_run_does_nothing(
 
 
 def test_status(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli_module.status(finished)
+    commands.status(finished)
     shown = capsys.readouterr().out
     assert "segmentation/adapted/seed-0" in shown
     assert re.search(r"^│ all +│", shown, re.MULTILINE)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flows import cli
+from flows import commands
 from flows.predictions import LABELS, OVERLAYS, VIDEO, predict_any
 from pipeline.config.load import load_config
 from pipeline.config.segmentation import SegmentationConfig
@@ -214,10 +214,10 @@ def test_the_command(weights: Path, folder: Path, capsys: pytest.CaptureFixture[
     out = folder.parent / "out"
     words = ["predict", str(weights), "--input", str(folder), "--out", str(out), "--overlay"]
     with pytest.raises(UserError, match="1 of 5 frames cannot be read, more than the share of 0"):
-        cli.app(args=words, standalone_mode=False)
-    cli.app(args=[*words, "--unreadable", "0.2", "--shard", "2/2"], standalone_mode=False)
+        commands.app(args=words, standalone_mode=False)
+    commands.app(args=[*words, "--unreadable", "0.2", "--shard", "2/2"], standalone_mode=False)
     assert "Shard 2/2 is done" in capsys.readouterr().out
-    cli.app(args=[*words, "--unreadable", "0.2"], standalone_mode=False)
+    commands.app(args=[*words, "--unreadable", "0.2"], standalone_mode=False)
     said = capsys.readouterr()
     assert "Skipped: " in said.err
     assert f"Predicted: {out / LABELS}, {out / OVERLAYS}, {out / MANIFEST}" in said.out

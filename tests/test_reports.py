@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from markupsafe import escape
-from rich.console import Console
 
 from flows.scoring import show_scores
 from flows.show import show_result
@@ -178,7 +177,8 @@ def test_a_new_line_in_the_table_of_metrics_is_all_that_a_metric_takes(
     assert steps.loc["mine", "wrong_change"] == wrong - steps.loc["oracle", "wrong"]
     write_json(run / "report/stage.json", {"fingerprint": "", "seconds": 1, "inputs": {}})
     show_result(run)
-    show_scores(Evaluation.read(scored, space), Console(width=200))
+    monkeypatch.setenv("COLUMNS", "200")
+    show_scores(Evaluation.read(scored, space))
     said = capsys.readouterr().out
     assert said.count(number(wrong, "px")) == 2
     # A run that was scored before there was such a metric tells it, too.

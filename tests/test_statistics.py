@@ -10,7 +10,7 @@ import pytest
 
 import cyclegan.statistics
 from cyclegan.statistics import exchange_amplitudes, match_histograms
-from flows.cli import train_cyclegan
+from flows.commands import train_cyclegan
 from flows.estimate import estimate
 from flows.plan import generator_file, plan
 from flows.prepare import preflight

@@ -20,16 +20,16 @@ from cyclegan.networks import ResnetGenerator, UnetGenerator, initialise
 from cyclegan.strips import in_strips
 from cyclegan.translate import FrameTranslator, load_translator
 from cyclegan.weights import AffineInstanceNorm
-from flows.cli import _shard
-from flows.cli import translate as command
+from flows.commands import translate as command
 from flows.frames import translate_any
+from flows.options import Shard
 from pipeline.config.settings import ComputeConfig
 from pipeline.data.frames import JOURNAL, MANIFEST, open_frames, write_video
 from pipeline.data.images import UInt8, read_rgb, write_image
 from pipeline.errors import UserError
 from pipeline.files import PART, REMOVED
 from pipeline.runtime.checkpoint import save_checkpoint
-from tests.conftest import Cli
+from tests.conftest import Cli, Sim2Real
 from tests.helpers import made_files
 
 
@@ -265,7 +265,7 @@ def test_the_command(
 ) -> None:
     (folder / "d.png").write_bytes(b"damaged")
     out = folder.parent / "out"
-    command(weights, folder, out, shard="2/2")
+    command(weights, folder, out, shard=Shard(1, 2))
     assert "Shard 2/2 is done. When all are, the same command without" in capsys.readouterr().out
     told = cli("translate", weights, "--input", folder, "--out", "out", "--unreadable", "0.2")
     assert told.returncode == 0, told.stderr
@@ -274,14 +274,15 @@ def test_the_command(
     assert len(list(out.rglob("images/**/*.png"))) == 6
     with pytest.raises(UserError, match="Cannot write to /proc/nowhere"):
         command(weights, folder, Path("/proc/nowhere"))
-    for options in ({"frames": folder}, {"out": out}, {"shard": "1/2"}):
+    for options in ({"frames": folder}, {"out": out}, {"shard": Shard(0, 2)}):
         with pytest.raises(UserError, match=r"go with --input FRAMES and|go together"):
             command(weights, **options)
 
 
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "-1/2"])
-def test_shards_that_are_none(shard: str) -> None:
-    with pytest.raises(UserError, match=r"is not I/N with 1 <= I <= N"):
-        _shard(shard)
-    assert _shard("2/4") == (1, 4)
+@pytest.mark.parametrize("shard", ["", "0/2", "3/2", "2", "a/b", "-1/2", "1/" + "9" * 5000])
+def test_shards_that_are_none(shard: str, sim2real: Sim2Real) -> None:
+    told = sim2real("translate", "r", "--input", "f", "--out", "o", f"--shard={shard}")
+    assert told.status == 2
+    assert re.search(r"'--shard': '.* is not I/N with 1 <= I <= N\. Give it so: 2/4\.", told.err)
+    assert Shard.parse("2/4") == (1, 4)
     assert ComputeConfig().strips == "auto"
