@@ -386,13 +386,12 @@ def export(
     from pipeline.config.translation import TRANSLATED, TranslationConfig
     from pipeline.run.folder import read_run
 
-    path, made_by = source, TranslationConfig()
+    path, batch_norm = source, TranslationConfig().batch_norm
     if source.is_dir():
         config, name = read_run(source), translation or TRANSLATED
         path = generator_file(config, source, name)
-        made_by = config.all_translations[name]
-    way = "target_to_source" if backwards else "source_to_target"
-    print(write(path, to, way, made_by.batch_norm))
+        batch_norm = config.all_translations[name].batch_norm
+    print(write(path, to, "target_to_source" if backwards else "source_to_target", batch_norm))
 
 
 @app.command()

@@ -15,8 +15,8 @@ from PIL import Image
 
 from cyclegan.checkpoints import export_generator
 from cyclegan.networks import ResnetGenerator
+from flows import cli as cli_module
 from flows import commands
-from flows.cli import main
 from flows.prepare import preflight
 from flows.show import show_result
 from pipeline.config.load import load_config
@@ -39,7 +39,7 @@ def fails(
     def call(*arguments: str | Path) -> str:
         monkeypatch.setattr(sys, "argv", ["sim2real", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            main()
+            cli_module.main()
         message = capsys.readouterr().err
         assert stop.value.code == 2, message
         assert "Traceback" not in message
@@ -306,7 +306,7 @@ def test_missing_classes_are_said(
         ["sim2real", "check", str(tiny), "--set", "source.values={7: road, 23: sky, 26: car}"],
     )
     with pytest.raises(SystemExit):
-        main()
+        cli_module.main()
     told = capsys.readouterr().out
     assert "no value of data set gta5 is named sidewalk (" in told
 
@@ -320,7 +320,7 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr("flows.show.show_status", stopped)
     monkeypatch.setattr(sys, "argv", ["sim2real", "status", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
-        main()
+        cli_module.main()
     assert stop.value.code == 130
     assert capsys.readouterr().err.strip() == "Stopped. The same command continues."
 
@@ -381,7 +381,7 @@ def test_status_of_a_folder_of_runs(
     Path("runs/two/config.yaml").write_text("nonsense: 1\n")
     monkeypatch.setattr(sys, "argv", ["sim2real", "status", "runs"])
     with pytest.raises(SystemExit):
-        main()
+        cli_module.main()
     told = capsys.readouterr().out
     assert re.search(r"one .*0 of \d+", told)
     assert re.search(r"two .*\?", told)
@@ -389,5 +389,5 @@ def test_status_of_a_folder_of_runs(
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["sim2real", "--version"])
-    main()
+    cli_module.main()
     assert re.fullmatch(r"sim2real \d+\.\d+\S*\n", capsys.readouterr().out)
