@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from flows.options import (
     UNREADABLE,
@@ -36,22 +37,20 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML configuration.")],
+    config: Annotated[Path, Argument(metavar="CONFIG", help="A YAML configuration.")],
     run_folder: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="Run folder [runs/NAME].")
+        Path | None, Option("--run", metavar="DIR", help="Run folder [runs/NAME].")
     ] = None,
     settings: Settings = None,
     force: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STAGE", help="Make a stage and what reads it anew."),
+        list[str] | None, Option(metavar="STAGE", help="Make a stage and what reads it anew.")
     ] = None,
     ablate: Annotated[
-        bool,
-        typer.Option("--ablate", help="Show what each step brings instead [runs/NAME-ablation]."),
+        bool, Option("--ablate", help="Show what each step brings instead [runs/NAME-ablation].")
     ] = False,
     budget: Annotated[
         Sequence[int] | None,
-        typer.Option(
+        Option(
             metavar="N,N,...",
             parser=frame_counts,
             help="Show what the synthetic frames are worth in labelled ones, with arms that have N "
@@ -59,12 +58,9 @@ def run(
         ),
     ] = None,
     workers: Annotated[
-        bool,
-        typer.Option("--workers", help="Let the workers of the server at PREFECT_API_URL do it."),
+        bool, Option("--workers", help="Let the workers of the server at PREFECT_API_URL do it.")
     ] = False,
-    parts: Annotated[
-        int, typer.Option(min=1, max=1024, help="Parts of a translation, for workers.")
-    ] = 1,
+    parts: Annotated[int, Option(min=1, max=1024, help="Parts of a translation, for workers.")] = 1,
 ) -> None:
     """Run the whole chain as a Prefect flow; continue it where it was interrupted.
 
@@ -101,7 +97,7 @@ def run(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Run folder.")] = Path("runs/demo"),
+    out: Annotated[Path, Option(metavar="DIR", help="Run folder.")] = Path("runs/demo"),
     settings: Settings = None,
 ) -> None:
     """Draw a toy world and run the whole chain on it: minutes on two CPU cores."""
@@ -135,38 +131,36 @@ def _run_stages(
 def translate(
     source: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="RUN", help="A run; with --input also RUN/TRANSLATION or a file of weights."
         ),
     ],
     frames: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--input",
             metavar="FRAMES",
             help="Translate this folder, video, image or data set's YAML instead.",
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of the translated frames, or a video."),
+        Path | None, Option(metavar="DIR", help="Folder of the translated frames, or a video.")
     ] = None,
     translation: Translation = None,
     format: Annotated[
         Literal["png", "jpg", "webp"] | None,
-        typer.Option(help="Of the images; png and webp lose nothing [png]."),
+        Option(help="Of the images; png and webp lose nothing [png]."),
     ] = None,
     width: Annotated[
-        int | None,
-        typer.Option(min=16, max=65_535, help="Translate at this width [their own]."),
+        int | None, Option(min=16, max=65_535, help="Translate at this width [their own].")
     ] = None,
     precision: Annotated[
         Literal["32-true", "bf16-mixed"] | None,
-        typer.Option(help="bf16-mixed is faster where there is hardware for it."),
+        Option(help="bf16-mixed is faster where there is hardware for it."),
     ] = None,
     strips: Annotated[
         Literal["auto", "always", "never"] | None,
-        typer.Option(help="Large frames in strips of rows, to save memory [auto]."),
+        Option(help="Large frames in strips of rows, to save memory [auto]."),
     ] = None,
     unreadable: Unreadable = UNREADABLE,
     shard: Part = None,
@@ -218,25 +212,21 @@ def _tell(done: str, made: list[Path], shard: Shard | None) -> None:
 @app.command()
 def predict(
     source: Annotated[
-        Path,
-        typer.Argument(metavar="RUN/ARM", help="A network of a run, or its file of weights."),
+        Path, Argument(metavar="RUN/ARM", help="A network of a run, or its file of weights.")
     ],
     frames: Annotated[
-        Path,
-        typer.Option("--input", metavar="FRAMES", help="Folder, video, image or data set's YAML."),
+        Path, Option("--input", metavar="FRAMES", help="Folder, video, image or data set's YAML.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the predictions.")],
+    out: Annotated[Path, Option(metavar="DIR", help="Folder of the predictions.")],
     overlays: Annotated[
-        bool,
-        typer.Option("--overlay", help="Also draw them over the frames; of a video, as a video."),
+        bool, Option("--overlay", help="Also draw them over the frames; of a video, as a video.")
     ] = False,
     save: Annotated[
         Literal["color", "train_ids", "label_ids"],
-        typer.Option(help="Class indices in colours or in grey, or Cityscapes' ids."),
+        Option(help="Class indices in colours or in grey, or Cityscapes' ids."),
     ] = "color",
     width: Annotated[
-        int | None,
-        typer.Option(min=16, max=65_535, help="Show frames at this width [as the run does]."),
+        int | None, Option(min=16, max=65_535, help="Show frames at this width [as the run does].")
     ] = None,
     unreadable: Unreadable = UNREADABLE,
     shard: Part = None,
@@ -267,26 +257,25 @@ def train_segmentation(run: RunFolder, config: SetConfig = None, settings: Setti
 def evaluate(
     what: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="RUN",
             help="The run's folder. With --predictions also a configuration, a data set's YAML "
             "file, or the name of a known data set.",
         ),
     ],
     predictions: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Score these PNGs, and no network.")
+        Path | None, Option(metavar="FOLDER", help="Score these PNGs, and no network.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of evaluation.json and official.json."),
+        Path | None, Option(metavar="DIR", help="Folder of evaluation.json and official.json.")
     ] = None,
     encoding: Annotated[
         Literal["auto", "label_ids", "train_ids"],
-        typer.Option(help="What the PNGs hold; auto looks at their values."),
+        Option(help="What the PNGs hold; auto looks at their values."),
     ] = "auto",
     label_space: LabelSpace = None,
     root: Root = None,
-    split: Annotated[str | None, typer.Option(help="Of the data set.")] = None,
+    split: Annotated[str | None, Option(help="Of the data set.")] = None,
     settings: Settings = None,
 ) -> None:
     """Score the segmentation networks of a run, or predictions of whatever origin."""
@@ -343,21 +332,19 @@ def report(run: RunFolder) -> None:
 def export(
     source: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="SOURCE",
             help="A run (its generator), RUN/ARM (a segmentation network), or a file of weights.",
         ),
     ],
-    to: Annotated[
-        Path, typer.Option(metavar="FILE", help="A .pth, .onnx or .pt2 file, or a folder.")
-    ],
+    to: Annotated[Path, Option(metavar="FILE", help="A .pth, .onnx or .pt2 file, or a folder.")],
     backwards: Annotated[
-        bool, typer.Option("--backwards", help="The generator from target to source.")
+        bool, Option("--backwards", help="The generator from target to source.")
     ] = False,
     translation: Translation = None,
     size: Annotated[
         Size | None,
-        typer.Option(
+        Option(
             metavar="WIDTHxHEIGHT",
             parser=Size.parse,
             help="Input of a segmentation network [of a run: its test frames; else its crops].",
@@ -396,8 +383,7 @@ def export(
 
 @app.command()
 def status(
-    run: RunFolder,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    run: RunFolder, as_json: Annotated[bool, Option("--json", help="For programs.")] = False
 ) -> None:
     """Show the stages of a run: state, progress, time, what is left, who is at work.
 
@@ -417,8 +403,8 @@ def status(
 
 @app.command()
 def server(
-    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,
+    host: Annotated[str, Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=1, max=65535)] = 4200,
 ) -> None:
     """Start a Prefect server for runs on workers; only this machine reaches it."""
     from flows.deploy import start_server
@@ -430,7 +416,7 @@ def server(
 def deploy(
     lost_after: Annotated[
         int,
-        typer.Option(
+        Option(
             metavar="SECONDS",
             help="Without a sign of life for so long, a flow run counts as crashed.",
         ),
@@ -444,17 +430,16 @@ def deploy(
 
 @app.command()
 def worker(
-    pool: Annotated[str, typer.Option(help="cpu: whole runs; gpu: their units.")],
+    pool: Annotated[str, Option(help="cpu: whole runs; gpu: their units.")],
     gpu: Annotated[
-        str | None, typer.Option(metavar="N[,N...]", help="The GPUs that are its own [none].")
+        str | None, Option(metavar="N[,N...]", help="The GPUs that are its own [none].")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What status calls it [HOST-POOL-GPU].")] = None,
+    name: Annotated[str | None, Option(help="What status calls it [HOST-POOL-GPU].")] = None,
     root: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Where runs and data are [working folder]."),
+        list[Path] | None, Option(metavar="DIR", help="Where runs and data are [working folder].")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Flow runs at a time [cpu: 16, gpu: 1].")
+        int | None, Option(min=1, help="Flow runs at a time [cpu: 16, gpu: 1].")
     ] = None,
 ) -> None:
     """Start a worker of a pool on this machine; SIGTERM and Ctrl-C end it."""
@@ -465,8 +450,8 @@ def worker(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the report.")],
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Folders of runs.")],
+    out: Annotated[Path, Option(metavar="DIR", help="Folder of the report.")],
 ) -> None:
     """Write one report over several runs."""
     from pipeline.run.folder import read_run
@@ -492,7 +477,7 @@ def datasets() -> None:
 def check(
     what: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="DATASET_OR_CONFIG",
             help="A configuration, a data set's YAML file, or the name of a known data set.",
         ),
@@ -500,11 +485,11 @@ def check(
     root: Root = None,
     label_space: LabelSpace = None,
     settings: Settings = None,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of check.html and check.json.")
-    ] = Path("check"),
+    out: Annotated[Path, Option(metavar="DIR", help="Of check.html and check.json.")] = Path(
+        "check"
+    ),
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Write the list of frames to leave out.")
+        bool, Option("--quarantine", help="Write the list of frames to leave out.")
     ] = False,
 ) -> None:
     """Look at every file of a data set, or of all that a configuration names; status 1: fix it.
@@ -540,20 +525,19 @@ def check(
 
 @app.command("new-dataset")
 def new_dataset(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the data is.")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Where the data is.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The spec to write [NAME.yaml].")
+        Path | None, Option(metavar="FILE", help="The spec to write [NAME.yaml].")
     ] = None,
     target: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="FOLDER",
             help="Real frames, labelled or not, or their YAML file: write the run's configuration.",
         ),
     ] = None,
     test: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Labelled real frames [a split of the target]."),
+        Path | None, Option(metavar="FOLDER", help="Labelled real frames [a split of the target].")
     ] = None,
 ) -> None:
     """Look at a folder of unknown layout and write a first spec of it, with pictures.

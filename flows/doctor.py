@@ -34,21 +34,10 @@ class CheckTarget:
 
     parts: dict[str, DatasetSpec]
     """Part -> its data set: source, target and test of a configuration, or the splits of a set."""
-    unlabelled: frozenset[str]
-    """Parts whose labels nothing reads."""
-    scored: frozenset[str]
-    """Parts that networks are scored on."""
     space: LabelSpace
-    config: Config | None
-    crop: tuple[int, int] | None
-    """What CycleGAN cuts out of the frames of source and target, if it is trained."""
     file: Path | None
     """The file that says it all; none for a data set known by name."""
-
-    @property
-    def beside(self) -> Path | None:
-        """That file without its ending."""
-        return self.file and self.file.with_suffix("")
+    config: Config | None = None
 
 
 def check_target(
@@ -68,26 +57,16 @@ def check_target(
         if root is not None:
             raise UserError(f"--root is for data sets; {path} is a configuration. Use --set.")
         config = load_config(path, settings)
-        labelled = "target" in config.labels_read
-        return CheckTarget(
-            {"source": config.source, "target": config.target, "test": config.test},
-            frozenset() if labelled else frozenset({"target"}),
-            frozenset({"test"}),
-            load_label_space(config.label_space),
-            config,
-            config.cyclegan.crop if config.translates and config.translation.trains else None,
-            path,
-        )
+        parts = {"source": config.source, "target": config.target, "test": config.test}
+        return CheckTarget(parts, load_label_space(config.label_space), path, config)
     if settings:
         raise UserError(f"--set is for configurations; {what} is a data set.")
     spec = read_spec(what, **({"root": str(root.absolute())} if root else {}))
     parts = {spec.split or spec.name: spec}
     if spec.split is None:
         parts = split_specs(spec) or parts
-    scored = frozenset(part for part in parts if _is_scored(part))
     space = load_label_space(label_space or "cityscapes19")
-    file = path if path.suffix in SUFFIXES else None
-    return CheckTarget(parts, frozenset(), scored, space, None, None, file)
+    return CheckTarget(parts, space, path if path.suffix in SUFFIXES else None)
 
 
 def _is_scored(split: str) -> bool:
@@ -96,22 +75,23 @@ def _is_scored(split: str) -> bool:
 
 def check(target: CheckTarget) -> dict[str, DatasetReport]:
     """Examine every part, and compare them: those of a configuration, or the splits of a set."""
+    config = target.config
+    trains = config and config.translates and config.translation.trains
     reports = {}
     for part, spec in target.parts.items():
-        reports[part] = examine(
-            spec,
-            target.space,
-            labelled=part not in target.unlabelled,
-            crop=target.crop if part in {"source", "target"} else None,
-        )
-    if target.config is not None:
-        reports["target"] = _without_labels(target.config, reports["target"])
-    if target.config is None:
+        labelled = part != "target" or not config or part in config.labels_read
+        crop = config.cyclegan.crop if config and trains and part != "test" else None
+        reports[part] = examine(spec, target.space, labelled=labelled, crop=crop)
+    if config:
+        reports["target"] = _without_labels(config, reports["target"])
+        scored = ["test"]
+    else:
         reports = {
             part: report if report.spec.split else compare_splits(report, scored=_is_scored)
             for part, report in reports.items()
         }
-    reports = compare(reports, scored=target.scored, one_set=target.config is None)
+        scored = list(filter(_is_scored, reports))
+    reports = compare(reports, scored=scored, one_set=config is None)
     return _with_lost_classes(target, reports)
 
 
@@ -173,7 +153,7 @@ def quarantine(target: CheckTarget, reports: dict[str, DatasetReport], out: Path
     """
     lines = []
     for part, report in reports.items():
-        base = target.beside or out / report.spec.name
+        base = target.file.with_suffix("") if target.file else out / report.spec.name
         middle = f".{part}" if target.config else ""
         path = report.spec.quarantine or base.with_name(f"{base.name}{middle}.quarantine.csv")
         if not report.quarantined():
@@ -182,7 +162,7 @@ def quarantine(target: CheckTarget, reports: dict[str, DatasetReport], out: Path
         line = f"{path}: {added} frames of {part} to leave out."
         if report.spec.quarantine is None:
             where = f"`{part}`" if target.config else "the data set"
-            shown = path.name if target.beside else path.absolute()
+            shown = path.name if target.file else path.absolute()
             line += f" Give {where} `quarantine: {shown}`."
         lines.append(line)
     return lines or ["Nothing to quarantine."]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
+from typer import Argument, Option
 
 from pipeline.errors import short
 
@@ -59,20 +60,19 @@ def frame_counts(text: str) -> Sequence[int]:
     return sorted(map(int, parts))
 
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
+RunFolder = Annotated[Path, Argument(metavar="RUN", help="The run's folder.")]
 SetConfig = Annotated[
-    Path | None, typer.Option("--config", help="Configure the run first, as `run` would.")
+    Path | None, Option("--config", help="Configure the run first, as `run` would.")
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one setting.")
+    list[str] | None, Option("--set", metavar="A.B=VALUE", help="Override one setting.")
 ]
 Translation = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Which of a run's translations [translated]."),
+    str | None, Option(metavar="NAME", help="Which of a run's translations [translated].")
 ]
 Part = Annotated[
     Shard | None,
-    typer.Option(
+    Option(
         "--shard",
         metavar="I/N",
         parser=Shard.parse,
@@ -80,10 +80,8 @@ Part = Annotated[
     ),
 ]
 UNREADABLE = 0.1
-Unreadable = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of frames that may be unreadable.")
-]
-Root = Annotated[Path | None, typer.Option(metavar="DIR", help="Where the data set is.")]
+Unreadable = Annotated[float, Option(min=0, max=1, help="Share of frames that may be unreadable.")]
+Root = Annotated[Path | None, Option(metavar="DIR", help="Where the data set is.")]
 LabelSpace = Annotated[
-    str | None, typer.Option(metavar="NAME_OR_FILE", help="For a data set [cityscapes19].")
+    str | None, Option(metavar="NAME_OR_FILE", help="For a data set [cityscapes19].")
 ]
