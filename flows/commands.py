@@ -430,13 +430,19 @@ def deploy(
 
 @app.command()
 def worker(
-    pool: Annotated[str, Option(help="cpu: whole runs; gpu: their units.")],
+    pool: Annotated[Literal["cpu", "gpu"], Option(help="cpu: whole runs; gpu: their units.")],
     gpu: Annotated[
         str | None, Option(metavar="N[,N...]", help="The GPUs that are its own [none].")
     ] = None,
     name: Annotated[str | None, Option(help="What status calls it [HOST-POOL-GPU].")] = None,
     root: Annotated[
-        list[Path] | None, Option(metavar="DIR", help="Where runs and data are [working folder].")
+        list[Path] | None,
+        Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Where runs and data are [working folder].",
+        ),
     ] = None,
     limit: Annotated[
         int | None, Option(min=1, help="Flow runs at a time [cpu: 16, gpu: 1].")
