@@ -22,6 +22,7 @@ from tests.conftest import ROOT, Cli
     [
         (["deploy"], "Workers need a Prefect server. Start one with `sim2real server`"),
         (["worker", "--pool", "gpu"], "Workers need a Prefect server"),
+        (["worker", "--pool", "tpu"], "'tpu' is not one of 'cpu', 'gpu'"),
         (["deploy", "--lost-after", "40"], "every 30 seconds. Give at least 60"),
         (["server", "--host", "0.0.0.0"], "Set PREFECT_SERVER_API_AUTH_STRING"),
     ],
