@@ -82,8 +82,11 @@ def run(
     from flows.running import run_flow
     from pipeline.config.load import load_config
 
-    plain = load_config(config, settings)
-    derived = ablation(plain) if ablate else with_budget(plain, budget) if budget else plain
+    plain = derived = load_config(config, settings)
+    if ablate:
+        derived = ablation(plain)
+    elif budget:
+        derived = with_budget(plain, budget)
     run_flow(
         derived,
         run_folder or Path("runs") / derived.name,
