@@ -49,6 +49,7 @@ Shard = Annotated[
     ),
 ]
 _QUICK = {"status", "datasets"}
+_HELPERS = {"train-segmentation", "label-target"}
 _FIRST_WORD_SECONDS = 1.5
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Configure the run first, as `run` would.")
@@ -238,9 +239,10 @@ def _run_stages(
                 print(f"Configured. {nothing}", file=sys.stderr)
                 return
             raise UserError(nothing)
-        if command == "train-cyclegan":  # the network that watches it is a part of it
-            watching = {n for s in wanted for n in s.reads if n.startswith("segmentation/")}
-            wanted = [stage for stage in stages if stage.name in watching] + wanted
+        if command == "train-cyclegan":  # networks that watch it or label for it are a part of it
+            for stage in reversed([s for s in stages if s.command in _HELPERS]):
+                if any(stage.name in other.reads for other in wanted):
+                    wanted.insert(0, stage)
         names = {stage.name for stage in wanted}
         # A report is of no use to anyone when it is not of the results that are there.
         outdated = sorted(names) if anew else scored_on_other_data(folder, wanted)
@@ -492,6 +494,12 @@ def select(run: RunFolder) -> None:
     Of a run whose configuration has `selection`; the report says what each criterion would choose.
     """
     _run_stages(run, "select")
+
+
+@app.command("label-target")
+def label_target(run: RunFolder) -> None:
+    """Let networks of a run label the target's frames, for translations with `pseudo_labels`."""
+    _run_stages(run, "label-target")
 
 
 @app.command()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from flows.plan import frozen_encoder, plan
+from flows.plan import plan
 from pipeline.config.segmentation import SegmentationConfig
 from pipeline.config.settings import Config
 from pipeline.config.translation import CycleGANConfig, place
@@ -185,6 +185,8 @@ def _crop(recipe: CycleGANConfig) -> None:
 
 
 def _feature_encoder(recipe: CycleGANConfig) -> None:
+    from flows.networks import frozen_encoder
+
     frozen_encoder(recipe, "cpu")
 
 
