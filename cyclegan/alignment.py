@@ -194,7 +194,7 @@ def translate_by_classes(
 
 
 def thresholds(names: Sequence[str], folder: Path, classes: int, keep: float) -> Float:
-    """(K,) confidences in 1/255 above which the part `keep` of each class's pixels lies."""
+    """(K,) levels of confidence above which the part `keep` of each class's pixels lies."""
     counts = np.zeros((classes, 256), np.int64)
     for name in names:
         label, confidence = map(read_raw, pseudo_label_paths(folder, name))

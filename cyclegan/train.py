@@ -223,7 +223,8 @@ def train(
             training.record(log, step, names, trained if updated else {}, **scores)
             if training.due(step, config.sample_every):
                 shown = spread(source, source_samples), spread(target, target_samples)
-                training.sample(log, step, cycle_grid(*translators.values(), *shown))
+                both = translators["source_to_target"], translators["target_to_source"]
+                training.sample(log, step, cycle_grid(*both, *shown))
             if save:
                 state = training.state(step) | {
                     "pools": {name: pool.images for name, pool in pools.items()},

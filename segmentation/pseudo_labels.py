@@ -14,7 +14,7 @@ from segmentation.self_training import confidence_level
 from segmentation.train import load_segmenter
 
 Seen = tuple[UInt8, UInt8]
-"""The pseudo-label of a frame and its confidences in 1/255, both (H, W)."""
+"""The pseudo-label of a frame and its levels of confidence (`confidence_level`), both (H, W)."""
 
 
 def label_frames(spec: DatasetSpec, checkpoint: Path, folder: Path, compute: ComputeConfig) -> None:

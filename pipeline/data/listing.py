@@ -418,6 +418,6 @@ def translated_path(spec: DatasetSpec, sample: Sample, folder: Path) -> Path:
 
 
 def pseudo_label_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """Where the pseudo-label of a frame is: class indices (H, W) of all its pixels at its working
-    size; and the network's confidences in them, (H, W) in 1/255."""
+    """Where the pseudo-label of a frame is, class indices (H, W) of all its pixels at its working
+    size; and how confident the network is of each, (H, W) levels in 0..255."""
     return folder / "labels" / f"{name}.png", folder / "confidences" / f"{name}.png"
