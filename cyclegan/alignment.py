@@ -5,7 +5,7 @@ class, so no label can become wrong. After the photometric alignment of Ma et al
 class-balanced pseudo-labels (Zou et al., ECCV 2018).
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,10 @@ from cyclegan.translate import translate_frames
 from pipeline.config.settings import ComputeConfig
 from pipeline.config.translation import TranslationConfig
 from pipeline.config.translators import TranslationInputs
-from pipeline.data.images import UInt8, read_raw, write_indices
+from pipeline.data.images import UInt8, read_raw
 from pipeline.data.labels import IGNORE
-from pipeline.data.listing import Sample, list_samples
+from pipeline.data.listing import list_samples, pseudo_label_paths
 from pipeline.data.reading import LabelReader, read_frame
-from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.progress import each
 
@@ -152,24 +151,22 @@ def translate_by_classes(
 ) -> None:
     """Translate every source frame into `folder/images` by class-wise alignment.
 
-    Pseudo-labels of the target frames are kept in `folder/pseudo_labels`; of each class the most
-    confident part `config.keep` of its pixels counts. What a frame takes on is a function of
-    (`config.seed`, number of the frame). Otherwise as `cyclegan.translate.translate`.
+    Of the target's pseudo-labels, the most confident part `config.keep` of each class's pixels
+    counts. What a frame takes on is a function of (`config.seed`, number of the frame). Otherwise
+    as `cyclegan.translate.translate`.
 
     Raises:
         UserError: a frame or label cannot be read, or no class is seen in the target.
     """
-    assert given.predict is not None, "class-wise alignment needs a network for pseudo-labels"
+    pseudo = given.pseudo_labels
+    assert pseudo is not None, "class-wise alignment reads pseudo-labels"
     assert given.space is not None, "class-wise alignment reads labels"
     classes = len(given.space.classes)
     targets = list_samples(given.target, labelled=False)
-    label_target(given.target, targets, given.predict, folder / "pseudo_labels")
-    limits = thresholds(targets, folder / "pseudo_labels", classes, config.keep)
+    limits = thresholds([sample.name for sample in targets], pseudo, classes, config.keep)
     pool = [
         statistics(
-            read_frame(given.target, sample),
-            pseudo_label(folder / "pseudo_labels", sample, limits),
-            classes,
+            read_frame(given.target, sample), pseudo_label(pseudo, sample.name, limits), classes
         )
         for sample in each(targets, "colours of the target", len(targets))
     ]
@@ -196,43 +193,18 @@ def translate_by_classes(
     )
 
 
-def label_target(
-    target: DatasetSpec,
-    samples: list[Sample],
-    predict: Callable[[UInt8], tuple[UInt8, UInt8]],
-    folder: Path,
-) -> None:
-    """Write the class and the confidence of every pixel of target frames that have none yet.
-
-    `NAME.png` holds classes, `NAME.confidence.png` confidences in 1/255.
-    """
-    todo = [sample for sample in samples if not _confidence(folder, sample).is_file()]
-    for sample in each(todo, "pseudo-labels", len(todo)):
-        classes, confidence = predict(read_frame(target, sample))
-        write_indices(folder / f"{sample.name}.png", classes, None)
-        write_indices(_confidence(folder, sample), confidence, None)
-
-
-def thresholds(samples: list[Sample], folder: Path, classes: int, keep: float) -> Float:
-    """(K,) confidences in 1/255 above which the part `keep` of each class's pixels lies."""
+def thresholds(names: Sequence[str], folder: Path, classes: int, keep: float) -> Float:
+    """(K,) levels of confidence above which the part `keep` of each class's pixels lies."""
     counts = np.zeros((classes, 256), np.int64)
-    for sample in samples:
-        label, confidence = (
-            read_raw(folder / f"{sample.name}.png"),
-            read_raw(_confidence(folder, sample)),
-        )
+    for name in names:
+        label, confidence = map(read_raw, pseudo_label_paths(folder, name))
         np.add.at(counts, (label.ravel(), confidence.ravel()), 1)
     above = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
     wanted = keep * counts.sum(axis=1, keepdims=True)
     return np.asarray((above >= np.maximum(wanted, 1)).sum(axis=1) - 1, np.float64)
 
 
-def pseudo_label(folder: Path, sample: Sample, limits: Float) -> UInt8:
+def pseudo_label(folder: Path, name: str, limits: Float) -> UInt8:
     """The pseudo-label of a target frame: (H, W) classes, `IGNORE` where it is not confident."""
-    label = read_raw(folder / f"{sample.name}.png").astype(np.uint8)
-    confidence = read_raw(_confidence(folder, sample))
+    label, confidence = map(read_raw, pseudo_label_paths(folder, name))
     return np.where(confidence >= limits[label], label, IGNORE).astype(np.uint8)
-
-
-def _confidence(folder: Path, sample: Sample) -> Path:
-    return folder / f"{sample.name}.confidence.png"

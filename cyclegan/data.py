@@ -15,7 +15,7 @@ from pipeline.config.translation import CycleGANConfig
 from pipeline.data.cache import Reader, class_reader, frame_reader
 from pipeline.data.images import UInt8, read_raw
 from pipeline.data.labels import LabelSpace
-from pipeline.data.listing import Sample, list_samples
+from pipeline.data.listing import Sample, list_samples, pseudo_label_paths
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.runtime.distributed import Ranks
@@ -35,7 +35,7 @@ class DomainLabels:
 
     space: LabelSpace
     pseudo_labels: Path
-    """The folder that `cyclegan.alignment.label_target` fills."""
+    """The folder of `pseudo_label_paths`."""
 
 
 def crop_reader(
@@ -62,7 +62,7 @@ def crop_reader(
 
 
 def _read_pseudo_label(folder: Path, samples: list[Sample], index: int) -> UInt8:
-    return read_raw(folder / f"{samples[index].name}.png").astype(np.uint8)
+    return read_raw(pseudo_label_paths(folder, samples[index].name)[0]).astype(np.uint8)
 
 
 def unpaired(

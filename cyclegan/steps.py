@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from cyclegan.checkpoints import load_start
 from cyclegan.networks import initialise, minimum_side
 from cyclegan.reference import GENERATORS, current_names
+from pipeline.config.settings import ComputeConfig
 from pipeline.config.translation import CycleGANConfig
+from pipeline.data.images import UInt8, write_image
 from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import save_checkpoint
+from pipeline.runtime.device import fused
 from pipeline.runtime.distributed import Ranks
-from pipeline.runtime.step import ema_update, gradients, load_state, state_of
+from pipeline.runtime.log import TrainingLog, check_finite
+from pipeline.runtime.step import ema_update, gradients, load_state, seed_step, state_of
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
 """The newest checkpoint below a stage's folder."""
@@ -52,11 +57,9 @@ def adam(networks: Iterable[nn.Module], rate: float) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=rate, betas=(0.5, 0.999), fused=True)
 
 
-def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
-    """Let `optimizers` learn at `rate` from now on."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+def set_up(fabric: Fabric, compute: ComputeConfig, *networks: nn.Module) -> list[nn.Module]:
+    """`networks` as they are called in training; their weights stay the same."""
+    return [fabric.setup_module(fused(one) if compute.compile else one) for one in networks]
 
 
 def trainable(networks: Iterable[nn.Module], on: bool) -> None:
@@ -112,8 +115,11 @@ class Skips:
 
 @dataclass
 class Training:
-    """The networks of a translator's training, with what a checkpoint holds besides."""
+    """A translator's training: its length, its networks, what a checkpoint holds besides."""
 
+    config: CycleGANConfig
+    folder: Path
+    steps_per_epoch: int
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Adam]
     """`discriminators`, and `generators` for all other networks."""
@@ -122,15 +128,31 @@ class Training:
     skips: Skips
 
     @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        return self.steps_per_epoch * (self.config.epochs + self.config.decay_epochs)
+
+    @property
     def translators(self) -> dict[str, nn.Module]:
         """The generators that translate: averaged where that is on."""
         return {name: self.networks[name] for name in generators(self.networks)} | self.averages
 
-    def state(self, step: int, config: CycleGANConfig) -> dict[str, object]:
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 1."""
+        return self.config.learning_rate * decay(step - 1, self.steps_per_epoch, self.config)
+
+    def begin(self, step: int, ranks: Ranks) -> None:
+        """Set the learning rate and torch's generators for a step, from 1."""
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(step)
+        seed_step(self.config.seed, step, ranks.rank)
+
+    def state(self, step: int) -> dict[str, object]:
         """For a checkpoint after `step` steps."""
         return {
             "step": step,
-            "config": config.model_dump(mode="json"),
+            "config": self.config.model_dump(mode="json"),
             "networks": state_of(self.networks),
             "averages": state_of(self.averages),
             "optimizers": state_of(self.optimizers),
@@ -144,38 +166,103 @@ class Training:
         load_state(self.optimizers, current_names(state["optimizers"]))
         self.skips = Skips(**state["skips"])
 
+    def update(
+        self, losses: Mapping[str, Tensor], step: int, names: list[str], ranks: Ranks
+    ) -> bool:
+        """Take a step of all optimisers, unless a loss or a gradient is not finite; whether it did.
+
+        Every loss is a mean over images and the shards of a batch are equal: the mean of the ranks'
+        losses and gradients is that of the whole batch, and all ranks decide alike. No loss depends
+        on the update of another network, so all are looked at before any update is made.
+
+        Args:
+            losses: are replaced by their means over the ranks.
+            names: of this rank's frames.
+
+        Raises:
+            UserError: `MOST_SKIPPED` steps in a row were not taken.
+        """
+        networks = self.networks.values()
+        ranks.all_reduce_mean([*gradients(networks), *losses.values()])
+        if not is_finite(losses, networks):
+            every = ranks.all_gather_objects(names)
+            self.skips.skip(step, every, losses, say=ranks.is_rank_zero)
+            return False
+        self.skips.good()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        for name, average in self.averages.items():
+            ema_update(average, self.networks[name], self.config.generator_average, step)
+        return True
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether a step is an `every`-th one, or the last."""
+        return step == self.steps or step % every == 0
+
+    def record(
+        self,
+        log: TrainingLog,
+        step: int,
+        names: list[str],
+        losses: dict[str, Tensor],
+        **numbers: float,
+    ) -> None:
+        """Add a step to the log, and write an entry with `numbers` where one is due.
+
+        Args:
+            losses: none where the step was not taken.
+
+        Raises:
+            UserError: a weight or a loss is not finite.
+        """
+        if losses:
+            log.add(step, names, losses)
+        save = self.due(step, self.config.checkpoint_every)
+        if save:
+            check_finite(self.networks.values(), step, names)
+        if save or step % self.config.log_every == 0:
+            log.flush(learning_rate=self.rate(step), skipped=self.skips.total, **numbers)
+
+    def sample(self, log: TrainingLog, step: int, picture: UInt8) -> None:
+        """Write sample pictures (H, W, 3) uint8."""
+        write_image(self.folder / "samples" / f"step-{step:07d}.png", picture)
+        log.picture(step, "samples", picture)
+
 
 def prepare(
     networks: dict[str, nn.Module],
     config: CycleGANConfig,
+    folder: Path,
     device: torch.device,
     *,
-    resuming: bool,
+    frames: int,
     say: bool,
 ) -> Training:
     """Initialise `networks` on `device`, from `config.start` where a training begins there.
 
     Args:
-        resuming: a checkpoint is loaded next.
+        folder: where a checkpoint is, if one is to be loaded next.
+        frames: an epoch shows each of so many once, unless `config.steps_per_epoch` says otherwise.
         say: name on standard error what training starts from.
     """
     for network in networks.values():
         initialise(network)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.start is not None and not resuming:
+    if config.start is not None and not (folder / CHECKPOINT).is_file():
         for name, given in load_start(config, say=say).items():
             networks[name].load_state_dict(given)
-    translators = generators(networks)
     discriminators = [name for name in networks if name.endswith("discriminator")]
     others = [name for name in networks if name not in discriminators]
-    averaged = translators if config.generator_average > 0 else []
+    averaged = generators(networks) if config.generator_average > 0 else []
+    parts = {"generators": others, "discriminators": discriminators}
     return Training(
+        config,
+        folder,
+        config.steps_per_epoch or -(-frames // config.batch_size),
         networks,
         {
-            "generators": adam([networks[name] for name in others], config.learning_rate),
-            "discriminators": adam(
-                [networks[name] for name in discriminators], config.learning_rate
-            ),
+            part: adam([networks[name] for name in names], config.learning_rate)
+            for part, names in parts.items()
         },
         {name: copy.deepcopy(networks[name]) for name in averaged},
         Skips(),
@@ -185,41 +272,6 @@ def prepare(
 def generators(networks: Iterable[str]) -> list[str]:
     """The names of the generators among those of networks."""
     return [name for name in networks if name in GENERATORS]
-
-
-def update(
-    training: Training,
-    losses: Mapping[str, Tensor],
-    config: CycleGANConfig,
-    step: int,
-    names: list[str],
-    ranks: Ranks,
-) -> bool:
-    """Take a step of all optimisers, unless a loss or a gradient is not finite; whether it did.
-
-    Every loss is a mean over images and the shards of a batch are equal: the mean of the ranks'
-    losses and gradients is that of the whole batch, and all ranks decide alike. No loss depends on
-    the update of another network, so all are looked at before any update is made.
-
-    Args:
-        losses: are replaced by their means over the ranks.
-        names: of this rank's frames.
-
-    Raises:
-        UserError: `MOST_SKIPPED` steps in a row were not taken.
-    """
-    networks = training.networks.values()
-    ranks.all_reduce_mean([*gradients(networks), *losses.values()])
-    if not is_finite(losses, networks):
-        every = ranks.all_gather_objects(names)
-        training.skips.skip(step, every, losses, say=ranks.is_rank_zero)
-        return False
-    training.skips.good()
-    for optimizer in training.optimizers.values():
-        optimizer.step()
-    for name, average in training.averages.items():
-        ema_update(average, training.networks[name], config.generator_average, step)
-    return True
 
 
 def save_last(folder: Path, state: Mapping[str, object]) -> None:

@@ -26,23 +26,20 @@ from cyclegan.semantics import (
 from cyclegan.steps import (
     CHECKPOINT,
     check_crop,
-    decay,
     prepare,
     save_best,
     save_last,
-    set_rate,
+    set_up,
     trainable,
-    update,
 )
 from pipeline.config.settings import ComputeConfig
 from pipeline.config.translation import CycleGANConfig
-from pipeline.data.images import write_image
 from pipeline.data.listing import list_samples
 from pipeline.data.spec import DatasetSpec
 from pipeline.runtime.checkpoint import continuing
-from pipeline.runtime.device import explain_memory, fused, make_fabric
+from pipeline.runtime.device import explain_memory, make_fabric
 from pipeline.runtime.distributed import ONE_RANK, Ranks
-from pipeline.runtime.log import check_finite, training_log
+from pipeline.runtime.log import training_log
 from pipeline.runtime.step import backward, seed_step, state_of
 
 
@@ -80,10 +77,7 @@ def train(
     semantics = config.semantics
     source_samples = list_samples(source, labelled=semantics is not None or labels is not None)
     target_samples = list_samples(target, labelled=False)
-    steps_per_epoch = config.steps_per_epoch or -(
-        -max(len(source_samples), len(target_samples)) // config.batch_size
-    )
-    steps = steps_per_epoch * (config.epochs + config.decay_epochs)
+    frames = max(len(source_samples), len(target_samples))
 
     # Networks and optimisers.
     fabric = make_fabric(compute, training=True, device=ranks.local_rank)
@@ -96,15 +90,17 @@ def train(
         "source_discriminator": domain_discriminator(config, encoder, space),
         "target_discriminator": domain_discriminator(config, encoder, space),
     }
-    resuming = (folder / CHECKPOINT).is_file()
-    training = prepare(networks, config, fabric.device, resuming=resuming, say=ranks.is_rank_zero)
+    training = prepare(
+        networks, config, folder, fabric.device, frames=frames, say=ranks.is_rank_zero
+    )
+    steps = training.steps
     pools = {"source": ImagePool(config.pool_size), "target": ImagePool(config.pool_size)}
     leaderboard = Leaderboard()
     best: dict[str, object] = {}
 
     # Continue where an earlier run stopped.
     start = 0
-    if resuming:
+    if (folder / CHECKPOINT).is_file():
         with continuing(folder / CHECKPOINT, steps, "cyclegan") as state:
             start = state["step"]
             training.load(state)
@@ -116,9 +112,8 @@ def train(
                 save_best(folder, state)
                 leaderboard.write(folder)
 
-    source_to_target, target_to_source, source_discriminator, target_discriminator = (
-        fabric.setup_module(fused(network) if compute.compile else network)
-        for network in networks.values()
+    source_to_target, target_to_source, source_discriminator, target_discriminator = set_up(
+        fabric, compute, *networks.values()
     )
     discriminators = [source_discriminator, target_discriminator]
 
@@ -151,9 +146,7 @@ def train(
         explain_memory("cyclegan"),
     ):
         for step, (source_batch, target_batch) in enumerate(crops, start + 1):
-            rate = config.learning_rate * decay(step - 1, steps_per_epoch, config)
-            set_rate(training.optimizers.values(), rate)
-            seed_step(config.seed, step, ranks.rank)
+            training.begin(step, ranks)
             real_source = to_network(source_batch["rgb"].to(fabric.device, non_blocking=True))
             real_target = to_network(target_batch["rgb"].to(fabric.device, non_blocking=True))
 
@@ -212,7 +205,7 @@ def train(
             trained |= backward(fabric, losses)
 
             names = [*source_batch["name"], *target_batch["name"]]
-            updated = update(training, trained, config, step, names, ranks)
+            updated = training.update(trained, step, names, ranks)
             if not updated:
                 for name, pool in pools.items():
                     pool.images = pooled_before[name]
@@ -220,31 +213,20 @@ def train(
             # Records, on rank zero.
             if log is None:
                 continue
-            if updated:
-                log.add(step, names, trained)
-            last = step == steps
-            save = last or step % config.checkpoint_every == 0
-            translators = training.translators
-            if save:
-                check_finite(networks.values(), step, names)
+            save, translators = training.due(step, config.checkpoint_every), training.translators
+            scores: dict[str, float] = {}
             if save and probe:
                 score = probe.score(translators["source_to_target"])
                 if leaderboard.add(step, score, probe.evaluator):
                     best = {"step": step, "networks": copy.deepcopy(state_of(translators))}
-                log.flush(learning_rate=rate, skipped=training.skips.total, **score.row())
-            if save or step % config.log_every == 0:
-                log.flush(learning_rate=rate, skipped=training.skips.total)
-            if last or step % config.sample_every == 0:
-                grid = cycle_grid(
-                    translators["source_to_target"],
-                    translators["target_to_source"],
-                    spread(source, source_samples),
-                    spread(target, target_samples),
-                )
-                write_image(folder / "samples" / f"step-{step:07d}.png", grid)
-                log.picture(step, "samples", grid)
+                scores = score.row()
+            training.record(log, step, names, trained if updated else {}, **scores)
+            if training.due(step, config.sample_every):
+                shown = spread(source, source_samples), spread(target, target_samples)
+                both = translators["source_to_target"], translators["target_to_source"]
+                training.sample(log, step, cycle_grid(*both, *shown))
             if save:
-                state = training.state(step, config) | {
+                state = training.state(step) | {
                     "pools": {name: pool.images for name, pool in pools.items()},
                     "leaderboard": asdict(leaderboard),
                     "best": best,

@@ -13,25 +13,15 @@ from cyclegan.discriminators import FrozenEncoder, domain_discriminator, with_cl
 from cyclegan.losses import contrastive_loss, discriminator_loss, gan_loss
 from cyclegan.networks import ResnetGenerator, build_generator, to_network
 from cyclegan.samples import pair_grid, spread
-from cyclegan.steps import (
-    CHECKPOINT,
-    check_crop,
-    decay,
-    prepare,
-    save_last,
-    set_rate,
-    trainable,
-    update,
-)
+from cyclegan.steps import CHECKPOINT, check_crop, prepare, save_last, set_up, trainable
 from pipeline.config.settings import ComputeConfig
 from pipeline.config.translation import CycleGANConfig
-from pipeline.data.images import write_image
 from pipeline.data.listing import list_samples
 from pipeline.data.spec import DatasetSpec
 from pipeline.runtime.checkpoint import continuing
-from pipeline.runtime.device import explain_memory, fused, make_fabric
+from pipeline.runtime.device import explain_memory, make_fabric
 from pipeline.runtime.distributed import ONE_RANK, Ranks
-from pipeline.runtime.log import check_finite, training_log
+from pipeline.runtime.log import training_log
 from pipeline.runtime.step import backward, seed_step
 
 
@@ -50,28 +40,15 @@ def train_contrastive(
 
     `config.contrastive` says how its parts are weighed, as in the authors' code. The generator is
     CycleGAN's, without the antialiasing that the authors added. Writes what `cyclegan.train.train`
-    writes and continues as it does; the translator has the same name in the checkpoint. Labels are
-    read with `labels` alone.
-
-    Args:
-        ranks: those that train these networks together. Each works on its shard of every batch;
-            rank zero alone writes.
-        encoder_on: makes the encoder that `config.feature_encoder` asks for on a device.
-        labels: what `config.label_discriminators` and `config.matched_crops` read.
-
-    Raises:
-        UserError: a frame cannot be read or is smaller than the crop, or the crop too small for
-            the discriminator; training cannot start from `config.start`; losses stay not finite.
+    writes and continues as it does, with the same arguments and errors; the translator has the
+    same name in the checkpoint. Labels are read with `labels` alone.
     """
     check_crop(config)
     contrast = config.contrastive
     assert contrast is not None, "config.contrastive says how to compare"
     source_samples = list_samples(source, labelled=labels is not None)
     target_samples = list_samples(target, labelled=False)
-    steps_per_epoch = config.steps_per_epoch or -(
-        -max(len(source_samples), len(target_samples)) // config.batch_size
-    )
-    steps = steps_per_epoch * (config.epochs + config.decay_epochs)
+    frames = max(len(source_samples), len(target_samples))
 
     # Networks and optimisers.
     fabric = make_fabric(compute, training=True, device=ranks.local_rank)
@@ -86,19 +63,20 @@ def train_contrastive(
         "heads": PatchHeads(encoding.channels),
         "discriminator": domain_discriminator(config, encoder, space),
     }
-    resuming = (folder / CHECKPOINT).is_file()
-    training = prepare(networks, config, fabric.device, resuming=resuming, say=ranks.is_rank_zero)
+    training = prepare(
+        networks, config, folder, fabric.device, frames=frames, say=ranks.is_rank_zero
+    )
+    steps = training.steps
 
     # Continue where an earlier run stopped.
     start = 0
-    if resuming:
+    if (folder / CHECKPOINT).is_file():
         with continuing(folder / CHECKPOINT, steps, "cyclegan") as state:
             start = state["step"]
             training.load(state)
 
-    source_to_target, heads, discriminator = (
-        fabric.setup_module(fused(network) if compute.compile else network)
-        for network in (encoding, networks["heads"], networks["discriminator"])
+    source_to_target, heads, discriminator = set_up(
+        fabric, compute, encoding, networks["heads"], networks["discriminator"]
     )
     crops = unpaired(
         config,
@@ -117,9 +95,7 @@ def train_contrastive(
         explain_memory("cyclegan"),
     ):
         for step, (source_batch, target_batch) in enumerate(crops, start + 1):
-            rate = config.learning_rate * decay(step - 1, steps_per_epoch, config)
-            set_rate(training.optimizers.values(), rate)
-            seed_step(config.seed, step, ranks.rank)
+            training.begin(step, ranks)
             rng = np.random.default_rng([config.seed, 3, step])
             real_source = to_network(source_batch["rgb"].to(fabric.device, non_blocking=True))
             real_target = to_network(target_batch["rgb"].to(fabric.device, non_blocking=True))
@@ -156,27 +132,16 @@ def train_contrastive(
             trained |= backward(fabric, losses)
 
             names = [*source_batch["name"], *target_batch["name"]]
-            updated = update(training, trained, config, step, names, ranks)
+            updated = training.update(trained, step, names, ranks)
 
             # Records, on rank zero.
             if log is None:
                 continue
-            if updated:
-                log.add(step, names, trained)
-            last = step == steps
-            save = last or step % config.checkpoint_every == 0
-            if save:
-                check_finite(networks.values(), step, names)
-            if save or step % config.log_every == 0:
-                log.flush(learning_rate=rate, skipped=training.skips.total)
-            if last or step % config.sample_every == 0:
-                grid = pair_grid(
-                    training.translators["source_to_target"],
-                    spread(source, source_samples),
-                    spread(target, target_samples),
-                )
-                write_image(folder / "samples" / f"step-{step:07d}.png", grid)
-                log.picture(step, "samples", grid)
-            if save:
-                save_last(folder, training.state(step, config))
+            training.record(log, step, names, trained if updated else {})
+            if training.due(step, config.sample_every):
+                drawn = spread(source, source_samples), spread(target, target_samples)
+                translator = training.translators["source_to_target"]
+                training.sample(log, step, pair_grid(translator, *drawn))
+            if training.due(step, config.checkpoint_every):
+                save_last(folder, training.state(step))
             log.advance(1)

@@ -10,25 +10,15 @@ from cyclegan.data import pair_reader, pairs
 from cyclegan.losses import discriminator_loss, gan_loss
 from cyclegan.networks import build_discriminator, build_generator, to_network
 from cyclegan.samples import pair_grid, spread
-from cyclegan.steps import (
-    CHECKPOINT,
-    check_crop,
-    decay,
-    prepare,
-    save_last,
-    set_rate,
-    trainable,
-    update,
-)
+from cyclegan.steps import CHECKPOINT, check_crop, prepare, save_last, set_up, trainable
 from pipeline.config.settings import ComputeConfig
 from pipeline.config.translation import CycleGANConfig
-from pipeline.data.images import write_image
 from pipeline.data.spec import DatasetSpec
 from pipeline.runtime.checkpoint import continuing
-from pipeline.runtime.device import explain_memory, fused, make_fabric
+from pipeline.runtime.device import explain_memory, make_fabric
 from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.runtime.loader import IndexedDataset, batches
-from pipeline.runtime.log import check_finite, training_log
+from pipeline.runtime.log import training_log
 from pipeline.runtime.step import backward, seed_step
 
 
@@ -56,8 +46,6 @@ def train_paired(
     """
     check_crop(config)
     source_samples, target_samples = pairs(source, target, say=ranks.is_rank_zero)
-    steps_per_epoch = config.steps_per_epoch or -(-len(source_samples) // config.batch_size)
-    steps = steps_per_epoch * (config.epochs + config.decay_epochs)
 
     # Networks and optimisers.
     fabric = make_fabric(compute, training=True, device=ranks.local_rank)
@@ -66,21 +54,19 @@ def train_paired(
         "source_to_target": build_generator(config),
         "discriminator": build_discriminator(config),
     }
-    resuming = (folder / CHECKPOINT).is_file()
-    training = prepare(networks, config, fabric.device, resuming=resuming, say=ranks.is_rank_zero)
+    training = prepare(
+        networks, config, folder, fabric.device, frames=len(source_samples), say=ranks.is_rank_zero
+    )
+    steps = training.steps
 
     # Continue where an earlier run stopped.
     start = 0
-    if resuming:
+    if (folder / CHECKPOINT).is_file():
         with continuing(folder / CHECKPOINT, steps, "cyclegan") as state:
             start = state["step"]
             training.load(state)
 
-    source_to_target, discriminator = (
-        fabric.setup_module(fused(network) if compute.compile else network)
-        for network in networks.values()
-    )
-
+    source_to_target, discriminator = set_up(fabric, compute, *networks.values())
     with ranks.rank_zero_first():  # fills the cache
         read = pair_reader(
             source, source_samples, target, target_samples, config.crop, compute.cache
@@ -102,9 +88,7 @@ def train_paired(
         explain_memory("cyclegan"),
     ):
         for step, batch in enumerate(loader, start + 1):
-            rate = config.learning_rate * decay(step - 1, steps_per_epoch, config)
-            set_rate(training.optimizers.values(), rate)
-            seed_step(config.seed, step, ranks.rank)
+            training.begin(step, ranks)
             real_source = to_network(batch["source"].to(fabric.device, non_blocking=True))
             real_target = to_network(batch["target"].to(fabric.device, non_blocking=True))
 
@@ -127,27 +111,16 @@ def train_paired(
             trained |= backward(fabric, losses)
 
             names = list(batch["name"])
-            updated = update(training, trained, config, step, names, ranks)
+            updated = training.update(trained, step, names, ranks)
 
             # Records, on rank zero.
             if log is None:
                 continue
-            if updated:
-                log.add(step, names, trained)
-            last = step == steps
-            save = last or step % config.checkpoint_every == 0
-            if save:
-                check_finite(networks.values(), step, names)
-            if save or step % config.log_every == 0:
-                log.flush(learning_rate=rate, skipped=training.skips.total)
-            if last or step % config.sample_every == 0:
-                grid = pair_grid(
-                    training.translators["source_to_target"],
-                    spread(source, source_samples),
-                    spread(target, target_samples),
-                )
-                write_image(folder / "samples" / f"step-{step:07d}.png", grid)
-                log.picture(step, "samples", grid)
-            if save:
-                save_last(folder, training.state(step, config))
+            training.record(log, step, names, trained if updated else {})
+            if training.due(step, config.sample_every):
+                shown = spread(source, source_samples), spread(target, target_samples)
+                translator = training.translators["source_to_target"]
+                training.sample(log, step, pair_grid(translator, *shown))
+            if training.due(step, config.checkpoint_every):
+                save_last(folder, training.state(step))
             log.advance(1)

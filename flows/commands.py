@@ -310,6 +310,12 @@ def select(run: RunFolder) -> None:
     _run_stages(run, "select")
 
 
+@app.command("label-target")
+def label_target(run: RunFolder) -> None:
+    """Let networks of a run label the target's frames, for translations with `pseudo_labels`."""
+    _run_stages(run, "label-target")
+
+
 @app.command()
 def gate(run: RunFolder) -> None:
     """Look whether labels still fit the translated frames of a run, also of one that is finished.

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.plan import frozen_encoder
 from pipeline.config.settings import Config
 from pipeline.config.translation import CycleGANConfig
 from pipeline.config.translators import TranslationInputs
-from pipeline.data.images import UInt8, write_image
+from pipeline.data.images import write_image, write_indices
 from pipeline.data.labels import load_label_space
-from pipeline.data.listing import list_samples
+from pipeline.data.listing import list_samples, pseudo_label_paths
 from pipeline.data.reading import read_frame
 
 _FLOAT = 4  # bytes
@@ -49,6 +48,8 @@ def estimate(config: Config) -> list[Estimate]:
         parts = [_cyclegan(config, name) for name in used if used[name].trains]
         parts += [_translation(config, name) for name in used]
     with explain_memory("segmentation"):
+        labellers = {own.pseudo_labels: None for own in used.values() if own.pseudo_labels}
+        parts += [_pseudo_labels(config, arm) for arm in labellers]
         parts += _segmentation(config)
     return [
         Estimate(
@@ -64,6 +65,7 @@ def estimate(config: Config) -> list[Estimate]:
 def _cyclegan(config: Config, translation: str) -> Estimate:
     from cyclegan.discriminators import domain_discriminator
     from cyclegan.networks import build_generator
+    from flows.networks import frozen_encoder
     from pipeline.runtime.device import make_fabric, measure_pass
 
     recipe = config.cyclegan_recipe(translation)
@@ -114,18 +116,31 @@ def _translation(config: Config, name: str) -> Estimate:
             seconds = _generator_seconds(config, name, frame.shape[:2])
         else:
             one = config.source.model_copy(update={"limit": 1})
-            start = time.perf_counter()
+            pseudo = Path(folder) / "pseudo_labels"
             target = config.target.model_copy(update={"limit": 1})
             space = load_label_space(config.label_space)
-            # Any pseudo-label takes as long; the network's own time is not counted.
-            given = TranslationInputs(one, target, None, space, _everything_is_one_class)
+            (shown,) = list_samples(target, labelled=False)
+            label = np.zeros(read_frame(target, shown).shape[:2], np.uint8)
+            for file in pseudo_label_paths(pseudo, shown.name):  # any label takes as long
+                write_indices(file, label, None)
+            given = TranslationInputs(one, target, None, space, pseudo)
+            start = time.perf_counter()
             settings.translator.load()(settings, given, Path(folder) / "one", config.compute)
             seconds = time.perf_counter() - start
     return Estimate("translate", len(samples) * seconds, len(samples) * size)
 
 
-def _everything_is_one_class(rgb: UInt8) -> tuple[UInt8, UInt8]:
-    return np.zeros(rgb.shape[:2], np.uint8), np.full(rgb.shape[:2], 255, np.uint8)
+def _pseudo_labels(config: Config, arm: str) -> Estimate:
+    """A pass for each frame of the target."""
+    from pipeline.runtime.device import measure_pass
+    from segmentation.models import build_model
+
+    classes = len(load_label_space(config.label_space).classes)
+    model = build_model(config.recipe(arm), classes, pretrained=False)
+    samples = list_samples(config.target, labelled=False)
+    shape = 1, *read_frame(config.target, samples[0]).shape
+    seconds = measure_pass(model, shape, config.compute, training=False).seconds
+    return Estimate("label-target", len(samples) * seconds, len(samples) * shape[1] * shape[2])
 
 
 def _generator_seconds(config: Config, translation: str, size: tuple[int, ...]) -> float:

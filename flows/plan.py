@@ -5,16 +5,13 @@ began.
 """
 
 import hashlib
-from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pipeline.config.segmentation import SegmentationConfig, SelectionConfig
 from pipeline.config.settings import Config
 from pipeline.config.translation import TRANSLATED, CycleGANConfig, place
 from pipeline.config.translators import TRANSLATORS, TranslationInputs
-from pipeline.data.images import UInt8
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import Sample, digest, instance_finder, list_samples
 from pipeline.data.reading import decoder_code
@@ -27,10 +24,6 @@ from pipeline.schema import parse
 from pipeline.scoring.cityscapes import has_official_scores
 from pipeline.scoring.drift import gated_spec
 
-if TYPE_CHECKING:
-    from cyclegan.discriminators import FrozenEncoder
-    from cyclegan.semantics import SemanticEvaluator
-
 # Work functions import their libraries when called: `status` needs neither torch nor smp.
 
 
@@ -40,27 +33,31 @@ def plan(config: Config, run: Path) -> list[Stage]:
     stages: dict[str, Stage] = {}
     shown: list[str] = []
 
+    def add(stage: Stage) -> None:
+        stages.setdefault(stage.name, stage)
+
     def train(arm: str, seed: int) -> None:
         for name in config.arms[arm].networks:
             if name in config.arms:
                 train(name, seed)
         for frames in config.arms[arm].train:
             gate(frames)
-        _add(stages, _training(config, run, space, arm, seed))
+        add(_training(config, run, space, arm, seed))
 
     def gate(frames: str) -> None:
         if (looks := config.gate_arm(frames)) is not None:
             train(looks, config.seeds[0])
-            _add(stages, _gate(config, run, space, frames, looks))
+            add(_gate(config, run, space, frames, looks))
 
     for name, translation in config.used_translations.items():
         if translation.pseudo_labels:
             train(translation.pseudo_labels, config.seeds[0])
+            add(_pseudo_labels(config, run, translation.pseudo_labels))
         if translation.trains:
             if semantics := config.cyclegan_recipe(name).semantics:
                 train(config.semantics_arm(semantics), config.seeds[0])
-            _add(stages, _cyclegan(config, run, space, name))
-        _add(stages, _translation(config, run, space, name))
+            add(_cyclegan(config, run, space, name))
+        add(_translation(config, run, space, name))
     for seed in config.seeds:
         for arm in config.arms:
             train(arm, seed)
@@ -68,12 +65,12 @@ def plan(config: Config, run: Path) -> list[Stage]:
             if config.selection and not config.sees_target_labels(arm):
                 looks.append(_selection(config, config.selection, run, space, arm, seed))
             for look in looks:
-                _add(stages, look)
+                add(look)
                 shown.append(look.name)
     for name in config.used_translations:
         gate(name)
         shown += [gate_folder(name)] if gate_folder(name) in stages else []
-    _add(stages, _report(config, run, tuple(shown)))
+    add(_report(config, run, tuple(shown)))
     return list(stages.values())
 
 
@@ -95,10 +92,6 @@ def gate_plan(config: Config, run: Path) -> list[Stage]:
         if stage.command == "gate" or stage.name in needed:
             needed |= {stage.name, *stage.reads}
     return [stage for stage in stages if stage.name in needed] or stages
-
-
-def _add(stages: dict[str, Stage], stage: Stage) -> None:
-    stages.setdefault(stage.name, stage)
 
 
 def _spec(config: Config, run: Path, frames: str, number: int | None = None) -> DatasetSpec:
@@ -130,10 +123,9 @@ def _making(config: Config, *frames: str | None) -> tuple[str, ...]:
 def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) -> Stage:
     settings, recipe = config.all_translations[translation], config.cyclegan_recipe(translation)
     semantics = recipe.semantics
-    evaluator, labeller = (
-        _path("segmentation", arm, config.seeds[0]) if arm else None
-        for arm in (semantics and config.semantics_arm(semantics), settings.pseudo_labels)
-    )
+    watches = config.semantics_arm(semantics) if semantics else None
+    evaluator = (_path("segmentation", watches, config.seeds[0]),) if watches else ()
+    labels = _labels(config, translation)
     name = cyclegan_folder(translation)
 
     def inputs() -> Inputs:
@@ -152,11 +144,11 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
         }
 
     def work(folder: Path) -> None:
-        from cyclegan.alignment import label_target
         from cyclegan.data import DomainLabels
         from cyclegan.train import train
         from cyclegan.train_contrastive import train_contrastive
         from cyclegan.train_paired import train_paired
+        from flows.networks import frozen_encoder, semantic_evaluator
         from pipeline.runtime.distributed import process_group
 
         source, target = (
@@ -164,29 +156,19 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
         )
         arguments = (recipe, source, target, folder, config.compute)
         encoder_on = partial(frozen_encoder, recipe) if recipe.feature_encoder else None
+        judge_on = None
+        if evaluator:
+            judge_on = partial(semantic_evaluator, config, space, run / evaluator[0])
+        told = DomainLabels(space, run / labels[0]) if labels else None
         with process_group(config.compute) as ranks:
-            labels = None
-            if labeller:
-                labels = DomainLabels(space, folder / "pseudo_labels")
-                with ranks.rank_zero_first():
-                    if ranks.is_rank_zero:
-                        predict = _predict(config, run / labeller)
-                        samples = list_samples(target, labelled=False)
-                        label_target(target, samples, predict, labels.pseudo_labels)
             if recipe.paired:
                 train_paired(*arguments, ranks)
             elif recipe.contrastive:
-                train_contrastive(*arguments, ranks, encoder_on=encoder_on, labels=labels)
+                train_contrastive(*arguments, ranks, encoder_on=encoder_on, labels=told)
             else:
-                make = (
-                    partial(semantic_evaluator, config, space, run / evaluator)
-                    if evaluator
-                    else None
-                )
-                train(*arguments, make, ranks, encoder_on=encoder_on, labels=labels)
+                train(*arguments, judge_on, ranks, encoder_on=encoder_on, labels=told)
 
-    networks = dict.fromkeys(path for path in (evaluator, labeller) if path)
-    reads = (*networks, *_making(config, settings.source, settings.teacher))
+    reads = (*evaluator, *labels, *_making(config, settings.source, settings.teacher))
     results = ("checkpoints/*.pt", "leaderboard.csv", "drift.json")
     devices = config.compute.devices
     return Stage(name, "train-cyclegan", reads, inputs, work, results, devices)
@@ -211,53 +193,33 @@ def _start(start: Path, one_way: bool, run: Path) -> Inputs | str:
     return {name: _content(path, run) for name, path in files.items()}
 
 
-def semantic_evaluator(
-    config: Config, space: LabelSpace, training: Path, device: Any
-) -> "SemanticEvaluator":
-    """The network that was trained in the folder `training`, on a device, as CycleGAN sees it."""
-    from cyclegan.semantics import SemanticEvaluator
-    from segmentation.models import build_model
-    from segmentation.train import CHECKPOINT, load_segmenter
-
-    recipe = config.recipe(training.parent.name)
-    segmenter = load_segmenter(training / CHECKPOINT).requires_grad_(False).to(device)
-    encoder, weights = segmenter, f"trained in {training.parent.name}"
-    if recipe.encoder_weights != "none":
-        encoder = build_model(recipe, len(space.classes))
-        encoder.eval().requires_grad_(False).to(device)
-        weights = Path(recipe.encoder_weights).stem
-    # Generators work in [-1, 1], segmentation networks in [0, 1].
-    return SemanticEvaluator(
-        lambda x: segmenter.logits((x + 1) / 2),
-        lambda x: encoder.features((x + 1) / 2),
-        f"{recipe.encoder}, {weights}",
-        space,
-    )
+def _labels(config: Config, translation: str) -> tuple[str, ...]:
+    """The stage that labels the target for a translation, where one does."""
+    arm = config.all_translations[translation].pseudo_labels
+    return (_path("pseudo_labels", arm, config.seeds[0]),) if arm else ()
 
 
-def _predict(config: Config, training: Path) -> Callable[[UInt8], tuple[UInt8, UInt8]]:
-    """What makes pseudo-labels: the network that was trained in the folder `training`."""
-    from segmentation.pseudo_labels import pseudo_labeller
-    from segmentation.train import CHECKPOINT
+def _pseudo_labels(config: Config, run: Path, arm: str) -> Stage:
+    training = _path("segmentation", arm, config.seeds[0])
 
-    return pseudo_labeller(training / CHECKPOINT, config.compute)
+    def inputs() -> Inputs:
+        return {"version": 1, "target": _frames(config.target, run)}
 
+    def work(folder: Path) -> None:
+        from segmentation.pseudo_labels import label_frames
+        from segmentation.train import CHECKPOINT
 
-def frozen_encoder(recipe: CycleGANConfig, device: Any) -> "FrozenEncoder":
-    """The encoder that a recipe's discriminators look through, on a device, as CycleGAN sees it."""
-    from cyclegan.discriminators import FrozenEncoder
-    from segmentation.models import build_encoder
+        label_frames(config.target, run / training / CHECKPOINT, folder, config.compute)
 
-    name, weights = str(recipe.feature_encoder), recipe.feature_encoder_weights
-    encoder = build_encoder(name, weights, "cyclegan.feature_encoder").to(device)
-    return FrozenEncoder(lambda x: encoder((x + 1) / 2), encoder.channels)
+    place = _path("pseudo_labels", arm, config.seeds[0])
+    results = ("labels/**/*", "confidences/**/*")
+    return Stage(place, "label-target", (training,), inputs, work, results)
 
 
 def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Stage:
     settings = config.all_translations[name]
     translator = settings.translator
-    arm = settings.pseudo_labels if translator.reads_labels else None
-    labeller = (_path("segmentation", arm, config.seeds[0]),) if arm else ()
+    labels = _labels(config, name) if translator.reads_labels else ()
 
     def inputs() -> Inputs:
         # What frames it starts from and how networks are trained is in the stages that it reads.
@@ -273,20 +235,19 @@ def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Sta
         }
 
     def work(folder: Path, *part: int) -> None:
-        predict = _predict(config, run / labeller[0]) if labeller else None
         given = TranslationInputs(
             _spec(config, run, settings.source),
             config.target,
             generator_file(config, run, name) if translator.trains else None,
             space,
-            predict,
+            run / labels[0] if labels else None,
             (part[0], part[1]) if part else None,
         )
         translator.load()(settings, given, folder, config.compute)
 
     trained = (cyclegan_folder(name),) if settings.trains else ()
     results = ("images/**/*", "manifest.csv", "dataset.yaml")
-    reads = (*trained, *labeller, *_making(config, settings.source))
+    reads = (*trained, *labels, *_making(config, settings.source))
     return Stage(translated_folder(name), "translate", reads, inputs, work, results, part=work)
 
 
@@ -410,17 +371,16 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
                 title=f"segmentation {name} seed {seed}",
             )
 
-    reads = [translated_folder(kind) for kind in arm.train if kind in config.all_translations]
-    reads += [gate_folder(kind) for kind in arm.train if config.gate_arm(kind)]
-    reads += trained.values()
+    gates = (gate_folder(kind) for kind in arm.train if config.gate_arm(kind))
+    reads = (*_making(config, *arm.train), *gates, *trained.values())
     where = _path("segmentation", name, seed)
     results, devices = ("checkpoints/*.pt",), config.compute.devices
-    return Stage(where, "train-segmentation", tuple(reads), inputs, work, results, devices)
+    return Stage(where, "train-segmentation", reads, inputs, work, results, devices)
 
 
 def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:
     training = _path("segmentation", arm, seed)
-    pictures = config.evaluation.pictures
+    pictures, test = config.evaluation.pictures, config.test.model_dump_json()
 
     def inputs() -> Inputs:
         return {
@@ -430,7 +390,7 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
             "not_averaged": [c.name for c in space.classes if not c.averaged],
             "categories": space.categories,
             "test": _frames(config.test, run, labelled=True),
-            **_instances(config.test if has_official_scores(space) else None, run),
+            **(_instance_files(test, run) if has_official_scores(space) else {"instances": None}),
         }
 
     def work(folder: Path) -> None:
@@ -546,13 +506,9 @@ def _contents(samples: list[Sample], run: Path, title: str) -> str:
     return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
 
 
-def _instances(spec: DatasetSpec | None, run: Path) -> Inputs:
-    """What tells objects apart: a hash of the files' listing, or their pattern where none is."""
-    return {"instances": None} if spec is None else _instance_files(spec.model_dump_json(), run)
-
-
 @cache
 def _instance_files(spec_json: str, run: Path) -> Inputs:
+    """What tells objects apart: a hash of the files' listing, or their pattern where none is."""
     spec = DatasetSpec.model_validate_json(spec_json)
     names = [sample.name for sample in list_samples(spec, labelled=False)]
     files = zip(names, map(instance_finder(spec), names), strict=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from flows.plan import frozen_encoder, plan
+from flows.plan import plan
 from pipeline.config.segmentation import SegmentationConfig
 from pipeline.config.settings import Config
 from pipeline.config.translation import CycleGANConfig, place
@@ -54,6 +54,8 @@ def _all_at_once(looks: Iterable[Callable[[], object]]) -> None:
 
 def try_networks(config: Config) -> None:
     """Build each network once."""
+    from flows.networks import frozen_encoder
+
     used = config.used_translations
     recipes = [config.cyclegan_recipe(name) for name in used if used[name].trains]
     asks = "imagenet" in {

@@ -17,6 +17,8 @@ from pipeline.errors import UserError
 from pipeline.run.folder import CONFIG_FILE, LADDER_FILE, locked, read_run
 from pipeline.run.stage import check, is_done, named, remove, run_stage, scored_on_other_data
 
+_HELPERS = {"train-segmentation", "label-target"}
+
 
 def run_flow(
     config: Config,
@@ -102,9 +104,10 @@ def run_stages(
                 print(f"Configured. {nothing}", file=sys.stderr)
                 return
             raise UserError(nothing)
-        if command == "train-cyclegan":  # the network that watches it is a part of it
-            watching = {n for s in wanted for n in s.reads if n.startswith("segmentation/")}
-            wanted = [stage for stage in stages if stage.name in watching] + wanted
+        if command == "train-cyclegan":  # networks that watch it or label for it are a part of it
+            for stage in reversed([s for s in stages if s.command in _HELPERS]):
+                if any(stage.name in other.reads for other in wanted):
+                    wanted.insert(0, stage)
         names = {stage.name for stage in wanted}
         # A report is of no use to anyone when it is not of the results that are there.
         outdated = sorted(names) if anew else scored_on_other_data(folder, wanted)

@@ -420,14 +420,16 @@ def _costs(run: Path, config: Config, report: Summary) -> Iterator[StageCost]:
         yield from _cost(run, title, [cyclegan_folder(name)], shown.get((True, name)))
         yield from _cost(run, f"translation{which}", [translated_folder(name)], frames)
         yield from _cost(run, f"gate{which}", [gate_folder(name)], frames)
-    for stage in ("segmentation", "evaluation", "selection"):
+    for stage in ("segmentation", "pseudo_labels", "evaluation", "selection"):
         for arm in ordered_arms(config):
             images = {
                 "segmentation": shown.get((False, arm)),
                 "evaluation": report.images * len(config.seeds),
             }
-            folders = [f"{stage}/{arm}/seed-{seed}" for seed in config.seeds]
-            yield from _cost(run, f"{stage} {arm}", folders, images.get(stage))
+            seeds = config.seeds[:1] if stage == "pseudo_labels" else config.seeds
+            folders = [f"{stage}/{arm}/seed-{seed}" for seed in seeds]
+            title = f"{stage.replace('_', '-')} {arm}"
+            yield from _cost(run, title, folders, images.get(stage))
 
 
 def _cost(run: Path, title: str, folders: Sequence[str], images: int | None) -> Iterator[StageCost]:

@@ -24,10 +24,14 @@ from cyclegan.train import train
 from pipeline.config.settings import Config
 from pipeline.config.translation import CycleGANConfig
 from pipeline.data.frames import MANIFEST
+from pipeline.data.images import UInt8, write_indices
 from pipeline.data.labels import (
     LabelClass,
     LabelSpace,
 )
+from pipeline.data.listing import list_samples, pseudo_label_paths
+from pipeline.data.reading import read_frame
+from pipeline.data.spec import DatasetSpec
 from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
 from tests.ranks import in_ranks
 
@@ -41,6 +45,22 @@ class Given(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.logits
+
+
+def label_frames(
+    spec: DatasetSpec, predict: Callable[[UInt8], tuple[UInt8, UInt8]], folder: Path
+) -> list[str]:
+    """Write pseudo-labels that need no network: class indices and confidences, each (H, W).
+
+    Returns:
+        The names of the frames.
+    """
+    samples = list_samples(spec, labelled=False)
+    for sample in samples:
+        paths = pseudo_label_paths(folder, sample.name)
+        for path, values in zip(paths, predict(read_frame(spec, sample)), strict=True):
+            write_indices(path, values, None)
+    return [sample.name for sample in samples]
 
 
 def equal(one: object, other: object) -> bool:

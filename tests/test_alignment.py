@@ -9,7 +9,6 @@ import pytest
 from cyclegan.alignment import (
     align,
     choose,
-    label_target,
     pseudo_label,
     statistics,
     thresholds,
@@ -19,9 +18,9 @@ from flows.plan import plan
 from pipeline.config.load import load_config
 from pipeline.data.images import UInt8
 from pipeline.data.labels import IGNORE
-from pipeline.data.listing import list_samples
 from pipeline.errors import UserError
 from pipeline.run.stage import check, run_stage
+from tests.helpers import label_frames
 
 ARMS = (
     "arms={source_only: source, adapted: translated, second: again, oracle: target}",
@@ -104,31 +103,25 @@ def test_one_target_frame_gives_the_light_and_others_what_it_does_not_show() -> 
 
 def test_of_each_class_the_most_confident_part_is_kept(tiny: Path, tmp_path: Path) -> None:
     target = load_config(tiny).target
-    samples = list_samples(target, labelled=False)
-    calls: list[int] = []
 
     def predict(rgb: UInt8) -> tuple[UInt8, UInt8]:
-        rng = np.random.default_rng(len(calls))
-        calls.append(1)
+        rng = np.random.default_rng(int(rgb.sum()))
         label = np.repeat([[0, 1]], rgb.shape[0], 0).repeat(rgb.shape[1] // 2, 1).astype(np.uint8)
         low = rng.integers(0, 100, label.shape).astype(np.uint8)  # a class that is never confident
         return label, np.where(label == 0, low, 255 - low).astype(np.uint8)
 
-    label_target(target, samples, predict, tmp_path)
-    assert len(calls) == len(samples)
-    (tmp_path / f"{samples[0].name}.confidence.png").unlink()
-    label_target(target, samples, predict, tmp_path)  # goes on where it was interrupted
-    assert len(calls) == len(samples) + 1
-    limits = thresholds(samples, tmp_path, 3, keep=0.25)
-    kept = np.stack([pseudo_label(tmp_path, sample, limits) for sample in samples])
+    names = label_frames(target, predict, tmp_path)
+    limits = thresholds(names, tmp_path, 3, keep=0.25)
+    kept = np.stack([pseudo_label(tmp_path, name, limits) for name in names])
     for half in (kept[:, :, : kept.shape[2] // 2], kept[:, :, kept.shape[2] // 2 :]):
         assert (half != IGNORE).mean() == pytest.approx(0.25, abs=0.02)
 
 
 def test_rounds_by_name_are_a_graph_of_arms_and_translations(tiny: Path) -> None:
     stages = {s.name: set(s.reads) for s in plan(load_config(tiny, [*ARMS]), tiny.parent / "run")}
-    assert stages["translated"] == {"segmentation/source_only/seed-0"}
-    assert stages["translations/again"] == {"segmentation/adapted/seed-0"}
+    assert stages["translated"] == {"pseudo_labels/source_only/seed-0"}
+    assert stages["translations/again"] == {"pseudo_labels/adapted/seed-0"}
+    assert stages["pseudo_labels/adapted/seed-0"] == {"segmentation/adapted/seed-0"}
     assert stages["segmentation/second/seed-0"] == {"translations/again"}
     order = list(stages)
     assert all(order.index(b) < order.index(name) for name, below in stages.items() for b in below)

@@ -23,7 +23,8 @@ from cyclegan.steps import CHECKPOINT
 from cyclegan.train import train
 from cyclegan.train_contrastive import train_contrastive
 from flows.estimate import estimate
-from flows.plan import frozen_encoder, plan
+from flows.networks import frozen_encoder
+from flows.plan import plan
 from flows.prepare import preflight
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config

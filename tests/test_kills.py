@@ -63,6 +63,7 @@ IMPORTED = (
     *[
         "segmentation.selection",
         "segmentation.gate",
+        "segmentation.pseudo_labels",
         "pipeline.intake.discover",
         "flows.doctor",
         "flows.show",
@@ -103,6 +104,18 @@ def lend() -> None:
         take_over(config, run, Path("r"))
 
 
+def label() -> None:
+    """What `label-target` does, in a run that takes the trained network over."""
+    align = "translation={method: class_alignment, pseudo_labels: source_only}"
+    config, run = load_config(Path("tiny.yaml"), [align]), Path("p")
+    with locked(run):
+        stages = prepare(config, run, [])
+        take_over(config, run, Path("r"))
+        inputs = check(run, stages)
+    (stage,) = (stage for stage in stages if stage.command == "label-target")
+    run_stage(run, stage, inputs[stage.name])
+
+
 TRAINED = ("cyclegan", "translated", "segmentation")
 LOOKED_AT = ("evaluation", "selection")
 PREDICTIONS = "r/evaluation/adapted/seed-0/predictions_ids"
@@ -133,6 +146,7 @@ DEAR = {
     "evaluate": Command(["evaluate", "r"], TRAINED),
     "select": Command(["select", "r"], TRAINED),
     "gate": Command(["gate", "r"], TRAINED),
+    "label-target": Command(label, TRAINED),
     "lend": Command(lend, (*TRAINED, "evaluation")),
     "force": Command(force, (*TRAINED, *LOOKED_AT, "report")),
 }

@@ -26,7 +26,8 @@ from cyclegan.steps import save_last
 from cyclegan.train import train
 from cyclegan.translate import translate_frame
 from flows.estimate import estimate
-from flows.plan import plan, semantic_evaluator
+from flows.networks import semantic_evaluator
+from flows.plan import plan
 from flows.prepare import preflight, prepare
 from pipeline.config.load import load_config
 from pipeline.data.images import read_rgb

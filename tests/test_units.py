@@ -41,15 +41,24 @@ def test_names_make_the_graph(tiny: Path) -> None:
             "translations={colours: {method: class_alignment, pseudo_labels: plain}}",
             "selection={frames: 2}",
         ],
+        parts=2,
     )
     assert list(found) == [
         "segmentation/plain/seed-0",
+        "pseudo_labels/plain/seed-0",
+        "translations/colours 1 of 2",
+        "translations/colours 2 of 2",
         "translations/colours",
         "segmentation/mine/seed-0",
         "segmentation/more/seed-0",
         "report",
     ]
-    assert found["translations/colours"].reads == ("segmentation/plain/seed-0",)
+    # The target is labelled once, and all parts of the translation wait for it.
+    labels = found["pseudo_labels/plain/seed-0"]
+    assert labels.reads == ("segmentation/plain/seed-0",)
+    assert (labels.part, labels.light) == (None, False)
+    for part in (1, 2):
+        assert found[f"translations/colours {part} of 2"].reads == (labels.name,)
     assert found["segmentation/plain/seed-0"].stages[1:] == (
         "evaluation/plain/seed-0",
         "selection/plain/seed-0",
@@ -59,7 +68,7 @@ def test_names_make_the_graph(tiny: Path) -> None:
         "segmentation/mine/seed-0",
     }
     urgent = [name for name, unit in found.items() if unit.urgent]
-    assert urgent == list(found)[:3]
+    assert urgent == list(found)[:6]
 
 
 @pytest.mark.parametrize("method", ["histogram_matching", "fda"])

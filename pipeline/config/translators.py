@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from pipeline.data.images import UInt8
 from pipeline.data.labels import LabelSpace
 from pipeline.data.spec import DatasetSpec
 
@@ -22,9 +21,8 @@ class TranslationInputs:
     """The weights to translate with, where it `trains` or is given some."""
     space: LabelSpace | None = None
     """The classes of labels, where it `reads_labels`."""
-    predict: Callable[[UInt8], tuple[UInt8, UInt8]] | None = None
-    """Frame (H, W, 3) -> its pseudo-label and their confidences in 1/255, each (H, W) uint8, where
-    it `reads_labels`."""
+    pseudo_labels: Path | None = None
+    """The folder of the target's `pseudo_label_paths`, where it `reads_labels`."""
     part: tuple[int, int] | None = None
     """(i, n): make the frames of part i of n alone, from 0. None: make what is left, and say what
     there is."""

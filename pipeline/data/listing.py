@@ -415,3 +415,9 @@ def translated_path(spec: DatasetSpec, sample: Sample, folder: Path) -> Path:
     """Where the translation of one frame of `spec` is kept below `folder`."""
     literal = spec.images[: len(spec.images) - len(below_literal(spec.images))]
     return folder / "images" / sample.image.relative_to(spec.root / literal)
+
+
+def pseudo_label_paths(folder: Path, name: str) -> tuple[Path, Path]:
+    """Where the pseudo-label of a frame is, class indices (H, W) of all its pixels at its working
+    size; and how confident the network is of each, (H, W) levels in 0..255."""
+    return folder / "labels" / f"{name}.png", folder / "confidences" / f"{name}.png"
