@@ -5,7 +5,10 @@ do a run of four units that nothing waits for; the ratio of their times is what 
 is worth, of which 2 is the most. Also the seconds of each unit outside its training: scheduling,
 start of the process, imports, evaluation.
 
-    python benchmarks/workers.py [--rounds 1] [--steps 100]
+`--imports` measures instead what each kind of unit imports, without server and workers: a tiny unit
+is done, and then a fresh process, which does nothing else, imports what that one has.
+
+    python benchmarks/workers.py [--rounds 1] [--steps 100] [--imports]
 """
 
 import argparse
@@ -26,11 +29,37 @@ from urllib.request import urlopen
 
 import yaml
 
-from pipeline.run.folder import read_stage
+from flows.plan import plan
+from flows.prepare import prepare
+from flows.units import units
+from pipeline.config.load import load_config
+from pipeline.run.folder import read_run, read_stage
 from pipeline.toyworld.writing import write_toy_world
 
 CODE = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "flows.cli"]
+
+DO = """
+import sys
+from pathlib import Path
+import prefect.engine
+from flows.work import do, plan, read_run, units
+run = Path(sys.argv[1])
+stages = plan(read_run(run), run)
+(unit,) = (unit for unit in units(stages) if unit.name == sys.argv[2])
+do(run, stages, unit)
+print(*sys.modules)
+"""
+"""Does a unit as a worker's process does, and says which modules that took, in their order."""
+IMPORT = """
+import importlib, sys, time
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except Exception:  # names that libraries made up
+        pass
+print(time.process_time())
+"""
 
 
 def settings(world: Path, steps: int) -> dict[str, object]:
@@ -99,13 +128,46 @@ def measure(env: dict[str, str], place: Path, run: Path, workers: int) -> tuple[
     return seconds, sum(trained)
 
 
+def imports(place: Path, rounds: int) -> None:
+    """Print the CPU seconds of imports of each kind of unit: the least of some rounds."""
+    demo = settings(place / "data", 1)
+    layout = demo["segmentation"] | {"crop": [64, 32], "batch_size": 2}
+    tiny = {"blocks": 1, "generator_width": 4, "discriminator_width": 4, "crop": [64, 32]}
+    tiny |= {"steps_per_epoch": 1, "epochs": 1, "decay_epochs": 0}
+    arms = {"arms": {"source_only": "source", "adapted": "translated"}, "seeds": [0]}
+    chain = {"cyclegan": tiny, "translation": {"gate": {"threshold": 1}}, "segmentation": layout}
+    (place / "run.yaml").write_text(yaml.safe_dump(demo | arms | chain))
+    run = place / "run"
+    prepare(load_config(place / "run.yaml"), run, [], None)
+    stages = plan(read_run(run), run)
+    commands = {stage.name: stage.command for stage in stages}
+    measured = set()
+    for unit in units(stages):
+        python = [sys.executable, "-c"]
+        done = subprocess.run(
+            [*python, DO, str(run), unit.name], check=True, capture_output=True, text=True
+        )
+        modules = done.stdout.splitlines()[-1].split()
+        if (kind := commands[unit.name]) not in measured:
+            replay = [*python, IMPORT, *modules]
+            times = [float(subprocess.check_output(replay)) for _ in range(rounds)]
+            packages = {name.partition(".")[0] for name in modules}
+            print(f"{kind}: {min(times):.1f} CPU s, {len(packages)} packages", flush=True)
+            measured.add(kind)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--imports", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         place = Path(folder)
+        if options.imports:
+            write_toy_world(place / "data", sim_frames=4, real_train_frames=4, real_val_frames=2)
+            imports(place, options.rounds)
+            return
         write_toy_world(place / "data")
         (place / "run.yaml").write_text(yaml.safe_dump(settings(place / "data", options.steps)))
         free.bind(("127.0.0.1", 0))

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from flows.roots import ROOTS
 from flows.server import HEARTBEAT_SECONDS, LOOPBACK, use_named_server
@@ -110,10 +111,8 @@ def _make_pools(client: "SyncPrefectClient") -> None:
         pool = WorkPoolCreate(
             name=name, description=about, type="process", base_job_template=template
         )
-        try:
+        with suppress(ObjectAlreadyExists):  # with the limits and the kind that somebody gave it
             client.create_work_pool(pool)
-        except ObjectAlreadyExists:
-            continue  # with the limits and the kind that somebody gave it
     for priority, queue in enumerate((URGENT, LATER), start=1):
         try:
             found = client.read_work_queue_by_name(queue, work_pool_name="gpu")
@@ -123,9 +122,6 @@ def _make_pools(client: "SyncPrefectClient") -> None:
 
 
 def _make_deployments() -> list[str]:
-    from typing import Any, cast
-
-    from prefect.deployments.runner import RunnerDeployment
     from prefect.types.entrypoint import EntrypointType
 
     from flows.adapt import adapt
@@ -139,15 +135,14 @@ def _make_deployments() -> list[str]:
     ]
     lines = []
     for flow, name, pool, parameters in made:
-        deployment = flow.to_deployment(
+        flow.to_deployment(
             name,
             work_pool_name=pool,
             parameters=parameters,
             # At once: Prefect would first start a process that prepares a folder of code.
             job_variables={"command": "python -m prefect.engine"},
             entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        cast(RunnerDeployment, deployment).apply()
+        ).apply()
         lines.append(f"deployment {flow.name}/{name} in pool {pool}")
     return lines
 

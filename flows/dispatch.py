@@ -75,9 +75,8 @@ def _dispatch(run: Path, unit: Unit, parts: int, parent: str) -> bool:
         assert state is not None
         if child.end_time is not None and child.end_time < began:
             continue  # what came of it when this flow run was tried before
-        if state.is_crashed() and (crashes := crashes + 1) < CRASHES:
-            continue
-        break
+        if not state.is_crashed() or (crashes := crashes + 1) == CRASHES:
+            break
     if not state.is_completed():
         raise UserError(_failure(child, unit, crashes))
     if left(run, unit):

@@ -66,12 +66,12 @@ def _cyclegan(config: Config, translation: str) -> Estimate:
     from cyclegan.discriminators import domain_discriminator
     from cyclegan.networks import build_generator
     from flows.networks import frozen_encoder
-    from pipeline.runtime.device import make_fabric, measure_pass
+    from pipeline.runtime.device import compute_device, measure_pass
 
     recipe = config.cyclegan_recipe(translation)
     # The frames of a teacher are called as those of the source.
     target = config.source if config.all_translations[translation].teacher else config.target
-    device = make_fabric(config.compute, training=True).device
+    device = compute_device(config.compute)
     encoder = frozen_encoder(recipe, device) if recipe.feature_encoder else None
     generator, discriminator = build_generator(recipe), domain_discriminator(recipe, encoder)
     width, height = recipe.crop

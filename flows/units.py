@@ -4,7 +4,7 @@ A unit trains one network and looks at it, or makes a part of a translation's fr
 that others wait for are those of the critical path.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.progress import part_is_done
@@ -56,9 +56,7 @@ def units(stages: list[Stage], parts: int = 1) -> list[Unit]:
     for unit in reversed(found):
         if not unit.light or unit.name in urgent:
             urgent.update(unit.reads)
-    return [
-        Unit(u.name, u.stages, u.reads, u.part, u.light, urgent=u.name in urgent) for u in found
-    ]
+    return [replace(unit, urgent=unit.name in urgent) for unit in found]
 
 
 def left(run: Path, unit: Unit) -> bool:

@@ -1,6 +1,7 @@
 """Commands for workers, and what they refuse before anything starts."""
 
 import re
+import shlex
 import socket
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,14 @@ def test_containers_hold_what_there_is() -> None:
         if service["image"] == "sim2real":
             name, *arguments = service["command"]
             group.commands[name].make_context(name, arguments)  # raises for an unknown option
+
+
+def test_the_documentation_names_commands_that_there_are() -> None:
+    group: Any = typer.main.get_command(app)
+    said = "\n".join(page.read_text() for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+    blocks = "\n".join(re.findall(r"```(?:bash|cron)\n(.*?)```", said, re.S)).replace("\\\n", "")
+    commands = re.findall(r"^(?:.* )?(?:\.venv/bin/)?sim2real (\w.*?)(?: &|$)", blocks, re.M)
+    assert len(commands) > 20
+    for command in commands:
+        name, *arguments = shlex.split(command, comments=True)
+        group.commands[name].make_context(name, arguments)  # raises for an unknown option

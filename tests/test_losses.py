@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from pipeline.data.labels import IGNORE, load_label_space

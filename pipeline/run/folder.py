@@ -277,8 +277,8 @@ _OWN = (FOLDER, CONFIG_FILE, INPUTS_FILE)
 """What is in a folder that is swept on its own: another run, a stage, an output folder."""
 
 _PACKAGES = (
-    *["sim2real", "torch", "torchvision", "lightning", "segmentation-models-pytorch", "timm"],
-    *["albumentations", "numpy", "prefect"],
+    *["sim2real", "torch", "torchvision", "lightning-fabric", "segmentation-models-pytorch"],
+    *["timm", "albumentations", "numpy", "prefect"],
 )
 
 

@@ -1,12 +1,14 @@
 """What every training loop shares: seeds, the backward pass, EMA updates, state of modules."""
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class Stateful(Protocol):
@@ -38,7 +40,7 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
     torch.manual_seed(int(np.random.default_rng(key).integers(2**63)))
 
 
-def backward(fabric: Fabric, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def backward(fabric: "Fabric", losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The backward pass of the sum of all `losses`; returns their values, without gradients."""
     fabric.backward(torch.stack(list(losses.values())).sum())
     return {name: loss.detach() for name, loss in losses.items()}
