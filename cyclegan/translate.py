@@ -323,21 +323,6 @@ def write_translations(
         )
 
 
-def translate_group(network: nn.Module, frames: list[UInt8], shifts: int = 1) -> list[UInt8]:
-    """Translate frames (H, W, 3) uint8; those of one size go through the network together.
-
-    Args:
-        shifts: how many shifted translations to average, at most 16 (`TranslationConfig`).
-    """
-    promises = FrameTranslator(network, shifts).start(frames)
-    return [picture() for picture in promises]
-
-
-def translate_frame(network: nn.Module, rgb: UInt8) -> UInt8:
-    """Translate one frame (H, W, 3) uint8 to a picture of exactly its size."""
-    return translate_group(network, [rgb])[0]
-
-
 def reflect(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     """Pad (N, C, H, W) by reflection: left, right, top, bottom, each of any size.
 
