@@ -30,7 +30,7 @@ from pipeline.data.listing import Sample, translated_path
 from pipeline.data.spec import DatasetSpec, save_spec, translated_spec
 from pipeline.errors import UserError
 from pipeline.run.contents import sha256
-from pipeline.runtime.device import free_memory, fused, make_fabric
+from pipeline.runtime.device import free_memory, fused, on_device
 from pipeline.runtime.threads import usable_cores
 
 Promise = Callable[[], UInt8]
@@ -207,8 +207,7 @@ def load_translator(
     """
     config, compute = config or TranslationConfig(), compute or ComputeConfig()
     generator = load_generator(Path(weights), batch_norm=config.batch_norm, say=say)
-    device = make_fabric(compute, training=False).device
-    generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator = on_device(generator, compute)
     compiled = fused(generator) if compute.compile else None
     return FrameTranslator(generator, config.shifts, config.precision, compute.strips, compiled)
 

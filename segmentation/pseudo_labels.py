@@ -7,7 +7,6 @@ import torch
 
 from pipeline.config.settings import ComputeConfig
 from pipeline.data.images import UInt8
-from pipeline.runtime.device import make_fabric
 from segmentation.self_training import confidence_level
 from segmentation.train import load_segmenter
 
@@ -17,13 +16,12 @@ def pseudo_labeller(
 ) -> Callable[[UInt8], tuple[UInt8, UInt8]]:
     """A function (H, W, 3) uint8 frame -> its pseudo-label and its levels of confidence, both
     (H, W) uint8."""
-    fabric = make_fabric(compute, training=False)
-    model = load_segmenter(checkpoint)
-    network = fabric.setup_module(model.to(fabric.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    network = load_segmenter(checkpoint, compute)
+    device = next(network.parameters()).device
 
     @torch.inference_mode()
     def predict(rgb: UInt8) -> tuple[UInt8, UInt8]:
-        logits = network(torch.tensor(rgb)[None].to(fabric.device))
+        logits = network(torch.tensor(rgb)[None].to(device))
         probability, label = logits.softmax(dim=1).max(dim=1)
         both = torch.cat([label, confidence_level(probability)]).byte().cpu().numpy()
         return both[0], both[1]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from lightning.fabric import Fabric
@@ -15,6 +15,7 @@ from pipeline.config.settings import ComputeConfig
 from pipeline.errors import UserError
 from pipeline.runtime.launch import torchrun
 
+Network = TypeVar("Network", bound=torch.nn.Module)
 _CONTAINER = Path("/sys/fs/cgroup")
 
 
@@ -72,6 +73,16 @@ def make_fabric(compute: ComputeConfig, *, training: bool, device: int = 0) -> F
         # SLURM's, MPI's or Kubeflow's for its own launch.
         plugins=[LightningEnvironment()],
     )
+
+
+def on_device(network: Network, compute: ComputeConfig) -> Network:
+    """A network where it is used and not trained: on one device, in 32 bits, channels last.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    device = make_fabric(compute, training=False).device
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def free_memory(device: torch.device) -> int:
