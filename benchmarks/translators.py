@@ -20,7 +20,7 @@ import torch
 
 from cyclegan import alignment
 from cyclegan.networks import build_generator
-from cyclegan.translate import GROUP, translate_group
+from cyclegan.translate import GROUP, FrameTranslator
 from pipeline.config.translation import CycleGANConfig, TranslationConfig
 from pipeline.config.translators import STUDENT
 from pipeline.data.images import UInt8, read_rgb, write_image
@@ -44,7 +44,7 @@ def by_network(recipe: CycleGANConfig, shifts: int) -> Callable[[], object]:
     """Translate the frames with a generator of random weights."""
     network = build_generator(recipe).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     frames = [picture for picture, _ in scenes("sim")]
-    return lambda: translate_group(network, frames, shifts)
+    return lambda: [made() for made in FrameTranslator(network, shifts).start(frames)]
 
 
 def by_classes() -> Callable[[], None]:

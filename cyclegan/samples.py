@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from cyclegan.translate import translate_frame
+from cyclegan.translate import FrameTranslator
 from pipeline.data.images import UInt8, grid
 from pipeline.data.listing import Sample, evenly
 from pipeline.data.reading import read_frame
@@ -26,13 +26,11 @@ def cycle_grid(
         source_frames, target_frames: (H, W, 3) uint8, of any sizes.
     """
     rows = []
+    forth, back = FrameTranslator(source_to_target), FrameTranslator(target_to_source)
     with _evaluating(source_to_target, target_to_source):
         for source, target in zip(source_frames, target_frames, strict=False):
-            fake_target = translate_frame(source_to_target, source)
-            fake_source = translate_frame(target_to_source, target)
-            there = [source, fake_target, translate_frame(target_to_source, fake_target)]
-            back = [target, fake_source, translate_frame(source_to_target, fake_source)]
-            rows.append([*there, *back])
+            there, here = forth(source), back(target)
+            rows.append([source, there, back(there), target, here, forth(here)])
     return grid(rows)
 
 
@@ -44,13 +42,10 @@ def pair_grid(
     Args:
         source_frames, target_frames: (H, W, 3) uint8, of any sizes.
     """
+    pairs = zip(source_frames, target_frames, strict=False)
+    translate = FrameTranslator(source_to_target)
     with _evaluating(source_to_target):
-        return grid(
-            [
-                [source, translate_frame(source_to_target, source), target]
-                for source, target in zip(source_frames, target_frames, strict=False)
-            ]
-        )
+        return grid([[source, translate(source), target] for source, target in pairs])
 
 
 def spread(spec: DatasetSpec, samples: list[Sample]) -> list[UInt8]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cyclegan.networks import to_network
-from cyclegan.translate import translate_frame
+from cyclegan.translate import FrameTranslator
 from pipeline.config.translation import SemanticsConfig
 from pipeline.csv_files import write_table
 from pipeline.data.images import UInt8
@@ -193,7 +193,7 @@ class Probe:
         """SemanticEvaluator a generator; its mode and weights are left as they are."""
         training = source_to_target.training
         source_to_target.eval()  # without dropout
-        translated = [translate_frame(source_to_target, frame) for frame, _ in self.source]
+        translated = [FrameTranslator(source_to_target)(frame) for frame, _ in self.source]
         source_to_target.train(training)
         features = torch.cat([self._features(frame) for frame in translated])
         return TranslationScore(

@@ -5,10 +5,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from cyclegan.checkpoints import load_start
@@ -23,6 +22,9 @@ from pipeline.runtime.device import fused
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.log import TrainingLog, check_finite
 from pipeline.runtime.step import ema_update, gradients, load_state, seed_step, state_of
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
 """The newest checkpoint below a stage's folder."""
@@ -57,7 +59,7 @@ def adam(networks: Iterable[nn.Module], rate: float) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=rate, betas=(0.5, 0.999), fused=True)
 
 
-def set_up(fabric: Fabric, compute: ComputeConfig, *networks: nn.Module) -> list[nn.Module]:
+def set_up(fabric: "Fabric", compute: ComputeConfig, *networks: nn.Module) -> list[nn.Module]:
     """`networks` as they are called in training; their weights stay the same."""
     return [fabric.setup_module(fused(one) if compute.compile else one) for one in networks]
 

@@ -30,7 +30,7 @@ from pipeline.data.listing import Sample, translated_path
 from pipeline.data.spec import DatasetSpec, save_spec, translated_spec
 from pipeline.errors import UserError
 from pipeline.run.contents import sha256
-from pipeline.runtime.device import compute_device, free_memory, fused
+from pipeline.runtime.device import free_memory, fused, on_device
 from pipeline.runtime.threads import usable_cores
 
 Promise = Callable[[], UInt8]
@@ -207,8 +207,7 @@ def load_translator(
     """
     config, compute = config or TranslationConfig(), compute or ComputeConfig()
     generator = load_generator(Path(weights), batch_norm=config.batch_norm, say=say)
-    device = compute_device(compute)
-    generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator = on_device(generator, compute)
     compiled = fused(generator) if compute.compile else None
     return FrameTranslator(generator, config.shifts, config.precision, compute.strips, compiled)
 
@@ -321,21 +320,6 @@ def write_translations(
             unreadable=unreadable,
             waits=waits,
         )
-
-
-def translate_group(network: nn.Module, frames: list[UInt8], shifts: int = 1) -> list[UInt8]:
-    """Translate frames (H, W, 3) uint8; those of one size go through the network together.
-
-    Args:
-        shifts: how many shifted translations to average, at most 16 (`TranslationConfig`).
-    """
-    promises = FrameTranslator(network, shifts).start(frames)
-    return [picture() for picture in promises]
-
-
-def translate_frame(network: nn.Module, rgb: UInt8) -> UInt8:
-    """Translate one frame (H, W, 3) uint8 to a picture of exactly its size."""
-    return translate_group(network, [rgb])[0]
 
 
 def reflect(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:

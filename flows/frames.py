@@ -1,7 +1,8 @@
 """`sim2real translate --input`: a generator translates frames that are no part of a run."""
 
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -98,10 +99,7 @@ def translate_any(
         "frames": found.digest(),
         "files": paths[0].suffix,
     }
-    with locked(folder, "--out"):
-        begin(folder, made_from)
-        sweep(folder, below=True)
-    with lock(folder, part_name("translation", *part) if part else "translation"):
+    with at_work(folder, "translation", made_from, part, "translations by another generator"):
         if video and _is_made(video, folder, found):
             return [video, folder / MANIFEST]
         write_translations(
@@ -138,14 +136,8 @@ def _generator(
     """
     if source.is_file():
         return source, TranslationConfig(), ComputeConfig(), None
-    run = next(
-        (
-            place
-            for place in (source, source.parent, source.parent.parent)
-            if (place / CONFIG_FILE).is_file()
-        ),
-        None,
-    )
+    places = (source, *source.parents[:2])
+    run = next((place for place in places if (place / CONFIG_FILE).is_file()), None)
     if run is None:
         raise UserError(
             f"No generator {source}. Give a trained run, RUN/TRANSLATION, or a file of weights."
@@ -201,23 +193,37 @@ def _is_made(video: Path, folder: Path, found: Frames) -> bool:
     return len(there.names) == len(found.names) and there.size(0) == found.size(0)
 
 
-def begin(
-    out: Path, made_from: Inputs, what: str = "translations by another generator", name: str = ""
-) -> None:
-    """Record what the pictures in `out` are made from, unless they are made from something else.
+@contextmanager
+def at_work(
+    out: Path,
+    work: str,
+    made_from: Inputs,
+    part: tuple[int, int] | None,
+    otherwise: str,
+    pictures: str = "images",
+) -> Iterator[None]:
+    """Alone at work in `out`, or at a part of it; what its pictures are made from is recorded.
 
     Args:
-        what: there would be, if they were; for the message.
-        name: of the folder of pictures, if not `images`.
+        work: what it is called.
+        otherwise: what would be there, if they were made from something else.
+        pictures: the folder of the pictures below `out`.
+
+    Raises:
+        UserError: they are made from something else, or `out` cannot be written.
     """
     record = out / INPUTS_FILE
-    if record.is_file():
-        if changed := differences(read_json(record), made_from):
-            raise UserError(
-                f"{out} holds {what} or of other frames:\n"
-                + "".join(f"  {line}\n" for line in changed)
-                + "Give another --out DIR, or remove it."
-            )
-    elif (out / (name or "images")).exists():
-        raise UserError(f"{out} holds images, and not of this command. Give another --out DIR.")
-    write_json(record, made_from)
+    with locked(out, "--out"):
+        if record.is_file():
+            if changed := differences(read_json(record), made_from):
+                raise UserError(
+                    f"{out} holds {otherwise} or of other frames:\n"
+                    + "".join(f"  {line}\n" for line in changed)
+                    + "Give another --out DIR, or remove it."
+                )
+        elif (out / pictures).exists():
+            raise UserError(f"{out} holds images, and not of this command. Give another --out DIR.")
+        write_json(record, made_from)
+        sweep(out, below=True)
+    with lock(out, part_name(work, *part) if part else work):
+        yield

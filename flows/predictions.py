@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from flows.frames import UNREADABLE, begin, data_set
+from flows.frames import UNREADABLE, at_work, data_set
 from flows.segmenters import ArmOfRun, arm_of_run
 from pipeline.config.settings import ComputeConfig
 from pipeline.data.frames import (
@@ -22,11 +22,8 @@ from pipeline.data.frames import (
 )
 from pipeline.data.images import UInt8, read_rgb, write_image, write_indices
 from pipeline.errors import UserError
-from pipeline.files import sweep
 from pipeline.run.contents import sha256
-from pipeline.run.folder import Inputs, locked
-from pipeline.run.lock import lock
-from pipeline.run.stage import part_name
+from pipeline.run.folder import Inputs
 
 Form = Literal["color", "train_ids", "label_ids"]
 LABELS, OVERLAYS, VIDEO = "predictions", "overlays", "overlays.mp4"
@@ -109,10 +106,8 @@ def predict_any(
         "settings": {"save": save, "width": predictor.width, **views},
         "frames": frames.digest(),
     }
-    with locked(out, "--out"):
-        begin(out, made_from, "predictions by another network or in another form", LABELS)
-        sweep(out, below=True)
-    with lock(out, part_name("prediction", *part) if part else "prediction"):
+    otherwise = "predictions by another network or in another form"
+    with at_work(out, "prediction", made_from, part, otherwise, LABELS):
         convert(
             frames,
             work,

@@ -21,9 +21,7 @@ from pipeline.data.labels import LabelSpace
 from pipeline.data.listing import Sample, list_samples
 from pipeline.data.reading import LabelReader, at_width
 from pipeline.data.spec import DatasetSpec
-from pipeline.errors import UserError
 from pipeline.progress import progress
-from pipeline.runtime.device import make_fabric
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.metrics import Counts
 from segmentation.predict import overlay, scores, upsampled_argmax, views
@@ -65,8 +63,6 @@ def evaluate(
     Raises:
         UserError: no checkpoint, or a frame or label cannot be read.
     """
-    if not checkpoint.is_file():
-        raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-segmentation` first.")
     space = space.averaging(config.classes)
     samples = list_samples(dataset, labelled=True)
     names = [sample.name for sample in samples]
@@ -108,9 +104,7 @@ def _scorer(
     compute: ComputeConfig,
 ) -> "_Scorer":
     """The network of a checkpoint on its device, and what it is scored with."""
-    fabric = make_fabric(compute, training=False)
-    model = load_segmenter(checkpoint)
-    network = fabric.setup_module(model.to(fabric.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    network = load_segmenter(checkpoint, compute)
     counted = counted_in(space)
     index = torch.arange(len(space.classes), dtype=torch.uint8)
     if counted is not space:
@@ -122,7 +116,7 @@ def _scorer(
         folder,
         network,
         LabelReader(dataset, counted),
-        index.to(fabric.device),
+        index.to(next(network.parameters()).device),
         label_ids(space) if config.save == "label_ids" else None,
     )
 

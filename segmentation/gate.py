@@ -16,10 +16,8 @@ from pipeline.data.labels import IGNORE, LabelSpace
 from pipeline.data.listing import list_samples
 from pipeline.data.reading import LabelReader, read_frame
 from pipeline.data.spec import DatasetSpec
-from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.progress import progress
-from pipeline.runtime.device import make_fabric
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.drift import (
     FRAMES,
@@ -72,15 +70,11 @@ def look_at_translation(
     Raises:
         UserError: no checkpoint, or a frame or label cannot be read.
     """
-    if not checkpoint.is_file():
-        raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-segmentation` first.")
+    network = load_segmenter(checkpoint, compute)
     samples = list_samples(source, labelled=True)
     names = [sample.name for sample in samples]
     translations = {sample.name: sample for sample in list_samples(translated, labelled=False)}
     labels = LabelReader(source, space)
-    fabric = make_fabric(compute, training=False)
-    model = load_segmenter(checkpoint)
-    network = fabric.setup_module(model.to(fabric.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     def look(number: int) -> Look:
         sample = samples[number]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pipeline.config.segmentation import EvaluationConfig
@@ -18,7 +17,7 @@ from pipeline.data.images import UInt8
 from pipeline.data.labels import LabelSpace, label_space_names, load_label_space
 from pipeline.data.reading import at_width
 from pipeline.errors import UserError
-from pipeline.runtime.device import make_fabric
+from pipeline.runtime.device import on_device
 from pipeline.schema import parse_record
 from segmentation.predict import DEFAULT, predict
 from segmentation.train import built, trained_state
@@ -63,9 +62,7 @@ def load_predictor(
     if not path.is_file():
         raise UserError(f"No checkpoint {path}. Give the path of a last.pt of ours.")
     state = trained_state(path)
-    fabric = make_fabric(compute or ComputeConfig(), training=False)
-    model = built(state, path).to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network = fabric.setup_module(model)
+    network = on_device(built(state, path), compute or ComputeConfig())
     return Predictor(network, recorded_space(state, path, space), state.get("width"))
 
 

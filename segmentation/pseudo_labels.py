@@ -9,7 +9,6 @@ from pipeline.data.frames import convert, data_set_frames
 from pipeline.data.images import UInt8, write_indices
 from pipeline.data.listing import pseudo_label_paths
 from pipeline.data.spec import DatasetSpec
-from pipeline.runtime.device import make_fabric
 from segmentation.self_training import confidence_level
 from segmentation.train import load_segmenter
 
@@ -28,13 +27,12 @@ def label_frames(spec: DatasetSpec, checkpoint: Path, folder: Path, compute: Com
     """
     frames = data_set_frames(spec)
     paths = [pseudo_label_paths(folder, name) for name in frames.names]
-    fabric = make_fabric(compute, training=False)
-    model = load_segmenter(checkpoint)
-    network = fabric.setup_module(model.to(fabric.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    network = load_segmenter(checkpoint, compute)
+    device = next(network.parameters()).device
 
     @torch.inference_mode()
     def look(rgb: UInt8) -> Seen:
-        logits = network(torch.tensor(rgb)[None].to(fabric.device))
+        logits = network(torch.tensor(rgb)[None].to(device))
         probability, label = logits.softmax(dim=1).max(dim=1)
         both = torch.cat([label, confidence_level(probability)]).byte().cpu().numpy()
         return both[0], both[1]

@@ -16,10 +16,8 @@ from pipeline.data.labels import LabelSpace
 from pipeline.data.listing import evenly, list_samples
 from pipeline.data.reading import LabelReader, read_frame
 from pipeline.data.spec import DatasetSpec
-from pipeline.errors import UserError
 from pipeline.files import explain_damage, open_regular, replacing
 from pipeline.progress import progress
-from pipeline.runtime.device import make_fabric
 from pipeline.scoring.metrics import Float, Score
 from pipeline.scoring.selection import Unlabelled, entropy, picture
 from segmentation.evaluate import PICTURE_WIDTH
@@ -55,13 +53,11 @@ def measure(
     Raises:
         UserError: no checkpoint, or a frame or label cannot be read.
     """
-    if not checkpoint.is_file():
-        raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-segmentation` first.")
+    network = load_segmenter(checkpoint, compute)
+    device = next(network.parameters()).device
     unlabelled = evenly(list_samples(target, labelled=False), config.frames)
     labelled = evenly(list_samples(source, labelled=True), config.frames)
     total = len(unlabelled) + len(labelled)
-    device = make_fabric(compute, training=False).device
-    network = load_segmenter(checkpoint).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     labels = LabelReader(source, space)
     sums = _read_sums(folder / SUMS)
     done = int(sums.get("frames", np.zeros(())))

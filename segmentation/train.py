@@ -21,7 +21,7 @@ from pipeline.runtime.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from pipeline.runtime.device import explain_memory, fused, make_fabric
+from pipeline.runtime.device import explain_memory, fused, make_fabric, on_device
 from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.runtime.loader import batches
 from pipeline.runtime.log import check_finite, training_log
@@ -313,9 +313,16 @@ def trained_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_segmenter(checkpoint: Path) -> Segmenter:
-    """The trained network of a checkpoint, in evaluation mode."""
-    return built(load_checkpoint(checkpoint), checkpoint)
+def load_segmenter(checkpoint: Path, compute: ComputeConfig | None = None) -> Segmenter:
+    """The trained network of a checkpoint, in evaluation mode; on the device of `compute`, or CPU.
+
+    Raises:
+        UserError: no checkpoint, or a damaged one.
+    """
+    if not checkpoint.is_file():
+        raise UserError(f"No checkpoint {checkpoint}. Run `sim2real train-segmentation` first.")
+    network = built(load_checkpoint(checkpoint), checkpoint)
+    return on_device(network, compute) if compute else network
 
 
 def built(state: dict[str, Any], checkpoint: Path) -> Segmenter:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cyclegan.networks import ResnetGenerator, initialise
-from cyclegan.translate import translate_frame
+from cyclegan.translate import FrameTranslator
 from pipeline.config.segmentation import SegmentationConfig
 from pipeline.data.labels import IGNORE
 from segmentation.evaluate import count_on_device
@@ -62,8 +62,8 @@ def test_translations_differ_by_a_grey_level_at_most() -> None:
     generator = ResnetGenerator(2, 16)
     initialise(generator)
     frame = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
-    expected = translate_frame(generator.eval(), frame)
-    found = translate_frame(copy.deepcopy(generator).to(DEVICE), frame)
+    expected = FrameTranslator(generator.eval())(frame)
+    found = FrameTranslator(copy.deepcopy(generator).to(DEVICE))(frame)
     assert found.shape == frame.shape
     assert np.abs(found.astype(int) - expected).max() <= 1
 

@@ -30,10 +30,10 @@ from cyclegan.train import train
 from cyclegan.train_paired import train_paired
 from cyclegan.translate import (
     SHIFTS,
+    FrameTranslator,
     load_generator,
     reflect,
     translate,
-    translate_group,
 )
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config
@@ -127,7 +127,7 @@ def test_pixels_survive_the_way_in_and_out() -> None:
 def test_translation_keeps_any_size(network: nn.Module, size: tuple[int, int]) -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
     for shifts in (1, 4):
-        assert translate_group(network, [rgb], shifts)[0].shape == rgb.shape
+        assert FrameTranslator(network, shifts)(rgb).shape == rgb.shape
 
 
 def test_reflection_may_be_wider_than_the_picture() -> None:
@@ -155,7 +155,7 @@ def test_shifted_translations_cancel_a_grid() -> None:
 
     rgb = np.full((21, 30, 3), 128, np.uint8)
     spread = {
-        shifts: translate_group(Grid(), [rgb], shifts)[0].reshape(-1, 3).std(0).mean()
+        shifts: FrameTranslator(Grid(), shifts)(rgb).reshape(-1, 3).std(0).mean()
         for shifts in (1, 4, 8, 16)
     }
     assert spread[1] > 10

@@ -111,7 +111,7 @@ def look(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
     translate_badly(config.translation, given, made, config.compute)
     checkpoint.touch()
     network = Nearest(config.source)
-    monkeypatch.setattr(gate_module, "load_segmenter", lambda path: network)
+    monkeypatch.setattr(gate_module, "load_segmenter", lambda *_: network)
 
     def look(stage: str = "gates/translated", **settings: Any) -> Path:
         look_at_translation(
@@ -263,7 +263,7 @@ def test_arms_train_on_what_is_left(
 ) -> None:
     config = configured(tiny, translation={"method": "bad", "gate": {"ignore_flipped": True}})
     run, network, trained = tmp_path / "run", Nearest(config.source), list[Any]()
-    monkeypatch.setattr(gate_module, "load_segmenter", lambda path: network)
+    monkeypatch.setattr(gate_module, "load_segmenter", lambda *_: network)
     done(run, gate_plan(config, run))
     monkeypatch.setattr("segmentation.train.train", lambda *given, **_: trained.append(given))
     arm = next(stage for stage in plan(config, run) if stage.name == "segmentation/adapted/seed-0")

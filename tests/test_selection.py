@@ -60,6 +60,7 @@ class Made(nn.Module):
     def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.logits = rule
+        self.weight = nn.Parameter(torch.zeros(1))  # on the network's device
 
     def feature_map(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(pad(x, "replicate"), 32)
@@ -177,7 +178,7 @@ def looked_at(
     checkpoint = folder / "made.pt"
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.touch()
-    monkeypatch.setattr("segmentation.selection.load_segmenter", lambda path: Made(rule))
+    monkeypatch.setattr("segmentation.selection.load_segmenter", lambda *_: Made(rule))
     measure(
         *(SelectionConfig(frames=3), SPACE, config.target, config.source, checkpoint, folder),
         config.compute,
@@ -275,7 +276,7 @@ def test_no_label_of_the_target_is_read(
     checkpoint = run / "segmentation/source_only/seed-0" / CHECKPOINT
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
-    monkeypatch.setattr("segmentation.selection.load_segmenter", lambda path: Made(by_brightness))
+    monkeypatch.setattr("segmentation.selection.load_segmenter", lambda *_: Made(by_brightness))
     stage.work(run / stage.name)
     assert (run / stage.name / "criteria.json").is_file()
 

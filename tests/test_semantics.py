@@ -24,7 +24,7 @@ from cyclegan.semantics import (
 )
 from cyclegan.steps import save_last
 from cyclegan.train import train
-from cyclegan.translate import translate_frame
+from cyclegan.translate import FrameTranslator
 from flows.estimate import estimate
 from flows.networks import semantic_evaluator
 from flows.plan import plan
@@ -228,7 +228,7 @@ def test_every_checkpoint_is_judged_and_the_best_translates(judged: Path) -> Non
     frame = list_samples(spec, labelled=False)[0]
     generator = load_generator(judged / "cyclegan/checkpoints/best.pt")
     picture = read_rgb(judged / "translated/images" / frame.image.name)
-    assert (translate_frame(generator, read_frame(spec, frame)) == picture).mean() > 0.99
+    assert (FrameTranslator(generator)(read_frame(spec, frame)) == picture).mean() > 0.99
 
 
 def test_a_judged_training_continues_exactly(judged: Path, world: Path) -> None:

@@ -32,7 +32,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -40,7 +40,7 @@ import numpy as np
 from pipeline.csv_files import read_table, write_table
 from pipeline.data.images import SUFFIXES, UInt8, image_size, read_rgb, resize_rgb
 from pipeline.data.listing import evenly, list_samples
-from pipeline.data.reading import size_at
+from pipeline.data.reading import at_width, size_at
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
 from pipeline.files import open_regular, replacing
@@ -147,8 +147,7 @@ def data_set_frames(spec: DatasetSpec) -> Frames:
 
 def _image_frames(names: Sequence[str], files: Sequence[Path], width: int | None) -> Frames:
     def read(number: int) -> UInt8:
-        rgb = read_rgb(files[number])
-        return resize_rgb(rgb, size_at(width, (rgb.shape[1], rgb.shape[0])))
+        return at_width(read_rgb(files[number]), width)
 
     def size(number: int) -> tuple[int, int]:
         return size_at(width, image_size(files[number]))
@@ -233,12 +232,8 @@ class Waits:
     writing: float = 0.0
 
 
-class Outcome(NamedTuple):
-    """What became of a frame."""
-
-    number: int
-    fault: str | None
-    """Why it could not be read."""
+Outcomes = dict[int, str | None]
+"""Numbers of frames -> why one could not be read; None: it was."""
 
 
 def process(
@@ -250,7 +245,7 @@ def process(
     readers: int,
     writers: int,
     waits: Waits | None = None,
-) -> Iterator[list[Outcome]]:
+) -> Iterator[Outcomes]:
     """Read, compute and write groups of frames, each in its own threads; the outcomes in order.
 
     A few groups are read ahead and a few are still being written: as many as keep all threads busy,
@@ -264,9 +259,9 @@ def process(
     waits = waits or Waits()
     upcoming = iter(groups)
     reading: deque[tuple[Sequence[int], list[Future[UInt8]]]] = deque()
-    writing: deque[tuple[list[Outcome], list[Future[None]]]] = deque()
+    writing: deque[tuple[Outcomes, list[Future[None]]]] = deque()
 
-    def finished() -> list[Outcome]:
+    def finished() -> Outcomes:
         outcomes, futures = writing.popleft()
         start = time.perf_counter()
         for future in futures:
@@ -285,16 +280,14 @@ def process(
         read_ahead()
         while reading:
             group, futures = reading.popleft()
-            outcomes: list[Outcome] = []
+            outcomes: Outcomes = dict.fromkeys(group)
             frames: list[tuple[int, UInt8]] = []
             start = time.perf_counter()
             for number, future in zip(group, futures, strict=True):
-                fault = None
                 try:
                     frames.append((number, future.result()))
                 except UserError as error:
-                    fault = str(error)
-                outcomes.append(Outcome(number, fault))
+                    outcomes[number] = str(error)
             waits.reading += time.perf_counter() - start
             read_ahead()
             start = time.perf_counter()
@@ -378,7 +371,7 @@ def convert(
         ):
             now = time.perf_counter()
             each_took, before = (now - before) / len(outcomes), now
-            for number, fault in outcomes:
+            for number, fault in outcomes.items():
                 if fault:
                     faults[number] = fault
                     if len(faults) > unreadable * total:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from pipeline.runtime.launch import torchrun
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+Network = TypeVar("Network", bound=torch.nn.Module)
 _CONTAINER = Path("/sys/fs/cgroup")
 
 
@@ -89,6 +90,16 @@ def make_fabric(compute: ComputeConfig, *, training: bool, device: int = 0) -> "
         # SLURM's, MPI's or Kubeflow's for its own launch.
         plugins=[LightningEnvironment()],
     )
+
+
+def on_device(network: Network, compute: ComputeConfig) -> Network:
+    """A network where it is used and not trained: on one device, in 32 bits, channels last.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    device = compute_device(compute)
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def free_memory(device: torch.device) -> int:
