@@ -30,6 +30,7 @@ from pipeline.scoring.drift import gated_spec
 if TYPE_CHECKING:
     from cyclegan.discriminators import FrozenEncoder
     from cyclegan.semantics import SemanticEvaluator
+    from segmentation.validation import Validation
 
 # Work functions import their libraries when called: `status` needs neither torch nor smp.
 
@@ -407,6 +408,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
                 self_training=arm.self_training,
                 teacher_checkpoint=files[teacher] if teacher else None,
                 target=target,
+                validation=_validation(config, space),
                 title=f"segmentation {name} seed {seed}",
             )
 
@@ -416,6 +418,13 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
     where = _path("segmentation", name, seed)
     results, devices = ("checkpoints/*.pt",), config.compute.devices
     return Stage(where, "train-segmentation", tuple(reads), inputs, work, results, devices)
+
+
+def _validation(config: Config, space: LabelSpace) -> "Validation | None":
+    from segmentation.validation import Validation
+
+    averaged = space.averaging(config.evaluation.classes)
+    return Validation(config.validation, averaged) if config.validation else None
 
 
 def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:
