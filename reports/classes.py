@@ -257,16 +257,16 @@ def _by_number(report: Summary, found: Data) -> list[str]:
 def _by_class(report: Summary, found: Data) -> list[str]:
     main = main_of(ours(report.recipes)) or next(iter(report.arms), None)
     lost = report.lost_iou.get(main or "", {})
-    most = sorted(((v, n) for n, v in lost.items() if v), reverse=True)[:COSTLIEST]
+    most = sorted(((v, n) for n, v in lost.items() if v), reverse=True)
     lines = []
     if main and most:
-        parts = listed([f"{name} {percent(share, 0)}" for share, name in most])
+        parts = listed([f"{name} {percent(share, 0)}" for share, name in most[:COSTLIEST]])
         lines.append(f"Of the mean IoU that {main} lacks, most is lost on {parts}.")
     source, test = (found.shares.get(name) for name in ("source", "test"))
     if source and test:
         rare = [
             f"{name} ({percent(source[name])} against {percent(test[name])})"
-            for _, name in sorted(((v, n) for n, v in lost.items() if v), reverse=True)
+            for _, name in most
             if (test[name] or 0) > 0 and (source.get(name) or 0) < 0.5 * (test[name] or 0)
         ]
         if rare:

@@ -101,9 +101,8 @@ def missing(config: Config, run: Path, report: Summary) -> list[str]:
         lines.append(f"No counts of single frames, so no intervals, for: {', '.join(without)}.")
     for name in ("source", "target"):
         if report.data.shares.get(name) is None:
-            reason = "no arm reads its labels" if name == "target" else "its labels are not there"
-            if name == "target" and "target" in config.labels_read:
-                reason = "its labels are not there"
+            unread = name == "target" and name not in config.labels_read
+            reason = "no arm reads its labels" if unread else "its labels are not there"
             lines.append(f"The shares of the classes in the {name} were not counted: {reason}.")
     return lines
 

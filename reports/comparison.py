@@ -99,7 +99,7 @@ def _drawn(
     for run, arms in evaluations.items():
         for arm, drawn in drawn_metrics(arms, space_of(runs[run])).items():
             frames = arms[arm][0].frames
-            names = names or (frames and frames.names)
+            names = names or (frames.names if frames else None)
             if frames and frames.names == names:
                 found[run, arm] = drawn[ranking().key]
     return found

@@ -70,11 +70,8 @@ def findings(report: Summary) -> list[Finding]:
         Finding(
             rule=rule.key,
             severity=rule.severity,
-            words=one.words,
-            text=one.text,
             advice=rule.advice,
-            metrics=list(one.metrics),
-            arms=list(one.arms),
+            **vars(one),
         )
         for rule in RULES
         for one in rule.condition(report)

@@ -279,7 +279,8 @@ class Drift:
     features: str
     agreement: tuple[float, float]
     """The share of the pixels in which it agrees with the labels, before and after."""
-    flips: list[tables.Flip]
+    flips: list[tuple[str, str, float]]
+    """As of `tables.flips`."""
     data: dict[str, object]
     """Its two confusion matrices, as the page's script reads them."""
     leaderboard: list[dict[str, float]]
@@ -400,29 +401,19 @@ def _cost(run: Path, title: str, folders: Sequence[str], images: int | None) -> 
     )
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What identifies the content of a data set."""
+def _fingerprints(costs: Sequence[StageCost]) -> list[tuple[object, ...]]:
+    """What identifies the content of every data set that these stages have read.
 
-    name: str
-    split: str | None
-    samples: str
-    """Of the frames' names and the files' sizes."""
-    content: str | None
-    """Of what is in the files; earlier versions recorded none."""
-
-
-def _fingerprints(costs: Sequence[StageCost]) -> list[Fingerprint]:
-    """Of every data set that these stages have read."""
-    found: dict[Fingerprint, None] = {}
+    Its name and split, a hash of the frames' names and the files' sizes, and one of what is in the
+    files; None where an earlier version recorded none.
+    """
+    found: dict[tuple[object, ...], None] = {}
 
     def walk(inputs: object) -> None:
         if not isinstance(inputs, dict):
             return
         if isinstance(samples := inputs.get("samples"), str) and "name" in inputs:
-            split, content = inputs.get("split"), inputs.get("content")
-            key = Fingerprint(str(inputs["name"]), split, samples, content)
-            found.setdefault(key)
+            found[inputs["name"], inputs.get("split"), samples, inputs.get("content")] = None
         for value in inputs.values():
             walk(value)
 

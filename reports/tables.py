@@ -1,7 +1,6 @@
 """The numbers of a report, collected from the evaluations of a run. No metric is computed here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -93,10 +92,7 @@ def summary(
         for arm, scores in evaluations.items()
     }
     details = {key: _details(evaluations, drawn, key) for key in BREAKDOWNS}
-    breakdowns = {
-        key: of_arms and {a: {n: s.mean for n, s in found.items()} for a, found in of_arms.items()}
-        for key, of_arms in details.items()
-    }
+    breakdowns = {key: _means_of(of_arms) for key, of_arms in details.items()}
     gaps = {
         arm: {m.key: gap_closed(arms, arm, m) for m in tabled()}
         for arm in arms
@@ -135,6 +131,12 @@ def summary(
             arm: sum(sum(s.void_predictions) for s in scores) for arm, scores in evaluations.items()
         },
     )
+
+
+def _means_of(of_arms: Mapping[str, Mapping[str, Spread]] | None) -> dict[str, Names] | None:
+    if of_arms is None:
+        return None
+    return {arm: {name: s.mean for name, s in found.items()} for arm, found in of_arms.items()}
 
 
 def _compared_with(config: Config, arm: str, more: Sequence[str]) -> list[str]:
@@ -354,21 +356,14 @@ def _spread(seeds: dict[str, Score], drawn: Float | None) -> Spread:
     )
 
 
-@dataclass(frozen=True)
-class Flip:
-    """Pixels of a class that are taken for another after translation."""
-
-    label: str
-    seen: str
-    more: float
-    """How many more of the label's pixels than before, a fraction."""
-
-
 def flips(
     before: ConfusionMatrix, after: ConfusionMatrix, names: Sequence[str], most: int = 4
-) -> list[Flip]:
-    """The classes that translation changes most for a frozen segmenter, by pixels; only where that
-    is 1% of the label's pixels or more."""
+) -> list[tuple[str, str, float]]:
+    """The classes that translation changes most for a frozen segmenter, by pixels.
+
+    A class, what it is taken for, and for how many more of its pixels than before, a fraction of
+    0.01 or more.
+    """
     gained = (after.counts - before.counts).astype(float)
     np.fill_diagonal(gained, 0)
     truth = before.counts.sum(axis=1)
@@ -376,5 +371,5 @@ def flips(
     for position in np.argsort(gained, axis=None)[::-1][:most]:
         row, column = np.unravel_index(position, gained.shape)
         if truth[row] and (more := gained[row, column] / truth[row]) >= 0.01:
-            found.append(Flip(names[row], names[column], float(more)))
+            found.append((names[row], names[column], float(more)))
     return found
