@@ -7,6 +7,7 @@ began.
 import hashlib
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config.segmentation import SegmentationConfig, SelectionConfig
 from pipeline.config.settings import Config
@@ -23,6 +24,9 @@ from pipeline.run.stage import Settings, Stage
 from pipeline.schema import parse
 from pipeline.scoring.cityscapes import has_official_scores
 from pipeline.scoring.drift import gated_spec
+
+if TYPE_CHECKING:
+    from segmentation.validation import Validation
 
 # Work functions import their libraries when called: `status` needs neither torch nor smp.
 
@@ -368,6 +372,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
                 self_training=arm.self_training,
                 teacher_checkpoint=files[teacher] if teacher else None,
                 target=target,
+                validation=_validation(config, space),
                 title=f"segmentation {name} seed {seed}",
             )
 
@@ -376,6 +381,13 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
     where = _path("segmentation", name, seed)
     results, devices = ("checkpoints/*.pt",), config.compute.devices
     return Stage(where, "train-segmentation", reads, inputs, work, results, devices)
+
+
+def _validation(config: Config, space: LabelSpace) -> "Validation | None":
+    from segmentation.validation import Validation
+
+    averaged = space.averaging(config.evaluation.classes)
+    return Validation(config.validation, averaged) if config.validation else None
 
 
 def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:

@@ -105,6 +105,8 @@ def look_at_data(config: Config, *, devices: bool = True) -> None:
     collect(lambda: _look_at(config, config.source, bool(kinds - {"target"}), crop))
     collect(lambda: _look_at(config, config.target, all_target, target_crop))
     collect(lambda: _look_at(config, config.test, True))
+    if config.validation is not None:
+        collect(partial(_look_at_validation, config, config.validation))
     for part in dict.fromkeys(part for arm in arms for part in arm.frames.items()):
         collect(partial(_look_at_subset, config, *part))
     for name, translation in used.items():
@@ -121,6 +123,20 @@ def look_at_data(config: Config, *, devices: bool = True) -> None:
     collect(lambda: _scoring(config))
     collect(lambda: _names(config))
     _all_at_once(looks)
+
+
+def _look_at_validation(config: Config, spec: DatasetSpec) -> None:
+    frames, tested = (
+        {sample.image.resolve() for sample in list_samples(one, labelled=False)}
+        for one in (spec, config.test)
+    )
+    if shared := frames & tested:
+        raise UserError(
+            f"validation: {count(len(shared), 'frame')} of data set {spec.name} "
+            f"{'is' if len(shared) == 1 else 'are'} of the test set, e.g. {min(shared)}. A network "
+            "is not looked at through these while it trains: take another split."
+        )
+    _look_at(config, spec, True)
 
 
 def _look_at_subset(config: Config, kind: str, frames: int) -> None:

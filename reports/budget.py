@@ -10,7 +10,7 @@ from pipeline.config.settings import IDEAL
 from pipeline.csv_files import write_table
 from pipeline.scoring.metrics import Metric, in_steps, tabled
 from pipeline.text import count, number, percent, spread
-from reports.chance import change, sign
+from reports.chance import change, columns, sign
 from reports.sentences import main_of, ours, trained_on
 from reports.summary import Difference, Recipe, Spread, Summary
 
@@ -121,8 +121,7 @@ def points(report: Summary) -> list[Point]:
 
 
 def _of_oracle(report: Summary, arm: str, metric: Metric) -> float | None:
-    score = report.arms[arm][metric.key].mean
-    ideal = report.arms[IDEAL][metric.key].mean if IDEAL in report.arms else None
+    score, ideal = (report.score(one, metric.key) for one in (arm, IDEAL))
     return None if score is None or not ideal else score / ideal
 
 
@@ -130,22 +129,10 @@ def write_budget(path: Path, rows: Sequence[Point]) -> None:
     """Write the table as CSV: one column a number; accuracies and IoU are fractions."""
     table = []
     for point in rows:
-        row: dict[str, str | float | None] = {
-            "frames": point.frames,
-            "arm": point.arm,
-            "curve": point.curve,
-        }
-        for metric in tabled():
-            score, found = point.scores[metric.key], point.change[metric.key]
-            low, high = score.interval or (None, None)
-            row |= {
-                metric.key: score.mean,
-                f"{metric.key}_std": score.std,
-                f"{metric.key}_low": low,
-                f"{metric.key}_high": high,
-                f"{metric.key}_change": found.difference if found else None,
-                f"{metric.key}_of_oracle": point.of_oracle[metric.key],
-            }
+        row: dict[str, object] = {"frames": point.frames, "arm": point.arm, "curve": point.curve}
+        for key, score in point.scores.items():
+            row |= columns(key, score, point.change[key])
+            row[f"{key}_of_oracle"] = point.of_oracle[key]
         table.append(row)
     write_table(path, list(table[0]), table)
 
@@ -247,7 +234,7 @@ def how_sure(signs: Mapping[int, int | None]) -> str:
 
 def _shares(report: Summary, metric: Metric, found: Sequence[Curve]) -> list[str]:
     """What part of the oracle's score each number of labelled frames reaches."""
-    ideal = report.arms[IDEAL][metric.key].mean if IDEAL in report.arms else None
+    ideal = report.score(IDEAL, metric.key)
     if not found or not ideal:
         return []
     numbers = numbers_of(found)

@@ -22,6 +22,18 @@ def _difference(score: Spread, below: Spread) -> Difference | None:
     return Difference(difference=score.mean - below.mean, interval=None, better=None)
 
 
+def columns(key: str, score: Spread, found: Difference | None) -> dict[str, float | None]:
+    """The cells of a score and of its change in a table's row, fractions as they are."""
+    low, high = score.interval or (None, None)
+    return {
+        key: score.mean,
+        f"{key}_std": score.std,
+        f"{key}_low": low,
+        f"{key}_high": high,
+        f"{key}_change": found.difference if found else None,
+    }
+
+
 def sign(report: Summary, metric: Metric, arm: str, than: str) -> int | None:
     """1 where an arm is better than another beyond chance, -1 where it is worse, else 0.
 

@@ -162,8 +162,6 @@ class GapBar:
     rows: list[GapRow]
     ends: tuple[float, float] | None
     """Where source only and the oracle are; None without one of them."""
-    axis: tuple[float, float]
-    """The values at the ends of the axis."""
 
 
 def gap_bar(report: Summary, metric: Metric) -> GapBar:
@@ -195,7 +193,7 @@ def gap_bar(report: Summary, metric: Metric) -> GapBar:
     ends = {row.arm: row.at for row in rows}
     before, ideal = ends.get(BEFORE), ends.get(IDEAL)
     known = before is not None and ideal is not None
-    return GapBar(metric, rows, (before, ideal) if known else None, (low, high))  # type: ignore[arg-type]
+    return GapBar(metric, rows, (before, ideal) if known else None)  # type: ignore[arg-type]
 
 
 def budget_chart(report: Summary, metric: Metric) -> Chart:
@@ -214,14 +212,7 @@ def budget_chart(report: Summary, metric: Metric) -> Chart:
         if arm in report.arms and (mean := report.arms[arm][metric.key].mean) is not None:
             ends = [numbers[0] / 1.4, numbers[-1] * 1.4]
             series.append(Series(arm, colors[arm], ends, [scale * mean] * 2, dashed=True))
-    return Chart(
-        _title(metric),
-        series,
-        x_title="labelled frames of the target",
-        unit=metric.unit,
-        logarithmic=True,
-        x_ticks=numbers,
-    )
+    return _by_frames(metric, series, "labelled frames of the target", numbers)
 
 
 def source_chart(report: Summary, metric: Metric) -> Chart:
@@ -234,14 +225,7 @@ def source_chart(report: Summary, metric: Metric) -> Chart:
         for index, (kind, found) in enumerate(kinds.items())
     ]
     numbers = sorted({point.frames for point in report.data.source_points})
-    return Chart(
-        _title(metric),
-        series,
-        x_title="synthetic frames",
-        unit=metric.unit,
-        logarithmic=True,
-        x_ticks=numbers,
-    )
+    return _by_frames(metric, series, "synthetic frames", numbers)
 
 
 def _curve(
@@ -260,5 +244,6 @@ def _curve(
     )
 
 
-def _title(metric: Metric) -> str:
-    return metric.title[0].upper() + metric.title[1:]
+def _by_frames(metric: Metric, series: Sequence[Series], of: str, numbers: Sequence[int]) -> Chart:
+    title = metric.title[0].upper() + metric.title[1:]
+    return Chart(title, series, x_title=of, unit=metric.unit, logarithmic=True, x_ticks=numbers)

@@ -1,13 +1,11 @@
 """The page of `sim2real check`: what is wrong with data sets, shown on their frames."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.data.images import open_image
-from pipeline.data.labels import LabelSpace
 from pipeline.data.reading import UNNAMED
 from pipeline.files import sweep, write_json, write_text
 from pipeline.intake.facts import Examiner
@@ -43,7 +41,7 @@ def write_check(reports: Mapping[str, DatasetReport], out: Path) -> None:
         title="Data check",
         reports=reports,
         colors={part: COLORS[i % len(COLORS)] for i, part in enumerate(reports)},
-        groups=_class_shares(reports),
+        groups=_by_space(reports),
         pictures={part: _Pictures(report) for part, report in reports.items()},
         verdicts={part: verdict(report) for part, report in reports.items()},
         SEVERITIES=SEVERITIES,
@@ -102,24 +100,10 @@ def _file(path: Path) -> str | None:
         return None
 
 
-@dataclass
-class ClassShares:
-    """The class shares of all labelled sets of one label space."""
-
-    space: LabelSpace
-    shares: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Part -> class -> its fraction of the pixels that belong to a class."""
-
-    @property
-    def top(self) -> float:
-        """The largest of all, against which bars are drawn."""
-        return max(share for shares in self.shares.values() for share in shares.values())
-
-
-def _class_shares(reports: Mapping[str, DatasetReport]) -> list[ClassShares]:
-    groups: dict[str, ClassShares] = {}
+def _by_space(reports: Mapping[str, DatasetReport]) -> list[dict[str, DatasetReport]]:
+    """The labelled sets, those of one label space together."""
+    groups: dict[str, dict[str, DatasetReport]] = {}
     for part, report in reports.items():
         if report.class_pixels:
-            group = groups.setdefault(report.space.name, ClassShares(report.space))
-            group.shares[part] = report.class_shares
+            groups.setdefault(report.space.name, {})[part] = report
     return list(groups.values())

@@ -167,7 +167,7 @@ def data(
     if first.frames:
         shown = (first.frames.counts.sum(axis=2) > 0).sum(axis=0)
         frames = dict(zip(first.classes, shown.tolist(), strict=True))
-    total = _frame_count(config.source)
+    total = frame_count(config.source)
     found = Data(
         shares=shares, test_frames=frames, source_points=source_points(report.recipes, total)
     )
@@ -181,9 +181,10 @@ def _shares(spec: DatasetSpec, space: LabelSpace) -> Names | None:
     return {name: share / whole for name, share in shares.items()} if whole else None
 
 
-def _frame_count(spec: DatasetSpec) -> int | None:
+def frame_count(spec: DatasetSpec) -> int | None:
+    """How many frames a data set has; None where it is not where it was."""
     with suppress(UserError):
-        return len(list_samples(spec, labelled=True))
+        return len(list_samples(spec, labelled=False))
     return None
 
 
@@ -212,10 +213,10 @@ def source_points(recipes: Mapping[str, Recipe], total: int | None) -> list[Sour
     return [p for points in curves if len({p.frames for p in points}) > 1 for p in points]
 
 
-def fewer_source_frames(recipes: Mapping[str, Recipe]) -> dict[str, str]:
+def fewer_source_frames(recipes: Mapping[str, Recipe]) -> dict[str, list[str]]:
     """Arm -> the next smaller one on its curve of `source_points`, which it is compared with."""
     points = source_points(recipes, sys.maxsize)
-    return {more.arm: fewer.arm for fewer, more in pairwise(points) if fewer.kind == more.kind}
+    return {more.arm: [fewer.arm] for fewer, more in pairwise(points) if fewer.kind == more.kind}
 
 
 def buying_sentences(report: Summary, found: Data) -> list[str]:
@@ -256,16 +257,16 @@ def _by_number(report: Summary, found: Data) -> list[str]:
 def _by_class(report: Summary, found: Data) -> list[str]:
     main = main_of(ours(report.recipes)) or next(iter(report.arms), None)
     lost = report.lost_iou.get(main or "", {})
-    most = sorted(((v, n) for n, v in lost.items() if v), reverse=True)[:COSTLIEST]
+    most = sorted(((v, n) for n, v in lost.items() if v), reverse=True)
     lines = []
     if main and most:
-        parts = listed([f"{name} {percent(share, 0)}" for share, name in most])
+        parts = listed([f"{name} {percent(share, 0)}" for share, name in most[:COSTLIEST]])
         lines.append(f"Of the mean IoU that {main} lacks, most is lost on {parts}.")
     source, test = (found.shares.get(name) for name in ("source", "test"))
     if source and test:
         rare = [
             f"{name} ({percent(source[name])} against {percent(test[name])})"
-            for _, name in sorted(((v, n) for n, v in lost.items() if v), reverse=True)
+            for _, name in most
             if (test[name] or 0) > 0 and (source.get(name) or 0) < 0.5 * (test[name] or 0)
         ]
         if rare:

@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.settings import AFTER, BEFORE, IDEAL, Config
-from pipeline.data.labels import load_label_space
 from pipeline.errors import UserError
 from pipeline.run.folder import CONFIG_FILE, read_run
 from pipeline.scoring.evaluation import FILE
 from reports import classes, evidence, honesty, sentences
+from reports.logs import logs_of
 from reports.published import published
 from reports.summary import Summary
 from reports.tables import (
     Evaluations,
     evaluation_folder,
     first_evaluation,
+    space_of,
     summary,
     summed_confusion,
 )
@@ -35,7 +36,7 @@ def report_of(config: Config, run: Path, evaluations: Evaluations) -> Summary:
     Args:
         config: the arms and seeds that the report is about.
     """
-    space = load_label_space(config.label_space).averaging(config.evaluation.classes)
+    space = space_of(config)
     first = first_evaluation(evaluations)
     report = summary(config, evaluations)
     tried = sentences.ours(report.recipes)
@@ -55,7 +56,7 @@ def report_of(config: Config, run: Path, evaluations: Evaluations) -> Summary:
     report = add(
         confusion={arm: summed_confusion(seeds).tolist() for arm, seeds in evaluations.items()},
         resemblance=classes.resemblance(evaluations, sentences.main_of(tried)),
-        trainings=evidence.trainings(config, run),
+        trainings=[evidence.training(config, log) for log in logs_of(config, run)],
         translations=evidence.contents(config, run),
     )
     found, source_frames = classes.data(config, space, report, first)
@@ -100,9 +101,8 @@ def missing(config: Config, run: Path, report: Summary) -> list[str]:
         lines.append(f"No counts of single frames, so no intervals, for: {', '.join(without)}.")
     for name in ("source", "target"):
         if report.data.shares.get(name) is None:
-            reason = "no arm reads its labels" if name == "target" else "its labels are not there"
-            if name == "target" and "target" in config.labels_read:
-                reason = "its labels are not there"
+            unread = name == "target" and name not in config.labels_read
+            reason = "no arm reads its labels" if unread else "its labels are not there"
             lines.append(f"The shares of the classes in the {name} were not counted: {reason}.")
     return lines
 

@@ -8,12 +8,11 @@ import numpy as np
 
 from pipeline.config.settings import Config
 from pipeline.csv_files import write_table
-from pipeline.data.labels import load_label_space
 from pipeline.scoring import bootstrap
 from pipeline.scoring.metrics import Float, class_columns, ranking, tabled
 from reports.budget import points
 from reports.summary import Difference, Spread, Summary, Value
-from reports.tables import Evaluations
+from reports.tables import Evaluations, drawn_metrics, space_of
 
 LEVEL = 0.05
 """Of the chance that so large a difference is seen where there is none, over all comparisons."""
@@ -98,13 +97,10 @@ def _drawn(
     found: dict[tuple[str, str], Float] = {}
     names: list[str] | None = None
     for run, arms in evaluations.items():
-        config = runs[run]
-        space = load_label_space(config.label_space).averaging(config.evaluation.classes)
-        for arm, seeds in arms.items():
-            kept = [each.frames for each in seeds if each.frames]
-            names = names or (kept[0].names if kept else None)
-            if len(kept) == len(seeds) and all(frames.names == names for frames in kept):
-                drawn = bootstrap.resample([frames.counts for frames in kept], space)
+        for arm, drawn in drawn_metrics(arms, space_of(runs[run])).items():
+            frames = arms[arm][0].frames
+            names = names or (frames.names if frames else None)
+            if frames and frames.names == names:
                 found[run, arm] = drawn[ranking().key]
     return found
 

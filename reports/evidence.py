@@ -15,11 +15,11 @@ from pipeline.data.listing import evenly, list_samples
 from pipeline.data.reading import read_frame
 from pipeline.errors import UserError
 from pipeline.files import read_record
-from pipeline.run.folder import cyclegan_folder, translated_folder
+from pipeline.run.folder import cyclegan_folder, gate_folder, translated_folder
 from pipeline.scoring.confusion import ConfusionMatrix
-from reports.logs import entries
+from pipeline.scoring.drift import FILE, Drift
+from reports.logs import Log
 from reports.pictures import translated_files
-from reports.settings import ordered_arms
 from reports.summary import Content, Names, Training
 
 LOOKED_AT = 12
@@ -31,41 +31,20 @@ _LEAST = 10
 """Entries of a log below which its course is not judged."""
 
 
-def trainings(config: Config, run: Path) -> list[Training]:
-    """How far each training of a run went, those that left a log: translators first."""
-    found = []
-    for name, settings in config.used_translations.items():
-        log = list(entries(run / cyclegan_folder(name) / "log.jsonl"))
-        if settings.trains and log:
-            recipe = config.cyclegan_recipe(name)
-            keys = [k for k in log[0] if k.startswith(_KEPT)]
-            found.append(_training(name, recipe.seed, recipe.batch_size, log, keys, True))
-    for arm in ordered_arms(config):
-        for seed in config.seeds:
-            log = list(entries(run / "segmentation" / arm / f"seed-{seed}" / "log.jsonl"))
-            if log:
-                batch = config.recipe(arm).batch_size
-                found.append(_training(arm, seed, batch, log, ["loss"], False))
-    return found
-
-
-def _training(
-    name: str,
-    seed: int,
-    batch: int,
-    log: Sequence[dict[str, float]],
-    keys: Sequence[str],
-    translator: bool,
-) -> Training:
-    steps = int(log[-1].get("step", 0))
-    sure = [entry["confident_fraction"] for entry in log if "confident_fraction" in entry]
+def training(config: Config, log: Log) -> Training:
+    """How far a training of a run went."""
+    recipe = config.cyclegan_recipe(log.name) if log.translator else config.recipe(log.name)
+    steps = int(log.entries[-1]["step"])
+    kept = _KEPT if log.translator else ("loss",)
+    keys = [key for key in log.entries[0] if key.startswith(kept)]
+    sure = [entry["confident_fraction"] for entry in log.entries if "confident_fraction" in entry]
     return Training(
-        name=name,
-        translator=translator,
-        seed=seed,
+        name=log.name,
+        translator=log.translator,
+        seed=log.seed,
         steps=steps,
-        frames=steps * batch,
-        falling=falling([sum(entry.get(key, 0.0) for key in keys) for entry in log]),
+        frames=steps * recipe.batch_size,
+        falling=falling([sum(entry.get(key, 0.0) for key in keys) for entry in log.entries]),
         confident=round(max(sure), 4) if sure else None,
     )
 
@@ -121,39 +100,45 @@ def _look(rgb: UInt8) -> tuple[float, float]:
     return float(grey.std()), float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
-class _Overall(BaseModel):
-    before: float | None
-    after: float | None
-    flipped: float | None = None
+class Counted(BaseModel):
+    """What a frozen segmenter sees in the probe frames at one step; see `cyclegan.semantics`."""
 
-
-class _Gate(BaseModel):
-    """What is read here of the `drift.json` of a gate, which has looked at every frame."""
-
-    overall: _Overall
-
-
-class _Counted(BaseModel):
+    step: int
+    classes: list[str]
     before: list[list[int]]
     after: list[list[int]]
 
+    @property
+    def matrices(self) -> tuple[ConfusionMatrix, ConfusionMatrix]:
+        """Of the frames before and after translation."""
+        return ConfusionMatrix.from_counts(self.before), ConfusionMatrix.from_counts(self.after)
+
 
 class _Watched(BaseModel):
-    """What is read here of the `drift.json` of a translator that a network has watched."""
+    """The content of the `drift.json` of a translator that a network has watched."""
 
-    last: _Counted
-    best: _Counted | None = None
+    features: str
+    last: Counted
+    best: Counted | None = None
+
+
+def watched(config: Config, run: Path, name: str) -> tuple[str, Counted] | None:
+    """Which features a network compared, and what it saw of a translation at the step that is
+    used; None where none watched."""
+    stage = cyclegan_folder(name)
+    path, anew = run / stage / "drift.json", f"Make it anew with `sim2real run --force {stage}`."
+    if not path.is_file():
+        return None
+    found = read_record(path, _Watched, anew)
+    best = config.all_translations[name].checkpoint == "best"
+    return found.features, found.best if best and found.best else found.last
 
 
 def _agreement(config: Config, run: Path, name: str) -> Names | None:
-    gate, watched = (run / f / "drift.json" for f in (f"gates/{name}", cyclegan_folder(name)))
-    if gate.is_file():
-        found = read_record(gate, _Gate, f"Look anew with `sim2real run --force gates/{name}`.")
-        return found.overall.model_dump()
-    if not watched.is_file():
+    if (run / gate_folder(name) / FILE).is_file():
+        gate = Drift.read(run / gate_folder(name)).overall
+        return {"before": gate.before, "after": gate.after, "flipped": gate.flipped}
+    if (seen := watched(config, run, name)) is None:
         return None
-    seen = read_record(watched, _Watched, f"Make it anew: `--force {cyclegan_folder(name)}`.")
-    best = config.all_translations[name].checkpoint == "best"
-    counted = seen.best if best and seen.best else seen.last
-    before, after = (ConfusionMatrix.from_counts(c) for c in (counted.before, counted.after))
+    before, after = seen[1].matrices
     return {"before": before.pixel_accuracy, "after": after.pixel_accuracy, "flipped": None}

@@ -52,12 +52,16 @@ class Found:
 class Rule:
     """When a report is not to be taken at its word."""
 
-    key: str
     severity: Severity
     condition: Callable[[Summary], Iterator[Found]]
     """What it finds; nothing where the rule is kept. Reads the fields of a report alone."""
     advice: str
     """What to do about it; RUN stands for the folder of the run."""
+
+    @property
+    def key(self) -> str:
+        """The name of its condition."""
+        return self.condition.__name__.removeprefix("_")
 
 
 def findings(report: Summary) -> list[Finding]:
@@ -66,11 +70,8 @@ def findings(report: Summary) -> list[Finding]:
         Finding(
             rule=rule.key,
             severity=rule.severity,
-            words=one.words,
-            text=one.text,
             advice=rule.advice,
-            metrics=list(one.metrics),
-            arms=list(one.arms),
+            **vars(one),
         )
         for rule in RULES
         for one in rule.condition(report)
@@ -138,16 +139,16 @@ def _oracle_below_arm(report: Summary) -> Iterator[Found]:
     above: dict[str, list[str]] = {}
     arms: dict[str, None] = {}
     for metric in tabled():
-        ideal = _mean(report, IDEAL, metric)
+        ideal = report.score(IDEAL, metric.key)
         for arm in ours(report.recipes):
-            mean = _mean(report, arm, metric)
+            mean = report.score(arm, metric.key)
             if ideal is not None and mean is not None and metric.gain(mean, ideal) > 0:
                 above.setdefault(metric.key, []).append(f"{arm} {number(mean, metric.unit)}")
                 arms[arm] = None
     if above:
         titles = _titles(METRICS[key] for key in above)
         scores = "; ".join(
-            f"{METRICS[key].title} {number(_mean(report, IDEAL, METRICS[key]), METRICS[key].unit)} "
+            f"{METRICS[key].title} {number(report.score(IDEAL, key), METRICS[key].unit)} "
             f"against {', '.join(shown)}"
             for key, shown in above.items()
         )
@@ -162,7 +163,7 @@ def _oracle_below_arm(report: Summary) -> Iterator[Found]:
 
 def _oracle_below_floor(report: Summary) -> Iterator[Found]:
     for metric in headline():
-        floor, ideal = report.floors.get(metric.key), _mean(report, IDEAL, metric)
+        floor, ideal = report.floors.get(metric.key), report.score(IDEAL, metric.key)
         if floor is not None and ideal is not None and metric.gain(ideal, floor) <= 0:
             yield Found(
                 f"the oracle is no better in {metric.title} than one class everywhere",
@@ -324,78 +325,51 @@ def _frames_resemble(report: Summary) -> Iterator[Found]:
 
 RULES = (
     Rule(
-        "gap_within_noise",
         "void",
         _gap_within_noise,
         "Score on more test frames, train more seeds, or give the oracle more labelled frames.",
     ),
     Rule(
-        "oracle_below_arm",
         "void",
         _oracle_below_arm,
         "Train the oracle longer or on more labelled frames, until it is an upper end.",
     ),
     Rule(
-        "oracle_below_floor",
         "void",
         _oracle_below_floor,
         "Look at the labels with `sim2real check RUN/config.yaml`, then train longer.",
     ),
     Rule(
-        "not_settled",
         "doubt",
         _not_settled,
         "Train longer: raise `segmentation.steps` or the epochs of `cyclegan` in a new run.",
     ),
     Rule(
-        "lost_content",
         "doubt",
         _lost_content,
         "Look at the translated frames; train the translator longer or with `cyclegan.semantics`.",
     ),
     Rule(
-        "never_sure",
         "doubt",
         _never_sure,
         "Lower `self_training.confidence`, or train the network that teaches longer.",
     ),
+    Rule("doubt", _equal_arms, "Look at what the arm adds: it was without effect."),
     Rule(
-        "equal_arms",
-        "doubt",
-        _equal_arms,
-        "Look at what the arm adds: it was without effect.",
-    ),
-    Rule(
-        "classes_at_zero",
         "caution",
         _classes_at_zero,
         "Train longer, use `rare_class_sampling`, or group classes in a label space of your own.",
     ),
     Rule(
-        "one_seed",
         "caution",
         _one_seed,
         "Repeat with more seeds: `sim2real run RUN/config.yaml --run RUN-seeds --set "
         "seeds=[0,1,2]`.",
     ),
-    Rule(
-        "few_test_frames",
-        "caution",
-        _few_test_frames,
-        "Label more test frames that show these classes.",
-    ),
-    Rule(
-        "frames_resemble",
-        "caution",
-        _frames_resemble,
-        "Score on frames that lie further apart, or of more drives.",
-    ),
+    Rule("caution", _few_test_frames, "Label more test frames that show these classes."),
+    Rule("caution", _frames_resemble, "Score on frames that lie further apart, or of more drives."),
 )
 """In the order in which they are said, within a severity."""
-
-
-def _mean(report: Summary, arm: str, metric: Metric) -> float | None:
-    return report.arms[arm][metric.key].mean if arm in report.arms else None
 
 
 def _and(names: Iterable[str]) -> str:

@@ -1,15 +1,20 @@
 """The logs of trainings, and the charts of them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from pipeline.config.settings import Config
+from pipeline.csv_files import write_table
+from pipeline.run.folder import cyclegan_folder
 from reports.charts import Chart, Series
 from reports.colors import MORE_COLORS, arm_colors
+from reports.settings import ordered_arms
 
 POINTS = 300
 """Longer curves are averaged down to about this many points."""
@@ -46,6 +51,10 @@ _EARLIER_KEYS = {
     "critic": "discriminator_loss",
 }
 """Key in logs of earlier versions -> key."""
+_VALIDATED = (
+    "At each checkpoint, on a few labelled frames outside the test set. Where these are the "
+    "target's, its labels were read for this curve, by which nothing is chosen."
+)
 _SEGMENTATION = {
     "loss": (
         "training loss",
@@ -56,18 +65,20 @@ _SEGMENTATION = {
         "pseudo-labels that are learned from",
         "The share of the target's pixels of whose label the teacher was sure enough.",
     ),
+    "validation_pixel_accuracy": ("per-pixel accuracy on validation frames", _VALIDATED),
+    "validation_mean_iou": ("mean IoU on validation frames", _VALIDATED),
     "learning_rate": ("learning rate", ""),
 }
 """Key in a segmentation's log -> title and caption of its chart; other keys follow these."""
 _UNSEEN = {"step", "cross_entropy", "skipped"}
 """What is no curve of its own."""
-_SHARES = ("fraction", "agreement", "accuracy", "share")
+_SHARES = ("fraction", "agreement", "accuracy", "share", "mean_iou")
 """Parts of the names of what is a fraction."""
 
 
-def read_log(path: Path) -> pd.DataFrame:
-    """A `log.jsonl` as a table, averaged down to about `POINTS` rows; empty when there is none."""
-    table = pd.DataFrame(list(entries(path)))
+def table_of(log: Sequence[dict[str, float]]) -> pd.DataFrame:
+    """The entries of a log as a table, averaged down to about `POINTS` rows."""
+    table = pd.DataFrame(log)
     group = -(-len(table) // POINTS)
     if group < 2:
         return table
@@ -90,6 +101,47 @@ def entries(path: Path) -> Iterator[dict[str, float]]:
                     for key, value in entry.items()
                     if isinstance(value, numbers)
                 }
+
+
+@dataclass(frozen=True)
+class Log:
+    """The log of one training of a run."""
+
+    name: str
+    """Of the arm, or of the translation whose translator it is."""
+    translator: bool
+    seed: int
+    entries: list[dict[str, float]]
+
+
+def logs_of(config: Config, run: Path) -> Iterator[Log]:
+    """The logs that trainings have left: translators first."""
+    paths = [
+        (name, True, config.cyclegan_recipe(name).seed, run / cyclegan_folder(name))
+        for name, settings in config.used_translations.items()
+        if settings.trains
+    ]
+    paths += [
+        (arm, False, seed, run / "segmentation" / arm / f"seed-{seed}")
+        for arm in ordered_arms(config)
+        for seed in config.seeds
+    ]
+    for name, translator, seed, folder in paths:
+        if found := list(entries(folder / "log.jsonl")):
+            yield Log(name, translator, seed, found)
+
+
+def write_losses(path: Path, config: Config, run: Path) -> None:
+    """Write all logs as one table: a row an entry, a column a number; none without any log."""
+    rows = [
+        {"training": f"translator {log.name}" if log.translator else log.name, "seed": log.seed}
+        | entry
+        for log in logs_of(config, run)
+        for entry in log.entries
+    ]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if rows:
+        write_table(path, columns, [dict.fromkeys(columns) | row for row in rows])
 
 
 def translator_charts(log: pd.DataFrame, method: str, recipe_note: str) -> list[Chart]:
@@ -132,8 +184,12 @@ def _is_share(key: str) -> bool:
     return any(part in key for part in _SHARES)
 
 
-def segmentation_charts(logs: Mapping[str, Sequence[pd.DataFrame]]) -> list[Chart]:
+def segmentation_charts(config: Config, found: Sequence[Log]) -> list[Chart]:
     """What the logs of all arms and seeds show: a chart a number, one colour an arm."""
+    logs: dict[str, list[pd.DataFrame]] = {arm: [] for arm in ordered_arms(config)}
+    for log in found:
+        if not log.translator:
+            logs[log.name].append(table_of(log.entries))
     colors = arm_colors(list(logs))
     keys = {str(key) for tables in logs.values() for table in tables for key in table}
     order = [*_SEGMENTATION, *sorted(keys - _SEGMENTATION.keys() - _UNSEEN)]

@@ -5,17 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
-
 from pipeline.config.settings import Config
 from pipeline.config.translation import TRANSLATED
 from pipeline.csv_files import read_table
 from pipeline.data.images import read_rgb
 from pipeline.data.labels import LabelSpace, load_label_space
-from pipeline.data.listing import list_samples
-from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.files import explain_damage, read_record
+from pipeline.files import explain_damage
 from pipeline.run.folder import (
     RUN_FILE,
     STAGE_FILE,
@@ -27,7 +23,6 @@ from pipeline.run.folder import (
     translated_folder,
 )
 from pipeline.scoring import drift
-from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.drift import Drift as GateDrift
 from pipeline.scoring.drift import FrameAgreement
 from pipeline.scoring.metrics import headline, in_steps, ranking
@@ -35,7 +30,9 @@ from pipeline.yaml_files import yaml_text
 from reports import logs, pictures, tables
 from reports.budget import points
 from reports.charts import Chart, Series, budget_chart, gap_bar, source_chart
+from reports.classes import frame_count
 from reports.colors import arm_colors, distinct_palette
+from reports.evidence import watched
 from reports.pages import environment, readable
 from reports.selection import Network
 from reports.sentences import main_of, ours
@@ -82,7 +79,7 @@ def report_page(
             palette=_palette(report, space),
             recolored=_recolored(space),
             gaps=[gap_bar(report, metric) for metric in headline()],
-            shares=_shares(report, evaluations),
+            shares={part: known for part, known in report.data.shares.items() if known},
             gallery=frames,
             data=_data(space, report, frames),
             lost=lost,
@@ -95,17 +92,17 @@ def report_page(
             ],
             budget_charts=[budget_chart(report, m) for m in in_steps() if budget],
             translations=translations,
-            curves=_curves(run, config),
+            curves=logs.segmentation_charts(config, list(logs.logs_of(config, run))),
             costs=costs,
             hosts=sorted({host for cost in costs for host in cost.hosts}),
-            fingerprints=_fingerprints(run, config),
+            fingerprints=_fingerprints(costs),
             record=read_run_record(run / RUN_FILE) if (run / RUN_FILE).is_file() else None,
             networks=dict.fromkeys(
                 f"{one.architecture} ({one.encoder})" for one in map(config.recipe, config.arms)
             ),
             counts={
-                "source": _frame_count(config.source),
-                "target": _frame_count(config.target),
+                "source": frame_count(config.source),
+                "target": frame_count(config.target),
             },
         )
     )
@@ -134,20 +131,6 @@ def _recolored(space: LabelSpace) -> list[str]:
     """The classes that the page draws in another colour than the label space."""
     own, shown = space.palette, distinct_palette(space)
     return [name for i, name in enumerate(space.class_names) if (own[i] != shown[i]).any()]
-
-
-def _frame_count(spec: DatasetSpec) -> int | None:
-    """How many frames a data set has, or None when it is not where it was."""
-    try:
-        return len(list_samples(spec, labelled=False))
-    except UserError:
-        return None
-
-
-def _shares(report: Summary, evaluations: tables.Evaluations) -> dict[str, dict[str, float | None]]:
-    """Part -> class -> its share of the pixels, of the parts that are known."""
-    known = {part: dict(shares) for part, shares in report.data.shares.items() if shares}
-    return known or {"test": dict(tables.shares_of_truth(evaluations))}
 
 
 def _data(
@@ -252,9 +235,9 @@ def _translation(config: Config, run: Path, name: str, most: int) -> Translation
         shown,
         origin=f"{title} trained once, with seed {recipe.seed}{start}",
         grids=_or_reason(lambda: pictures.sample_grids(folder, most)),
-        drift=_drift(run, cyclegan_folder(name), best=settings.checkpoint == "best"),
+        drift=_drift(config, run, name),
         charts=logs.translator_charts(
-            logs.read_log(folder / "log.jsonl"),
+            logs.table_of(list(logs.entries(folder / "log.jsonl"))),
             which,
             "Losses over steps; of a discriminator that cannot tell real from translated, "
             f"{chance}.",
@@ -288,23 +271,6 @@ def _gate(run: Path, name: str, most: int) -> Gate | None:
     return Gate(found, _matrices(found.classes, found.before, found.after), worst)
 
 
-class _Counted(BaseModel):
-    """What a frozen segmenter sees in the probe frames at one step; see `cyclegan.semantics`."""
-
-    step: int
-    classes: list[str]
-    before: list[list[int]]
-    after: list[list[int]]
-
-
-class _Drifts(BaseModel):
-    """The content of a `drift.json`."""
-
-    features: str
-    last: _Counted
-    best: _Counted | None = None
-
-
 @dataclass(frozen=True)
 class Drift:
     """What translations keep, where a frozen segmenter looked at them."""
@@ -313,32 +279,30 @@ class Drift:
     features: str
     agreement: tuple[float, float]
     """The share of the pixels in which it agrees with the labels, before and after."""
-    flips: list[tables.Flip]
+    flips: list[tuple[str, str, float]]
+    """As of `tables.flips`."""
     data: dict[str, object]
     """Its two confusion matrices, as the page's script reads them."""
     leaderboard: list[dict[str, float]]
     charts: list[Chart]
 
 
-def _drift(run: Path, stage: str, *, best: bool) -> Drift | None:
+def _drift(config: Config, run: Path, name: str) -> Drift | None:
     """What a segmentation network saw in the translations of a CycleGAN, where one watched it."""
-    path, board = run / stage / "drift.json", run / stage / "leaderboard.csv"
-    anew = f"Make the stage anew with `sim2real run --force {stage}`."
-    if not path.is_file():
+    if (seen := watched(config, run, name)) is None:
         return None
-    drifts = read_record(path, _Drifts, anew)
-    columns = ["step", "agreement_after", "distance", "score"]
-    rows = read_table(board, columns, anew)
+    features, one = seen
+    folder = run / cyclegan_folder(name)
+    anew = f"Make the stage anew with `sim2real run --force {cyclegan_folder(name)}`."
+    board = folder / "leaderboard.csv"
+    rows = read_table(board, ["step", "agreement_after", "distance", "score"], anew)
     with explain_damage(board, anew):
         leaderboard = [{key: float(value) for key, value in row.items()} for row in rows]
-    with explain_damage(path, anew):
-        one = drifts.best if best else drifts.last
-        if one is None:
-            raise ValueError("it has no best step")
-        before, after = (ConfusionMatrix.from_counts(c) for c in (one.before, one.after))
+    with explain_damage(folder / "drift.json", anew):
+        before, after = one.matrices
         return Drift(
             one.step,
-            drifts.features,
+            features,
             (before.pixel_accuracy, after.pixel_accuracy),
             tables.flips(before, after, one.classes),
             _matrices(one.classes, one.before, one.after),
@@ -374,18 +338,6 @@ def _over_time(leaderboard: Sequence[Mapping[str, float]]) -> list[Chart]:
     ]
 
 
-def _curves(run: Path, config: Config) -> list[Chart]:
-    """Of the trainings of segmentation networks that left a log."""
-    found = {
-        arm: [
-            logs.read_log(run / "segmentation" / arm / f"seed-{seed}" / "log.jsonl")
-            for seed in config.seeds
-        ]
-        for arm in ordered_arms(config)
-    }
-    return logs.segmentation_charts(found)
-
-
 @dataclass(frozen=True)
 class StageCost:
     """What a stage took, all seeds together."""
@@ -398,7 +350,7 @@ class StageCost:
     images: int | None
     """Images that it worked on; one that came twice counts twice."""
     hosts: frozenset[str] = frozenset()
-    fingerprints: tuple[str, ...] = ()
+    records: tuple[StageRecord, ...] = ()
 
     @property
     def rate(self) -> float | None:
@@ -447,51 +399,26 @@ def _cost(run: Path, title: str, folders: Sequence[str], images: int | None) -> 
         max((cost.peak_gpu_memory for cost in costs if cost.peak_gpu_memory), default=None),
         images,
         frozenset(cost.host for cost in costs),
-        tuple(record.fingerprint for record in records),
+        tuple(records),
     )
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What identifies the content of a data set."""
+def _fingerprints(costs: Sequence[StageCost]) -> list[tuple[object, ...]]:
+    """What identifies the content of every data set that these stages have read.
 
-    name: str
-    split: str | None
-    samples: str
-    """Of the frames' names and the files' sizes."""
-    content: str | None
-    """Of what is in the files; earlier versions recorded none."""
-
-
-def _fingerprints(run: Path, config: Config) -> list[Fingerprint]:
-    """Of every data set that a complete stage has read."""
-    found: dict[Fingerprint, None] = {}
+    Its name and split, a hash of the frames' names and the files' sizes, and one of what is in the
+    files; None where an earlier version recorded none.
+    """
+    found: dict[tuple[object, ...], None] = {}
 
     def walk(inputs: object) -> None:
         if not isinstance(inputs, dict):
             return
         if isinstance(samples := inputs.get("samples"), str) and "name" in inputs:
-            split, content = inputs.get("split"), inputs.get("content")
-            key = Fingerprint(str(inputs["name"]), split, samples, content)
-            found.setdefault(key)
+            found[inputs["name"], inputs.get("split"), samples, inputs.get("content")] = None
         for value in inputs.values():
             walk(value)
 
-    for record in _records(run, config):
+    for record in (record for cost in costs for record in cost.records):
         walk(record.inputs)
     return list(found)
-
-
-def _records(run: Path, config: Config) -> Iterator[StageRecord]:
-    folders = [
-        f(name) for name in config.used_translations for f in (cyclegan_folder, translated_folder)
-    ]
-    folders += [
-        f"{stage}/{arm}/seed-{seed}"
-        for stage in ("segmentation", "evaluation")
-        for arm in ordered_arms(config)
-        for seed in config.seeds
-    ]
-    for folder in folders:
-        if (run / folder / STAGE_FILE).is_file():
-            yield read_stage(run, folder)

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pipeline import text
-from pipeline.config.settings import AFTER, BEFORE
+from pipeline.config.settings import BEFORE
 from pipeline.scoring import metrics
 from pipeline.scoring.selection import CRITERIA
 from reports import budget, selection, sentences, steps
@@ -29,50 +29,23 @@ def environment(*, pages: bool = True) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=not pages,
     )
-    made.filters |= {
-        "percent": text.percent,
-        "points": text.difference,
-        "number": text.number,
-        "bounds": text.bounds,
-        "margins": text.margins,
-        "hours": text.hours,
-        "duration": text.duration,
-        "count": text.count,
-        "size": text.size,
-        "spread": spread,
-        "class_value": class_value,
-        "share": share,
-        "cell": cell,
-        "scored": scored,
-        "closed": closed,
-        "moved": moved,
-        "compared": compared,
-        "correlation": correlation,
-        "axis": axis,
-        "marked": marked,
-        "plain": plain,
-    }
-    made.globals |= {
-        "tabled": metrics.tabled,
-        "headline": metrics.headline,
-        "in_steps": metrics.in_steps,
-        "ranking": metrics.ranking,
-        "class_columns": metrics.class_columns,
-        "further": metrics.further,
+    shown = (
+        *(text.percent, text.number, text.bounds, text.margins, text.hours, text.duration),
+        *(text.count, text.size, spread, class_value, share, cell, scored, closed, moved),
+        *(compared, correlation, axis, marked, plain),
+    )
+    said = (
+        *(metrics.tabled, metrics.headline, metrics.in_steps, metrics.ranking),
+        *(metrics.class_columns, metrics.further, sentences.trained_on, sentences.left_out),
+        *(class_iou, steps.step_sentences, selection.choices, selection.choice_sentences),
+        *(budget.budget_sentences, asset),
+    )
+    made.filters |= {each.__name__: each for each in shown} | {"points": text.difference}
+    made.globals |= {each.__name__: each for each in said} | {
         "METRICS": metrics.METRICS,
-        "trained_on": sentences.trained_on,
-        "left_out": sentences.left_out,
-        "class_iou": class_iou,
-        "result_sentences": sentences.result_sentences,
-        "step_sentences": steps.step_sentences,
-        "choices": selection.choices,
-        "choice_sentences": selection.choice_sentences,
         "CRITERIA": CRITERIA,
-        "budget_sentences": budget.budget_sentences,
         "BUDGET_NOTE": budget.NOTE,
         "BEFORE": BEFORE,
-        "AFTER": AFTER,
-        "asset": asset,
     }
     return made
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pipeline.files import replacing
 from pipeline.scoring.metrics import ranking
-from reports.budget import points
+from reports.budget import curves
 from reports.colors import arm_colors
 from reports.comparison import Place, Row
 from reports.summary import Summary
@@ -35,7 +35,7 @@ def write_figures(
             _save(folder / "leaderboard", _leaderboard(board))
         if rows:
             _save(folder / "classes", _classes(rows))
-        if any(points(report) for report in reports.values()):
+        if any(curves(report.recipes) for report in reports.values()):
             _save(folder / "budget", _budget(reports))
 
 
@@ -100,19 +100,11 @@ def _budget(reports: Mapping[str, Summary]) -> Figure:
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
     for run, report in reports.items():
-        found = points(report)
-        for curve in dict.fromkeys(point.curve for point in found):
-            line = [
-                (point.frames, score)
-                for point in found
-                if point.curve == curve and (score := point.scores[metric.key].mean) is not None
-            ]
-            axes.plot(
-                [frames for frames, _ in line],
-                [100 * score for _, score in line],
-                "o-",
-                label=_name(f"{run}: {curve}"),
-            )
+        for curve in curves(report.recipes):
+            means = {n: report.arms[arm][metric.key].mean for n, arm in curve.arms.items()}
+            line = {n: 100 * mean for n, mean in means.items() if mean is not None}
+            label = _name(f"{run}: {curve.title}")
+            axes.plot(list(line), list(line.values()), "o-", label=label)
     axes.set_xscale("log")
     axes.set_xlabel("labelled frames of the target")
     axes.set_ylabel(f"{metric.title} in %")

@@ -50,12 +50,6 @@ BENCHMARKS = (
             _miou("CyCADA", _RESNET, (37.3, 47.4, 70.5), f"Hoffman et al., ICML 2018, {_LIBRARY}"),
             _miou("FDA", _RESNET, (37.3, 45.6, 70.5), f"Yang and Soatto, CVPR 2020, {_LIBRARY}"),
             _miou("AdvEnt", _RESNET, (37.3, 43.8, 70.5), f"Vu et al., CVPR 2019, {_LIBRARY}"),
-            _miou(
-                "self-training with ClassMix",
-                "DeepLabV2",
-                (34.3, 54.2, 72.1),
-                "as Hoyer et al., CVPR 2022, give it",
-            ),
             _miou("BDL", _RESNET, (33.6, 48.5, 65.1), "Li et al., CVPR 2019"),
             _miou("ProDA", _RESNET, (36.6, 57.5, 65.1), "Zhang et al., CVPR 2021"),
             _miou("DAFormer", _FORMER, (45.6, 68.3, 77.6), "Hoyer et al., CVPR 2022"),

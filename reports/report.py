@@ -17,7 +17,7 @@ from pipeline.run.folder import (
     translated_folder,
 )
 from pipeline.scoring.evaluation import Evaluation
-from reports import tables
+from reports import logs, tables
 from reports.budget import points, write_budget
 from reports.collect import report_of
 from reports.colors import arm_colors
@@ -32,7 +32,7 @@ from reports.steps import steps_of, write_steps
 
 
 def write_report(config: Config, run: Path, folder: Path) -> None:
-    """Write `index.html`, `report.json`, `per_class.csv` and `report.md` into `folder`.
+    """Write `index.html`, `report.json`, `report.md`, `per_class.csv` and so on into `folder`.
 
     `index.html` holds everything it shows and asks no network for anything. Pictures that are no
     longer there are left out, and the report says so.
@@ -50,7 +50,6 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
                 check_results(run, stage, wanted)
     evaluations = tables.read_evaluations(run, config)
     report = report_of(config, run, evaluations)
-    shares = tables.shares_of_truth(evaluations)
     steps = steps_of(config, run, report)
     candidates = read_networks(config, run, report)
     budget = points(report)
@@ -60,14 +59,15 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
     )
     text = environment(pages=False).get_template("report.md.j2")
     write_json(folder / "report.json", report.as_json())
-    tables.write_classes(folder / "per_class.csv", report, shares)
+    tables.write_classes(folder / "per_class.csv", report)
+    logs.write_losses(folder / "losses.csv", config, run)
     if steps:
         write_steps(folder / "steps.csv", steps)
     if candidates:
         write_networks(folder / TABLE, candidates)
     if budget:
         write_budget(folder / "budget.csv", budget)
-    shown = {"report": report, "shares": shares, "steps": steps, "budget": budget, "lost": lost}
+    shown = {"report": report, "steps": steps, "budget": budget, "lost": lost}
     write_text(folder / "report.md", text.render(shown, candidates=candidates))
     write_text(folder / "index.html", page)
 
@@ -143,22 +143,20 @@ def write_comparison(runs: Mapping[str, tuple[Config, Path]], folder: Path) -> N
 
 def _comparable(evaluations: Mapping[str, Evaluation]) -> None:
     """Raise `UserError` unless all were scored on the same classes and frames."""
-    (name, first), *others = evaluations.items()
-    for other, evaluation in others:
-        both = (first, evaluation)
-        kinds = {
-            "the label spaces": [
-                f"{one.protocol['label_space']} with {len(one.classes)} classes" for one in both
-            ],
-            "the classes": [", ".join(one.classes) for one in both],
-            "the classes that count in means": [
-                str(one.protocol.get("classes_averaged")) for one in both
-            ],
-            "the test sets": [f"{one.scored_on} with {one.images} frames" for one in both],
+    kinds = {
+        name: {
+            "the label spaces": f"{one.protocol['label_space']} with {len(one.classes)} classes",
+            "the classes": ", ".join(one.classes),
+            "the classes that count in means": str(one.protocol.get("classes_averaged")),
+            "the test sets": f"{one.scored_on} with {one.images} frames",
         }
-        for what, values in kinds.items():
-            if values[0] != values[1]:
+        for name, one in evaluations.items()
+    }
+    (name, first), *others = kinds.items()
+    for other, found in others:
+        for what, value in found.items():
+            if value != first[what]:
                 raise UserError(
-                    f"{name} and {other} cannot be compared: {what} differ ({values[0]}; "
-                    f"{values[1]}). Compare runs that were scored on the same frames and classes."
+                    f"{name} and {other} cannot be compared: {what} differ ({first[what]}; "
+                    f"{value}). Compare runs that were scored on the same frames and classes."
                 )

@@ -9,7 +9,7 @@ from pipeline.csv_files import write_table
 from pipeline.run.folder import STAGE_FILE, read_stage
 from pipeline.scoring.metrics import in_steps, tabled
 from pipeline.text import percent, spread
-from reports.chance import change
+from reports.chance import change, columns
 from reports.honesty import did_nothing
 from reports.sentences import ours
 from reports.summary import Difference, Spread, Summary
@@ -78,22 +78,10 @@ def write_steps(path: Path, steps: Sequence[Step]) -> None:
     """Write the table as CSV: one column a number; accuracies and IoU are fractions."""
     rows = []
     for step in steps:
-        row: dict[str, str | float | None] = {
-            "arm": step.arm,
-            "title": step.title,
-            "base": step.base,
-        }
-        for metric in tabled():
-            score, change = step.scores[metric.key], step.change[metric.key]
-            low, high = score.interval or (None, None)
-            row |= {
-                metric.key: score.mean,
-                f"{metric.key}_std": score.std,
-                f"{metric.key}_low": low,
-                f"{metric.key}_high": high,
-                f"{metric.key}_change": change.difference if change else None,
-                f"{metric.key}_gap_closed": step.gap_closed[metric.key],
-            }
+        row: dict[str, object] = {"arm": step.arm, "title": step.title, "base": step.base}
+        for key, score in step.scores.items():
+            row |= columns(key, score, step.change[key])
+            row[f"{key}_gap_closed"] = step.gap_closed[key]
         rows.append(row | {"hours": step.seconds and step.seconds / 3600, "note": step.note})
     write_table(path, list(rows[0]), rows)
 

@@ -236,6 +236,10 @@ class Summary(Flat):
             key: {arm: recipe.settings[key] for arm, recipe in self.recipes.items()} for key in keys
         }
 
+    def score(self, arm: str, metric: str) -> Score:
+        """A metric of an arm, mean over its seeds; None where there is no such arm."""
+        return self.arms[arm][metric].mean if arm in self.arms else None
+
     def mean(self, metric: str, arm: str) -> Spread:
         """A metric of an arm, from wherever it stands."""
         if metric in self.arms[arm]:

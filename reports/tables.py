@@ -1,7 +1,6 @@
 """The numbers of a report, collected from the evaluations of a run. No metric is computed here."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -47,7 +46,7 @@ def read_evaluations(run: Path, config: Config) -> dict[str, list[Evaluation]]:
     Raises:
         UserError: an arm or seed has not been scored.
     """
-    space = _space(config)
+    space = space_of(config)
     folders = {
         arm: [evaluation_folder(run, arm, seed) for seed in config.seeds]
         for arm in ordered_arms(config)
@@ -63,7 +62,8 @@ def read_evaluations(run: Path, config: Config) -> dict[str, list[Evaluation]]:
     return {arm: [Evaluation.read(f, space) for f in of_arm] for arm, of_arm in folders.items()}
 
 
-def _space(config: Config) -> LabelSpace:
+def space_of(config: Config) -> LabelSpace:
+    """The classes of a run, with those that its means count."""
     return load_label_space(config.label_space).averaging(config.evaluation.classes)
 
 
@@ -82,21 +82,17 @@ def summary(
         told = recipes(config)
         more, fewer = compared_arms(told), fewer_source_frames(told)
         against = {
-            arm: others
+            arm: _compared_with(config, arm, [*more.get(arm, ()), *fewer.get(arm, ())])
             for arm in evaluations
-            if (
-                others := _compared_with(
-                    config, arm, [*more.get(arm, []), *([fewer[arm]] if arm in fewer else [])]
-                )
-            )
         }
     first = first_evaluation(evaluations)
-    drawn = _drawn(evaluations, _space(config))
+    drawn = drawn_metrics(evaluations, space_of(config))
     arms = {
         arm: {m.key: _over_seeds(scores, m.key, drawn.get(arm)) for m in tabled()}
         for arm, scores in evaluations.items()
     }
-    breakdowns = {key: _breakdown(evaluations, key) for key in BREAKDOWNS}
+    details = {key: _details(evaluations, drawn, key) for key in BREAKDOWNS}
+    breakdowns = {key: _means_of(of_arms) for key, of_arms in details.items()}
     gaps = {
         arm: {m.key: gap_closed(arms, arm, m) for m in tabled()}
         for arm in arms
@@ -109,14 +105,10 @@ def summary(
             if than in drawn and than != arm
         }
         for arm in drawn
-        if arm in against
+        if against.get(arm)
     }
     return Summary(
-        class_scores={
-            b.key: class_scores(evaluations, drawn, b.key)
-            for b in class_columns()
-            if breakdowns[b.key]
-        },
+        class_scores={b.key: found for b in class_columns() if (found := details[b.key])},
         name=config.name,
         label_space=str(first.protocol["label_space"]),
         dataset=first.dataset,
@@ -139,6 +131,12 @@ def summary(
             arm: sum(sum(s.void_predictions) for s in scores) for arm, scores in evaluations.items()
         },
     )
+
+
+def _means_of(of_arms: Mapping[str, Mapping[str, Spread]] | None) -> dict[str, Names] | None:
+    if of_arms is None:
+        return None
+    return {arm: {name: s.mean for name, s in found.items()} for arm, found in of_arms.items()}
 
 
 def _compared_with(config: Config, arm: str, more: Sequence[str]) -> list[str]:
@@ -189,8 +187,13 @@ def _frames(scores: Sequence[Evaluation]) -> list[list[str] | None]:
     return [names for i, names in enumerate(lists) if names not in lists[:i]]
 
 
-def _breakdown(evaluations: Evaluations, key: str) -> dict[str, Names] | None:
-    """Arm -> class or category -> mean over the seeds; None where it is not known of all."""
+def _details(
+    evaluations: Evaluations, drawn: Mapping[str, Drawn], key: str
+) -> dict[str, dict[str, Spread]] | None:
+    """Arm -> class or category -> its values over the seeds; None where it is not known of all.
+
+    With an interval where frames were counted, for the columns of the table of classes.
+    """
     mean = BREAKDOWNS[key].mean
     for evaluation in (e for scores in evaluations.values() for e in scores):
         known = not BREAKDOWNS[key].about or evaluation.scores.get(mean) is not None
@@ -198,30 +201,17 @@ def _breakdown(evaluations: Evaluations, key: str) -> dict[str, Names] | None:
             return None
     return {
         arm: {
-            name: _mean(s.breakdowns[key][name] for s in scores)
-            for name in scores[0].breakdowns[key]
+            name: _spread(
+                {str(s.seed): s.breakdowns[key][name] for s in scores},
+                drawn[arm][key][:, index] if key in drawn.get(arm, {}) else None,
+            )
+            for index, name in enumerate(scores[0].breakdowns[key])
         }
         for arm, scores in evaluations.items()
     }
 
 
-def class_scores(
-    evaluations: Evaluations, drawn: Mapping[str, Drawn], key: str
-) -> dict[str, dict[str, Spread]]:
-    """Arm -> class -> its values over the seeds, with an interval where frames were counted."""
-    found: dict[str, dict[str, Spread]] = {}
-    for arm, scores in evaluations.items():
-        found[arm] = {
-            name: _spread(
-                {str(s.seed): s.breakdowns[key][name] for s in scores},
-                drawn[arm][key][:, index] if arm in drawn else None,
-            )
-            for index, name in enumerate(scores[0].breakdowns[key])
-        }
-    return found
-
-
-def _drawn(evaluations: Evaluations, space: LabelSpace) -> dict[str, Drawn]:
+def drawn_metrics(evaluations: Evaluations, space: LabelSpace) -> dict[str, Drawn]:
     """Arm -> its metrics in each drawing of the test frames, where every seed kept its counts."""
     kept = {
         arm: [evaluation.frames for evaluation in scores if evaluation.frames]
@@ -322,15 +312,7 @@ def summed_confusion(evaluations: Sequence[Evaluation]) -> Counts:
     return np.asarray(sum(evaluation.table for evaluation in evaluations))
 
 
-def shares_of_truth(evaluations: Evaluations) -> dict[str, float]:
-    """Class -> its share of the scored pixels."""
-    first = first_evaluation(evaluations)
-    pixels = first.table.sum(axis=1)
-    shares = pixels / max(1, int(pixels.sum()))
-    return dict(zip(first.classes, shares.tolist(), strict=True))
-
-
-def write_classes(path: Path, report: Summary, shares: Mapping[str, float]) -> None:
+def write_classes(path: Path, report: Summary) -> None:
     """Write a table of one row a class: each arm's scores and the share of the scored pixels."""
     columns: dict[str, Mapping[str, object]] = {
         f"{breakdown.column}_{arm}": values[arm]
@@ -354,7 +336,7 @@ def write_classes(path: Path, report: Summary, shares: Mapping[str, float]) -> N
             **{column: values[name] for column, values in columns.items()},
             "share_of_truth": share,
         }
-        for name, share in shares.items()
+        for name, share in (report.data.shares["test"] or {}).items()
     ]
     write_table(path, list(rows[0]), rows)
 
@@ -367,33 +349,21 @@ def _over_seeds(evaluations: Sequence[Evaluation], key: str, drawn: Drawn | None
 def _spread(seeds: dict[str, Score], drawn: Float | None) -> Spread:
     present = [value for value in seeds.values() if value is not None]
     return Spread(
-        mean=_mean(present),
+        mean=fmean(present) if present else None,
         std=stdev(present) if len(present) > 1 else None,
         seeds=seeds,
         interval=bootstrap.interval(drawn) if drawn is not None else None,
     )
 
 
-def _mean(values: Iterable[Score]) -> Score:
-    present = [value for value in values if value is not None]
-    return fmean(present) if present else None
-
-
-@dataclass(frozen=True)
-class Flip:
-    """Pixels of a class that are taken for another after translation."""
-
-    label: str
-    seen: str
-    more: float
-    """How many more of the label's pixels than before, a fraction."""
-
-
 def flips(
     before: ConfusionMatrix, after: ConfusionMatrix, names: Sequence[str], most: int = 4
-) -> list[Flip]:
-    """The classes that translation changes most for a frozen segmenter, by pixels; only where that
-    is 1% of the label's pixels or more."""
+) -> list[tuple[str, str, float]]:
+    """The classes that translation changes most for a frozen segmenter, by pixels.
+
+    A class, what it is taken for, and for how many more of its pixels than before, a fraction of
+    0.01 or more.
+    """
     gained = (after.counts - before.counts).astype(float)
     np.fill_diagonal(gained, 0)
     truth = before.counts.sum(axis=1)
@@ -401,5 +371,5 @@ def flips(
     for position in np.argsort(gained, axis=None)[::-1][:most]:
         row, column = np.unravel_index(position, gained.shape)
         if truth[row] and (more := gained[row, column] / truth[row]) >= 0.01:
-            found.append(Flip(names[row], names[column], float(more)))
+            found.append((names[row], names[column], float(more)))
     return found

@@ -46,6 +46,7 @@ from segmentation.self_training import (
     mix_batch,
     weighted_cross_entropy,
 )
+from segmentation.validation import Validation
 
 CHECKPOINT = Path("checkpoints") / "last.pt"
 PATIENCE = 50
@@ -65,6 +66,7 @@ def train(
     self_training: SelfTrainingConfig | None = None,
     teacher_checkpoint: Path | None = None,
     target: DatasetSpec | None = None,
+    validation: Validation | None = None,
     title: str = "segmentation",
 ) -> None:
     """Train a network on the labelled frames of `mixture` for a fixed number of steps.
@@ -79,6 +81,8 @@ def train(
         self_training: train on the frames of `target`, too, whose labels are not read. Writes
             pictures of mixed frames to `samples/`.
         teacher_checkpoint: the network that labels these frames; None: a mean teacher.
+        validation: scores the network at each checkpoint, for the log alone: what is trained is
+            the same without it.
 
     Raises:
         UserError: a name is unknown, a frame or label cannot be read, no label holds a class, a
@@ -222,7 +226,8 @@ def train(
             # Where a training continues, labels were seen.
             save = labelled and (step == config.steps or step % config.checkpoint_every == 0)
             if save or step % config.log_every == 0:
-                log.flush(learning_rate=config.learning_rate * factor)
+                scored = validation.score(model, fabric) if validation and save else {}
+                log.flush(learning_rate=config.learning_rate * factor, **scored)
             if save:
                 check_finite([model], step, names)
                 if mixed:

@@ -75,6 +75,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of that, 64x32: what reports are tested on."""
+    root = tmp_path_factory.mktemp("small_world")
+    write_toy_world(root, sim_frames=8, real_train_frames=2, real_val_frames=4, size=(64, 32))
+    return root
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A configuration file of a run that takes seconds."""

@@ -92,7 +92,7 @@ def test_a_finished_run_holds_what_the_design_says(finished: Path) -> None:
         *["segmentation/adapted/seed-0/checkpoints/last.pt", "report/index.html"],
         *["segmentation/oracle/seed-0/log.jsonl", "evaluation/adapted/seed-0/per_image.csv"],
         *["evaluation/source_only/seed-0/evaluation.json", "report/report.json"],
-        *["report/per_class.csv", "report/report.md", "report/stage.json"],
+        *["report/per_class.csv", "report/losses.csv", "report/report.md", "report/stage.json"],
     ):
         assert (finished / name).is_file(), name
     report = json.loads((finished / "report/report.json").read_text())

@@ -20,7 +20,6 @@ from pipeline.files import write_json, write_text
 from pipeline.run.folder import finish_stage
 from pipeline.scoring.metrics import METRICS, mean_iou
 from pipeline.text import number
-from pipeline.toyworld.writing import write_toy_world
 from reports import classes, evidence
 from reports.comparison import chance, holm
 from reports.latex import class_table, escaped
@@ -42,18 +41,11 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    write_toy_world(root, sim_frames=8, real_train_frames=2, real_val_frames=4, size=(64, 32))
-    return root
-
-
-@pytest.fixture(scope="module")
 def finished(
-    without_page: None, world: Path, tmp_path_factory: pytest.TempPathFactory
+    without_page: None, small_world: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Config, Path]:
     folder = tmp_path_factory.mktemp("finished")
-    config = make_config(world, folder)
+    config = make_config(small_world, folder)
     run = make_run(config, folder / "run")
     write_report(config, run, run / "report")
     return config, run
@@ -161,11 +153,14 @@ def test_losses_that_fall() -> None:
     assert evidence.falling([1.0] * 9) is None
 
 
-def test_what_a_gate_has_counted_is_what_is_said(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path, seeds=[0])
+def test_what_a_gate_has_counted_is_what_is_said(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path, seeds=[0])
     run = make_run(config, tmp_path / "run")
     overall = {"pixels": 9, "before": 0.9, "after": 0.3, "flipped": 0.7}
-    write_json(run / "gates/translated/drift.json", {"overall": overall, "frames": 3})
+    gate: dict[str, Any] = dict.fromkeys(("translation", "arm"), "a") | {"overall": overall}
+    gate |= {key: [] for key in ("classes", "before", "after", "flips", "quarantined", "worst")}
+    gate |= {"frames": 3, "threshold": 0.5, "by_class": {}, "sheet": None, "ignored": None}
+    write_json(run / "gates/translated/drift.json", gate)
     for path in (run / "translated").rglob("*.png"):
         Image.new("RGB", (64, 32), (128, 128, 128)).save(path)
     write_report(config, run, run / "report")
@@ -222,9 +217,9 @@ def test_score_against_the_number_of_source_frames(margin: float, said: str) -> 
     assert classes.source_points({"source_only": report.recipes["source_only"]}, 2000) == []
 
 
-def test_an_arm_of_fewer_source_frames_is_on_the_curve(world: Path, tmp_path: Path) -> None:
+def test_an_arm_of_fewer_source_frames_is_on_the_curve(small_world: Path, tmp_path: Path) -> None:
     arms = {"source_only": "source", "few": {"train": {"source": {"frames": 2}}}}
-    config = make_config(world, tmp_path, arms=arms)
+    config = make_config(small_world, tmp_path, arms=arms)
     counts = {"source_only": COUNTS["adapted"], "few": COUNTS["source_only"]}
     run = make_run(config, tmp_path / "run", counts)
     write_report(config, run, run / "report")
@@ -244,9 +239,9 @@ def test_an_arm_of_fewer_source_frames_is_on_the_curve(world: Path, tmp_path: Pa
 
 
 def test_a_run_that_is_not_whole_is_reported_as_far_as_it_is(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = make_config(world, tmp_path)
+    config = make_config(small_world, tmp_path)
     run = make_run(config, tmp_path / "run")
     shutil.rmtree(run / "evaluation/oracle")
     shutil.rmtree(run / "evaluation/adapted/seed-1")
@@ -273,8 +268,8 @@ def test_a_run_that_is_not_whole_is_reported_as_far_as_it_is(
         write_partial_report(run)
 
 
-def test_a_run_without_translation_or_counts_says_so(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path, arms={"source_only": "source"}, seeds=[0])
+def test_a_run_without_translation_or_counts_says_so(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path, arms={"source_only": "source"}, seeds=[0])
     run = make_run(config, tmp_path / "run")
     for path in run.rglob("per_image.npz"):
         path.unlink()
@@ -329,13 +324,15 @@ def test_prefect_shows_the_first_screen_and_the_classes(
     assert left["run-classes"][0]["oracle"] == number(report["class_iou"]["oracle"]["road"])
 
 
-def test_a_step_that_did_nothing_is_no_gain_in_the_ladder(world: Path, tmp_path: Path) -> None:
+def test_a_step_that_did_nothing_is_no_gain_in_the_ladder(
+    small_world: Path, tmp_path: Path
+) -> None:
     arms = {
         "source_only": "source",
         "adapted": {"train": "translated", "base": "source_only"},
         "taught": {"train": "translated", "base": "adapted", "self_training": {}},
     }
-    config = make_config(world, tmp_path, arms=arms)
+    config = make_config(small_world, tmp_path, arms=arms)
     run = make_run(config, tmp_path / "run", COUNTS | {"taught": COUNTS["adapted"]})
     write_report(config, run, run / "report")
     with (run / "report/steps.csv").open(newline="") as file:
@@ -352,9 +349,9 @@ def test_a_step_that_did_nothing_is_no_gain_in_the_ladder(world: Path, tmp_path:
 
 
 def test_results_of_others_stand_beside_runs_of_their_data_alone(
-    world: Path, tmp_path: Path
+    small_world: Path, tmp_path: Path
 ) -> None:
-    config = make_config(world, tmp_path)
+    config = make_config(small_world, tmp_path)
     protocol: dict[str, Any] = {
         "resolution": "ground truth",
         "classes_averaged": "those in the ground truth or predicted",
@@ -385,9 +382,9 @@ def test_chances_by_hand() -> None:
 
 
 def test_comparison_ranks_and_says_who_is_tied(
-    world: Path, tmp_path: Path, finished: tuple[Config, Path]
+    small_world: Path, tmp_path: Path, finished: tuple[Config, Path]
 ) -> None:
-    config = make_config(world, tmp_path, arms={"adapted": "translated"})
+    config = make_config(small_world, tmp_path, arms={"adapted": "translated"})
     better = [[[8, 2, 0], [2, 8, 0], [0, 0, 0]], [[9, 1, 0], [1, 9, 0], [0, 0, 0]]]
     run = make_run(config, tmp_path / "run", {"adapted": better})
     runs = {"first": finished, "=few $_1$": (config, run)}
@@ -425,8 +422,8 @@ def test_comparison_ranks_and_says_who_is_tied(
 # Names that mean harm.
 
 
-def test_hostile_names_are_harmless(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path, seeds=[0])
+def test_hostile_names_are_harmless(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path, seeds=[0])
     space = json.loads(json.dumps({"name": "three", "classes": []}))
     first, second, third = HOSTILE[:3]
     for name, label, color in (
@@ -460,8 +457,8 @@ def test_hostile_names_are_harmless(world: Path, tmp_path: Path) -> None:
     assert escaped(HOSTILE[6]) == r"50\% \textbackslash{}input\{x\} \$y\_1\$"
 
 
-def test_each_frame_has_a_column_for_each_class(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path)
+def test_each_frame_has_a_column_for_each_class(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path)
     space = three().model_copy(
         update={
             "classes": tuple(

@@ -16,7 +16,6 @@ from pipeline.data.images import write_image, write_indices
 from pipeline.data.labels import load_label_space
 from pipeline.files import write_json
 from pipeline.scoring.metrics import METRICS, class_iou
-from pipeline.toyworld.writing import write_toy_world
 from pipeline.yaml_files import write_yaml
 from reports.charts import Chart, Series
 from reports.colors import distinct_palette
@@ -50,17 +49,10 @@ HOSTILE = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    write_toy_world(root, sim_frames=8, real_train_frames=2, real_val_frames=4, size=(64, 32))
-    return root
-
-
-@pytest.fixture(scope="module")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+def finished(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """A run with its report in `report/`; its frames differ in their scores."""
     folder = tmp_path_factory.mktemp("finished")
-    config = make_config(world, folder)
+    config = make_config(small_world, folder)
     run = make_run(config, folder / "run")
     for arm in config.arms:
         for seed in config.seeds:
@@ -427,9 +419,9 @@ def test_names_from_outside_do_no_harm(tmp_path: Path, browser: Any) -> None:
 
 
 @pytest.mark.parametrize("arms", [["source_only"], ["adapted"], ["source_only", "adapted"]])
-def test_incomplete_runs_have_a_page(world: Path, tmp_path: Path, arms: list[str]) -> None:
+def test_incomplete_runs_have_a_page(small_world: Path, tmp_path: Path, arms: list[str]) -> None:
     kinds = {arm: DEFAULT_ARMS[arm] for arm in arms}
-    config = make_config(world, tmp_path, arms=kinds, seeds=[0], evaluation={"pictures": 0})
+    config = make_config(small_world, tmp_path, arms=kinds, seeds=[0], evaluation={"pictures": 0})
     run = make_run(config, tmp_path / "run")
     for gone in ("cyclegan", "translated", "segmentation"):
         shutil.rmtree(run / gone)
@@ -445,8 +437,8 @@ def test_incomplete_runs_have_a_page(world: Path, tmp_path: Path, arms: list[str
     assert {row["name"] for row in page_data(run / "report")["arms"]} == set(arms)
 
 
-def test_what_the_gate_saw(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path, translation={"method": "cyclegan", "gate": {}})
+def test_what_the_gate_saw(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path, translation={"method": "cyclegan", "gate": {}})
     run = make_run(config, tmp_path / "run")
     agreement = {"pixels": 100, "before": 0.9, "after": 0.6, "flipped": 0.375}
     frame = agreement | {"name": "a <b>", "lost": 0.7, "lost_class": "road"}

@@ -26,9 +26,8 @@ from pipeline.scoring.evaluation import Evaluation
 from pipeline.scoring.metrics import METRICS, Counts, Float, Metric, tabled
 from pipeline.scoring.selection import CRITERIA, Unlabelled, picture
 from pipeline.text import number
-from pipeline.toyworld.writing import write_toy_world
 from reports.honesty import findings
-from reports.logs import POINTS, read_log
+from reports.logs import POINTS, entries, table_of
 from reports.report import write_comparison, write_report
 from reports.sentences import ours, result_headline, result_sentences
 from reports.settings import settings_that_differ
@@ -52,17 +51,10 @@ from tests.scored_run import (
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    write_toy_world(root, sim_frames=8, real_train_frames=2, real_val_frames=4, size=(64, 32))
-    return root
-
-
-@pytest.fixture(scope="module")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+def finished(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """A run with its report in `report/`."""
     folder = tmp_path_factory.mktemp("finished")
-    config = make_config(world, folder)
+    config = make_config(small_world, folder)
     run = make_run(config, folder / "run")
     write_report(config, run, run / "report")
     return config, run
@@ -187,8 +179,8 @@ def test_a_new_line_in_the_table_of_metrics_is_all_that_a_metric_takes(
     assert Evaluation.read(scored, space).scores["wrong"] == wrong
 
 
-def test_runs_without_counts_by_frame_have_no_intervals(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path)
+def test_runs_without_counts_by_frame_have_no_intervals(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path)
     run = make_run(config, tmp_path / "run")
     (run / "evaluation/adapted/seed-1/per_image.npz").unlink()
 
@@ -207,8 +199,8 @@ def test_runs_without_counts_by_frame_have_no_intervals(world: Path, tmp_path: P
     assert "95% interval" not in (run / "report/index.html").read_text()
 
 
-def test_arms_scored_on_unlike_frames_are_refused(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path)
+def test_arms_scored_on_unlike_frames_are_refused(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path)
     run = make_run(config, tmp_path / "run")
     counts = spread_out(COUNTS["adapted"][0])[1:]
     np.savez(run / "evaluation/adapted/seed-0/per_image.npz", names=["a", "b", "c"], counts=counts)
@@ -217,8 +209,8 @@ def test_arms_scored_on_unlike_frames_are_refused(world: Path, tmp_path: Path) -
         write_report(config, run, run / "report")
 
 
-def test_absent_classes_are_said_and_counted(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path, seeds=[0])
+def test_absent_classes_are_said_and_counted(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path, seeds=[0])
     dreams = COUNTS | {"adapted": [[[7, 2, 1], [3, 7, 0], [0, 0, 0]]]}
     run = make_run(config, tmp_path / "run", dreams)
 
@@ -231,8 +223,8 @@ def test_absent_classes_are_said_and_counted(world: Path, tmp_path: Path) -> Non
         assert said in (run / "report" / name).read_text()
 
 
-def test_categories_and_void_predictions(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path, seeds=[0])
+def test_categories_and_void_predictions(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path, seeds=[0])
     run = make_run(config, tmp_path / "run")
     for i, arm in enumerate(config.arms):
         path = run / "evaluation" / arm / "seed-0/evaluation.json"
@@ -353,8 +345,8 @@ def test_who_starts_from_the_target_s_labels_has_them() -> None:
     assert ours(recipes) == ["adapted"]
 
 
-def test_difference_within_the_spread_is_called_none(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path)
+def test_difference_within_the_spread_is_called_none(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path)
     near = COUNTS | {"adapted": [COUNTS["source_only"][1], COUNTS["source_only"][0]]}
     run = make_run(config, tmp_path / "run", near)
 
@@ -364,9 +356,9 @@ def test_difference_within_the_spread_is_called_none(world: Path, tmp_path: Path
 
 
 def test_equal_runs_give_equal_reports(
-    world: Path, tmp_path: Path, finished: tuple[Config, Path]
+    small_world: Path, tmp_path: Path, finished: tuple[Config, Path]
 ) -> None:
-    config = make_config(world, tmp_path)
+    config = make_config(small_world, tmp_path)
     run = make_run(config, tmp_path / "elsewhere", seconds=5000)
 
     write_report(config, run, tmp_path / "report")
@@ -374,10 +366,10 @@ def test_equal_runs_give_equal_reports(
     for name in ("report.json", "per_class.csv", "report.md"):
         first = (finished[1] / "report" / name).read_bytes()
         assert (tmp_path / "report" / name).read_bytes() == first
-    assert str(world) not in (tmp_path / "report" / "report.json").read_text()
+    assert str(small_world) not in (tmp_path / "report" / "report.json").read_text()
 
 
-def test_more_arms_and_one_seed(world: Path, tmp_path: Path) -> None:
+def test_more_arms_and_one_seed(small_world: Path, tmp_path: Path) -> None:
     arms = DEFAULT_ARMS | {
         "harder": {
             "train": {"translated": 3, "source": 1},
@@ -390,7 +382,7 @@ def test_more_arms_and_one_seed(world: Path, tmp_path: Path) -> None:
             "segmentation": {"encoder": "resnet34"},
         },
     }
-    config = make_config(world, tmp_path, arms=arms, seeds=[0])
+    config = make_config(small_world, tmp_path, arms=arms, seeds=[0])
     counts = COUNTS | {"harder": COUNTS["oracle"], "cheater": COUNTS["oracle"]}
     run = make_run(config, tmp_path / "run", counts)
 
@@ -431,7 +423,7 @@ def test_more_arms_and_one_seed(world: Path, tmp_path: Path) -> None:
 
 
 def test_what_synthetic_frames_are_worth(
-    world: Path, tmp_path: Path, finished: tuple[Config, Path]
+    small_world: Path, tmp_path: Path, finished: tuple[Config, Path]
 ) -> None:
     assert not (finished[1] / "report/budget.csv").exists()
     assert "are worth in labelled" not in (finished[1] / "report/index.html").read_text()
@@ -440,7 +432,7 @@ def test_what_synthetic_frames_are_worth(
         name: {"train": {"target": {"frames": frames}}} for name, (frames, _) in few.items()
     }
     arms["adapted_target_2"] = {"train": {"translated": 1, "target": {"frames": 2}}}
-    config = make_config(world, tmp_path, arms=arms)
+    config = make_config(small_world, tmp_path, arms=arms)
     counts = COUNTS | {name: tables for name, (_, tables) in few.items()}
     run = make_run(config, tmp_path / "run", counts | {"adapted_target_2": COUNTS["adapted"]})
 
@@ -470,8 +462,8 @@ def test_what_synthetic_frames_are_worth(
         assert all(f"{name}</li>" in plot[: plot.index("</ul>")] for name in names)
 
 
-def test_choice_without_labels(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path, selection={"frames": 2})
+def test_choice_without_labels(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path, selection={"frames": 2})
     run = make_run(config, tmp_path / "run")
     with pytest.raises(UserError, match=r"No file .*criteria\.json\. Run `sim2real select"):
         write_report(config, run, run / "report")
@@ -510,8 +502,8 @@ def test_choice_without_labels(world: Path, tmp_path: Path) -> None:
     assert "| agreement with the arm built on | higher | – | – | – | – | – | 0 |" in markdown
 
 
-def test_without_translation(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path, arms={"source_only": "source"})
+def test_without_translation(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path, arms={"source_only": "source"})
     run = make_run(config, tmp_path / "run")
     for name in ("cyclegan", "translated"):
         shutil.rmtree(run / name)
@@ -523,16 +515,16 @@ def test_without_translation(world: Path, tmp_path: Path) -> None:
     assert "Source frames and their translations" not in page
 
 
-def test_page_says_where_the_translator_started(world: Path, tmp_path: Path) -> None:
+def test_page_says_where_the_translator_started(small_world: Path, tmp_path: Path) -> None:
     (tmp_path / "gta2cityscapes").mkdir()
-    config = make_config(world, tmp_path, cyclegan={"seed": 7, "start": "gta2cityscapes"})
+    config = make_config(small_world, tmp_path, cyclegan={"seed": 7, "start": "gta2cityscapes"})
     write_report(config, make_run(config, tmp_path / "run"), tmp_path / "report")
     page = (tmp_path / "report/index.html").read_text()
     assert "trained once, with seed 7, from the networks of gta2cityscapes" in page
 
 
-def test_unscored_arm_is_named(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path)
+def test_unscored_arm_is_named(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path)
     run = make_run(config, tmp_path / "run")
     missing = run / "evaluation" / "adapted" / "seed-1" / "evaluation.json"
     missing.unlink()
@@ -544,9 +536,9 @@ def test_unscored_arm_is_named(world: Path, tmp_path: Path) -> None:
     assert not (run / "report").exists()
 
 
-def test_data_that_has_moved_leaves_a_line(world: Path, tmp_path: Path) -> None:
+def test_data_that_has_moved_leaves_a_line(small_world: Path, tmp_path: Path) -> None:
     copy = tmp_path / "world"
-    shutil.copytree(world, copy)
+    shutil.copytree(small_world, copy)
     config = make_config(copy, tmp_path)
     run = make_run(config, tmp_path / "run")
     shutil.rmtree(copy)
@@ -583,16 +575,30 @@ def test_long_logs_are_averaged(tmp_path: Path) -> None:
     lines = [json.dumps({"step": s, "loss": float(s % 2)}) for s in range(1, 10 * POINTS + 1)]
     write_text(tmp_path / "log.jsonl", "\n".join(lines) + '\n{"step": 60')
 
-    log = read_log(tmp_path / "log.jsonl")
+    log = table_of(list(entries(tmp_path / "log.jsonl")))
 
     assert len(log) == POINTS
     assert set(log["loss"]) == {0.5}
     assert log["step"].iloc[-1] == 10 * POINTS
-    assert len(read_log(tmp_path / "none.jsonl")) == 0
+    assert not list(entries(tmp_path / "none.jsonl"))
 
 
-def test_comparison(world: Path, tmp_path: Path, finished: tuple[Config, Path]) -> None:
-    config = make_config(world, tmp_path, arms={"adapted": "translated"}, cyclegan={"blocks": 3})
+def test_losses_of_all_trainings_are_one_table(finished: tuple[Config, Path]) -> None:
+    table = pd.read_csv(finished[1] / "report" / "losses.csv")
+
+    assert list(table)[:3] == ["training", "seed", "step"]
+    names = ["translator translated", *DEFAULT_ARMS]
+    assert list(table["training"].drop_duplicates()) == names
+    last = table[table["step"] == 29].set_index(["training", "seed"])
+    assert last.loc[("adapted", 1), "loss"] == pytest.approx(1 / 29)
+    assert last.loc[(names[0], 0), "cycle_loss_source"] == pytest.approx(1 / 29)
+    assert last["cycle_loss_source"].isna().sum() == 6
+
+
+def test_comparison(small_world: Path, tmp_path: Path, finished: tuple[Config, Path]) -> None:
+    config = make_config(
+        small_world, tmp_path, arms={"adapted": "translated"}, cyclegan={"blocks": 3}
+    )
     run = make_run(config, tmp_path / "run")
 
     write_comparison({"first": finished, "few <b>": (config, run)}, tmp_path / "out")
@@ -619,9 +625,9 @@ def test_comparison(world: Path, tmp_path: Path, finished: tuple[Config, Path]) 
     assert "arms.adapted" not in markdown
 
 
-def test_arms_that_some_runs_lack_are_named_once(world: Path, tmp_path: Path) -> None:
+def test_arms_that_some_runs_lack_are_named_once(small_world: Path, tmp_path: Path) -> None:
     def config(**arms: Any) -> Config:
-        return make_config(world, tmp_path, arms={"source_only": "source", **arms})
+        return make_config(small_world, tmp_path, arms={"source_only": "source", **arms})
 
     taught = {"train": {"translated": 1, "source": 1}, "self_training": {"masked_weight": 1}}
     bare = {**taught, "self_training": {"masked_weight": 0}}
@@ -656,13 +662,13 @@ def test_arms_that_some_runs_lack_are_named_once(world: Path, tmp_path: Path) ->
     ],
 )
 def test_unlike_runs_are_not_compared(
-    world: Path,
+    small_world: Path,
     tmp_path: Path,
     finished: tuple[Config, Path],
     change: dict[str, Any],
     names: list[str],
 ) -> None:
-    config = make_config(world, tmp_path, arms={"source_only": "source"}, seeds=[0])
+    config = make_config(small_world, tmp_path, arms={"source_only": "source"}, seeds=[0])
     path = tmp_path / "run" / "evaluation" / "source_only" / "seed-0"
     write_evaluation(path, config, "source_only", 0, COUNTS["source_only"][0])
     evaluation = json.loads((path / "evaluation.json").read_text())
@@ -675,8 +681,8 @@ def test_unlike_runs_are_not_compared(
     assert all(name in str(error.value) for name in names)
 
 
-def test_what_translations_keep(world: Path, tmp_path: Path) -> None:
-    config = make_config(world, tmp_path)
+def test_what_translations_keep(small_world: Path, tmp_path: Path) -> None:
+    config = make_config(small_world, tmp_path)
     run = make_run(config, tmp_path / "run")
     names = load_label_space(config.label_space).class_names
     before = [[90, 10, 0], [0, 50, 0], [0, 0, 0]]

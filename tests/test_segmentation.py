@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from flows.plan import plan
+from flows.prepare import look_at_data
 from pipeline.config.load import load_config
 from pipeline.config.segmentation import AugmentationConfig, EvaluationConfig, SegmentationConfig
 from pipeline.config.settings import Config
@@ -16,10 +18,12 @@ from pipeline.data.images import read_raw, read_rgb
 from pipeline.data.labels import IGNORE, LabelClass, load_label_space
 from pipeline.data.listing import list_samples
 from pipeline.data.reading import LabelReader
+from pipeline.data.spec import limited
 from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.scoring.cityscapes import LABEL_ID
 from pipeline.scoring.confusion import ConfusionMatrix
+from reports.logs import Log, segmentation_charts
 from segmentation.data import geometry, labelled_frames
 from segmentation.evaluate import count_on_device, count_tensors, evaluate
 from segmentation.losses import cross_entropy
@@ -28,6 +32,7 @@ from segmentation.predict import predict
 from segmentation.score_files import score_files
 from segmentation.scores import label_ids
 from segmentation.train import learning_rate_factor, load_segmenter, train
+from segmentation.validation import Validation
 from tests.helpers import equal, killed_in_step
 
 SPACE = load_label_space("cityscapes19")
@@ -399,3 +404,67 @@ def test_a_segmenter_passes_gradients_to_its_input_and_gives_features() -> None:
     features = model.features(x)
     assert features.shape[0] == 2
     assert features.ndim == 2
+
+
+def test_a_validation_curve_changes_no_bit_of_the_training(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = limited(config.target, 2)
+    shown = Validation(frames, SPACE)
+    for name, validation in (("plain", None), ("shown", shown), ("killed", shown)):
+        arguments = (
+            config.segmentation,
+            SPACE,
+            [(config.source, 1.0)],
+            3,
+            tmp_path / name,
+            config.compute,
+        )
+        if name == "killed":
+            with killed_in_step(5, monkeypatch):
+                train(*arguments, validation=validation)
+        train(*arguments, validation=validation)
+    states = [load_checkpoint(tmp_path / name / CHECKPOINT) for name in ("plain", "shown")]
+    assert equal(*states)
+    logs = {name: (tmp_path / name / "log.jsonl").read_text() for name in ("shown", "killed")}
+    assert logs["shown"] == logs["killed"]
+    entries = [json.loads(line) for line in logs["shown"].splitlines()]
+    scored = {e["step"]: e for e in entries if "validation_mean_iou" in e}
+    assert list(scored) == [3, 6, 8]
+    # The last entry is what evaluation says of the last checkpoint on the same frames.
+    evaluate(
+        config.evaluation,
+        SPACE,
+        frames,
+        tmp_path / "shown" / CHECKPOINT,
+        tmp_path / "scores",
+        config.compute,
+        arm="a",
+        seed=0,
+    )
+    found = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    for key in ("pixel_accuracy", "mean_iou"):
+        assert scored[8][f"validation_{key}"] == pytest.approx(found[key])
+    charts = segmentation_charts(config, [Log("source_only", False, 3, entries)])
+    (curve,) = (c for c in charts if c.title == "Segmentation: mean IoU on validation frames")
+    assert "its labels were read for this curve" in curve.caption
+    assert curve.series[0].x == [3, 6, 8]
+    assert curve.series[0].y[2] == pytest.approx(100 * found["mean_iou"])
+
+
+def test_validation_frames_are_no_test_frames_and_no_part_of_what_is_trained(
+    tiny: Path, tmp_path: Path
+) -> None:
+    given = "validation={dataset: cityscapes, root: '${WORLD}/toy-real', split: %s}"
+    plain, shown, tested = (
+        load_config(tiny, [given % split] if split else []) for split in ("", "train", "val")
+    )
+    assert shown.validation is not None
+    assert shown.validation.root == plain.target.root
+    stages = [[s.inputs() for s in plan(config, tmp_path)] for config in (plain, shown)]
+    assert stages[0] == stages[1]
+    look_at_data(shown)
+    with pytest.raises(
+        UserError, match=r"validation: 4 frames of data set cityscapes are of the t"
+    ):
+        look_at_data(tested)

@@ -17,7 +17,7 @@ from pipeline.schema import located, near, parse
 from pipeline.yaml_files import SUFFIXES, escape, expand, parse_yaml, read_settings, read_yaml
 
 _RECIPES = Path(__file__).parent / "recipes"
-_DATASETS = ("source", "target", "test")
+_DATASETS = ("source", "target", "test", "validation")
 Fields = dict[str, object]
 
 

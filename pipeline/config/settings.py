@@ -70,9 +70,13 @@ class Config(Schema):
     """Labelled synthetic frames."""
     target: DatasetSpec
     """Real frames to adapt to. Their labels are read for arms that train on `target`, and
-    for nothing else."""
+    for nothing else, unless `validation` names them."""
     test: DatasetSpec
     """Labelled real frames that every arm is scored on; no stage trains on them."""
+    validation: DatasetSpec | None = None
+    """Labelled frames, none of the test set's, on which each network in training is scored at its
+    checkpoints, to draw a curve: 32 of them, evenly spaced, or as many as its `limit`. No effect
+    on results, nor on what is chosen."""
     cyclegan: CycleGANConfig = CycleGANConfig()
     translation: TranslationConfig = TranslationConfig()
     """The translation that arms know as `translated`."""
