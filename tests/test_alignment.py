@@ -21,7 +21,7 @@ from pipeline.data.images import UInt8
 from pipeline.data.labels import IGNORE
 from pipeline.data.listing import list_samples
 from pipeline.errors import UserError
-from pipeline.run.stage import check, run_stage
+from tests.helpers import do
 
 ARMS = (
     "arms={source_only: source, adapted: translated, second: again, oracle: target}",
@@ -155,9 +155,7 @@ def test_pseudo_labels_that_cannot_be(tiny: Path, settings: str, message: str) -
 def test_a_run_of_two_rounds(tiny: Path, tmp_path: Path) -> None:
     config, run = load_config(tiny, [*ARMS, "seeds=[0]"]), tmp_path / "run"
     stages = plan(config, run)
-    inputs = check(run, stages)
-    for stage in stages:
-        run_stage(run, stage, inputs[stage.name])
+    do(run, stages)
     first, second = (
         sorted((run / name / "images").rglob("*.png"))
         for name in ("translated", "translations/again")

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +44,7 @@ from pipeline.files import sweep
 from pipeline.run.folder import locked
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.step import ema_update, seed_step
-from tests.helpers import HalfWritten, Killed, equal, in_a_child, stopping_after
+from tests.helpers import Killed, equal, in_a_child, killed_at_any_moment, stopping_after
 from tests.layouts import load_spec
 
 
@@ -216,30 +214,11 @@ def test_kills_at_any_moment_change_nothing(
         with locked(tmp_path / name):  # which removes what kills left
             train(recipe, config.source, config.target, tmp_path / name, config.compute)
 
-    def fit_elsewhere() -> Any:
-        process = get_context("fork").Process(target=fit, args=("parts",))
-        process.start()
-        return process
-
     fit("whole")
     checkpoint = tmp_path / "parts/checkpoints/last.pt"
-    rng = np.random.default_rng(0)
-    # Twice in the middle of writing: the first checkpoint, and one that replaces another.
-    for count, step in ((1, None), (6, 5)):
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "save", HalfWritten(count))
-            process = fit_elsewhere()
-            process.join(60)
-        assert process.exitcode == -signal.SIGKILL
-        found = load_checkpoint(checkpoint)["step"] if checkpoint.is_file() else None
-        assert found == step
-    # And wherever it just is.
-    for _ in range(3):
-        process = fit_elsewhere()
-        process.join(float(rng.uniform(0.05, 0.5)))
-        process.kill()
-        process.join()
-        assert load_checkpoint(checkpoint)["step"] >= 5
+    moments = np.random.default_rng(0).uniform(0.05, 0.5, 3)
+    halves = {1: None, 6: 5}  # the first checkpoint, and one that replaces another
+    killed_at_any_moment(lambda: fit("parts"), checkpoint, halves, moments, monkeypatch)
     fit("parts")
     whole = load_checkpoint(tmp_path / "whole/checkpoints/last.pt")
     assert whole["step"] == 10

@@ -26,13 +26,13 @@ from pipeline.data.listing import list_samples
 from pipeline.data.reading import LabelReader, read_frame
 from pipeline.data.spec import DatasetSpec, translated_spec
 from pipeline.errors import UserError
-from pipeline.run.stage import Stage, all_inputs, check, run_stage
+from pipeline.run.stage import Stage, all_inputs, check
 from pipeline.scoring.drift import Drift, agreements, gated_spec, losses
 from segmentation import gate as gate_module
 from segmentation.data import class_counts
 from segmentation.gate import count, look_at_translation
 from tests.conftest import TINY
-from tests.helpers import Killed
+from tests.helpers import Killed, do
 
 SPACE = load_label_space("cityscapes19")
 BUILDING, TREE = SPACE.class_names.index("building"), SPACE.class_names.index("vegetation")
@@ -252,10 +252,7 @@ def test_an_interrupted_look_goes_on_with_the_next_frames(
 
 def done(run: Path, stages: list[Stage]) -> None:
     """Do the stages of a plan, without the report."""
-    inputs = check(run, stages)
-    for stage in stages:
-        if stage.command != "report":
-            run_stage(run, stage, inputs[stage.name])
+    do(run, [stage for stage in stages if stage.command != "report"])
 
 
 def test_arms_train_on_what_is_left(

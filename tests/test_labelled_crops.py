@@ -35,11 +35,10 @@ from pipeline.data.listing import Sample, list_samples
 from pipeline.data.reading import read_frame
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.run.stage import check, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.runtime.loader import random_crop
-from tests.helpers import SPACE, Given, Killed, assert_close, equal, stopping_after
+from tests.helpers import SPACE, Given, Killed, assert_close, do, equal, stopping_after
 from tests.ranks import in_ranks
 
 
@@ -277,9 +276,7 @@ def test_the_arm_s_network_labels_the_target_first(tiny: Path, tmp_path: Path) -
     assert reads["cyclegan"] == ("segmentation/source_only/seed-0",)
     assert reads["translated"] == ("cyclegan",)
     assert any(part.command == "train-cyclegan" for part in estimate(config))
-    inputs = check(run, stages)
-    for stage in stages[:3]:
-        run_stage(run, stage, inputs[stage.name])
+    do(run, stages[:3])
     assert len(list((run / "cyclegan/pseudo_labels").rglob("*.confidence.png"))) == 10
     assert len(list((run / "translated/images").rglob("*.png"))) == 10
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,7 +59,7 @@ def test_the_full_scale_configuration_with_its_readers(world: Path, tmp_path: Pa
 
 
 @pytest.fixture
-def at_work(tiny: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def at_work(tiny: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A run that trains its translator, with a server of its own, in a group of its own."""
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -70,7 +71,7 @@ def at_work(tiny: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str],
     )
     try:
         wait_for(lambda: (run / "cyclegan/inputs.json").is_file(), process)
-        yield process, run
+        yield process
     finally:
         process.kill()
         process.communicate()
@@ -94,29 +95,43 @@ def servers(process: subprocess.Popen[str]) -> dict[int, str]:
     "stop", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
 )
 def test_a_signal_to_the_group_ends_at_once_and_leaves_no_server(
-    at_work: tuple[subprocess.Popen[str], Path], stop: signal.Signals
+    at_work: subprocess.Popen[str], stop: signal.Signals
 ) -> None:
     """Terminals, service managers and batch systems send it to every process."""
-    process, _ = at_work
-    started = servers(process)
+    started = servers(at_work)
     assert len(started) == 1
-    os.killpg(process.pid, stop)
-    _, message = process.communicate(timeout=20)
-    assert process.returncode == 128 + stop, message
+    os.killpg(at_work.pid, stop)
+    _, message = at_work.communicate(timeout=20)
+    assert at_work.returncode == 128 + stop, message
     assert message.count("Stopped. The same command continues.") == 1
     assert "Traceback" not in message
     assert_gone(started)
 
 
-def test_a_killed_run_leaves_no_server_and_the_server_no_stranger_in(
-    at_work: tuple[subprocess.Popen[str], Path],
-) -> None:
-    process, _ = at_work
-    ((pid, command),) = servers(process).items()
-    port = command.split("--port ")[1].split()[0]
-    with pytest.raises(HTTPError, match="401"):
-        urlopen(f"http://127.0.0.1:{port}/api/admin/version")
-    process.kill()  # this process alone, as Linux does when memory ends
+SERVED = """
+import time
+from pathlib import Path
+from flows.server import prefect_server
+with prefect_server(Path.cwd()):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_process_leaves_no_server_and_the_server_no_stranger_in(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVED], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        ((pid, command),) = servers(process).items()
+        port = command.split("--port ")[1].split()[0]
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(f"http://127.0.0.1:{port}/api/admin/version")
+    finally:
+        process.kill()  # this process alone, as Linux does when memory ends
+        process.communicate()
     assert_gone([pid])
 
 

@@ -1,11 +1,9 @@
 """Ranks as users get them: by `compute.devices`, and by a torchrun of their own."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.device import check_devices
 from pipeline.runtime.launch import run_ranks
 from tests.conftest import ROOT, Cli, cli_command
-from tests.helpers import assert_gone, equal, fit
+from tests.helpers import assert_gone, equal, fit, wait_for
 from tests.ranks import free_port
 
 RANK = """
@@ -121,14 +119,10 @@ START = ["--set", "compute.devices=2", "--set", "cyclegan.batch_size=2"]
 
 
 @pytest.mark.slow
-def test_a_frame_that_cannot_be_read_is_one_message(
-    cli: Cli, tiny: Path, world: Path, tmp_path: Path
-) -> None:
-    broken = tmp_path / "world"
-    shutil.copytree(world, broken)
-    path = broken / "toy-sim/images/00007.png"
+def test_a_frame_that_cannot_be_read_is_one_message(cli: Cli, tiny: Path, own_world: Path) -> None:
+    path = own_world / "toy-sim/images/00007.png"
     path.write_bytes(path.read_bytes()[:100])
-    result = cli("train-cyclegan", "r", "--config", tiny, *START, env={"WORLD": str(broken)})
+    result = cli("train-cyclegan", "r", "--config", tiny, *START)
     assert result.returncode == 2, result.stderr
     assert result.stderr.count(f"{path} cannot be read as an image") == 1
     assert "Traceback" not in result.stderr
@@ -156,10 +150,7 @@ def test_stopping_ends_all_and_the_same_command_continues(
 
     process = start()
     checkpoint = tmp_path / "parts/cyclegan/checkpoints/last.pt"
-    for _ in range(6000):
-        if checkpoint.is_file():
-            break
-        time.sleep(0.05)
+    wait_for(checkpoint.is_file, process)
     started = descendants(process.pid)
     assert len(started) >= 3  # torchrun and its ranks
     if stop == signal.SIGINT:
@@ -252,10 +243,7 @@ def test_stopping_ones_own_torchrun_ends_all_and_the_same_command_continues(
     command += [word for setting in settings for word in ("--set", setting)]
     process = start(tmp_path, *command)
     checkpoint = tmp_path / "r/cyclegan/checkpoints/last.pt"
-    for _ in range(6000):
-        if checkpoint.is_file():
-            break
-        time.sleep(0.05)
+    wait_for(checkpoint.is_file, process)
     ranks = descendants(process.pid)
     assert len(ranks) == 2
     if stop == signal.SIGKILL:
