@@ -1,6 +1,7 @@
 """What several tests share: comparing, killing, waiting, small stand-ins."""
 
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -121,20 +122,27 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any]) -> N
     pytest.fail("nothing happened within two minutes")
 
 
-@contextmanager
-def killed_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The training in the block does not survive its step `number`."""
-    original, steps = torch.optim.AdamW.step, 0
+def dying_at(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose call `number` raises `Killed`."""
+    calls = itertools.count(1)
 
-    def step(self: torch.optim.AdamW) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == number:
+    def call(*arguments: Any) -> Any:
+        if next(calls) == number:
             raise Killed
-        original(self)
+        return function(*arguments)
 
+    return call
+
+
+@contextmanager
+def killed_in_step(
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+) -> Iterator[None]:
+    """The training in the block does not survive step `number` of its optimisers."""
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(torch.optim.AdamW, "step", step)
+        patch.setattr(optimizer, "step", dying_at(number, optimizer.step))
         yield
 
 
@@ -245,7 +253,8 @@ def fit(
 
 def in_a_child(test: Callable[..., None]) -> Callable[..., None]:
     """A test that is done in a child process: torch.compile and long trainings leave threads and
-    processes behind, with which later tests could not fork."""
+    processes behind, with which later tests could not fork, and Prefect keeps the settings that it
+    was imported with."""
 
     @functools.wraps(test)
     def run(*arguments: object, **fixtures: object) -> None:

@@ -153,9 +153,9 @@ def test_pseudo_labels_that_cannot_be(tiny: Path, settings: str, message: str) -
 
 
 def test_a_run_of_two_rounds(tiny: Path, tmp_path: Path) -> None:
-    config, run = load_config(tiny, [*ARMS, "seeds=[0]"]), tmp_path / "run"
-    stages = plan(config, run)
-    do(run, stages)
+    arms = "arms={source_only: source, adapted: translated, second: again}"
+    config, run = load_config(tiny, [*ARMS[1:], arms, "segmentation.steps=3"]), tmp_path / "run"
+    do(run, plan(config, run))
     first, second = (
         sorted((run / name / "images").rglob("*.png"))
         for name in ("translated", "translations/again")

@@ -22,6 +22,7 @@ from pipeline.files import write_json
 from pipeline.run.folder import finish_stage, write_run
 from reports.sentences import NO_ORACLE
 from tests.conftest import Cli, Sim2Real
+from tests.helpers import in_a_child
 
 Fails = Callable[..., str]
 
@@ -252,6 +253,7 @@ def test_encoder_that_does_not_exist_is_found_before_any_work(fails: Fails, tiny
     assert "cannot be built" in message
 
 
+@in_a_child
 def test_prefect_s_server_does_not_answer(
     fails: Fails, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

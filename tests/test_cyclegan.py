@@ -44,7 +44,14 @@ from pipeline.files import sweep
 from pipeline.run.folder import locked
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.step import ema_update, seed_step
-from tests.helpers import Killed, equal, in_a_child, killed_at_any_moment, stopping_after
+from tests.helpers import (
+    Killed,
+    equal,
+    in_a_child,
+    killed_at_any_moment,
+    killed_in_step,
+    stopping_after,
+)
 from tests.layouts import load_spec
 
 
@@ -180,18 +187,8 @@ def test_resume_is_bit_for_bit(
     assert whole["step"] == 12
     assert len(whole["pools"]["source"]) == 3
 
-    steps = 0
-    original = torch.optim.Adam.step
-
-    def step(self: torch.optim.Adam) -> None:  # dies in the 8th step, two after a checkpoint
-        nonlocal steps
-        steps += 1
-        if steps == 15:
-            raise Killed
-        original(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(torch.optim.Adam, "step", step)
+    # In the 8th step of two optimisers, two after a checkpoint.
+    with killed_in_step(15, monkeypatch, torch.optim.Adam):
         fit("parts")
     assert load_checkpoint(tmp_path / "parts/checkpoints/last.pt")["step"] == 6
     assert equal(load_checkpoint(fit("parts")), whole)
@@ -235,7 +232,7 @@ def test_training_changes_every_network_and_lowers_the_cycle_loss(
         update={"steps_per_epoch": 1, "decay_epochs": 0, "checkpoint_every": 1}
     )
     train(short, config.source, config.target, tmp_path / "short", config.compute)
-    longer = config.cyclegan.model_copy(update={"steps_per_epoch": 30})
+    longer = config.cyclegan.model_copy(update={"steps_per_epoch": 15})
     train(longer, config.source, config.target, tmp_path, config.compute)
     before = load_checkpoint(tmp_path / "short/checkpoints/last.pt")["networks"]
     after = load_checkpoint(tmp_path / "checkpoints/last.pt")["networks"]
@@ -295,12 +292,12 @@ def test_steps_that_are_not_finite_are_skipped(
 
 def test_a_skipped_step_leaves_no_trace(config: Config, tmp_path: Path, poison: Any) -> None:
     recipe = config.cyclegan.model_copy(
-        update={"steps_per_epoch": 8, "checkpoint_every": 8, "generator_average": 0.9}
+        update={"steps_per_epoch": 4, "checkpoint_every": 4, "generator_average": 0.9}
     )
-    poison(lambda step: step > 8)
+    poison(lambda step: step > 4)
     train(recipe, config.source, config.target, tmp_path, config.compute)
     after = load_checkpoint(tmp_path / "checkpoints/last.pt")
-    assert after["skips"] == {"total": 8, "row": 8}
+    assert after["skips"] == {"total": 4, "row": 4}
     before = recipe.model_copy(update={"decay_epochs": 0})
     train(before, config.source, config.target, tmp_path / "before", config.compute)
     expected = load_checkpoint(tmp_path / "before/checkpoints/last.pt")

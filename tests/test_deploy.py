@@ -15,6 +15,7 @@ from pipeline.config.load import load_config
 from pipeline.errors import UserError
 from pipeline.run.folder import check_version, code_version
 from tests.conftest import ROOT, Sim2Real
+from tests.helpers import in_a_child
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ def test_what_is_missing_is_said(
     assert "Traceback" not in told.err
 
 
+@in_a_child
 def test_a_dead_address_is_said_soon(sim2real: Sim2Real, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

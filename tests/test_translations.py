@@ -54,7 +54,8 @@ def test_a_stack_runs_and_only_what_changed_is_made_anew(
 ) -> None:
     run, path = tmp_path / "run", configured(tmp_path, **STACK)
     stages = plan(load_config(path), run)
-    do(run, [stage for stage in stages if stage.command != "report"])
+    read = ("translations/", "cyclegans/", "segmentation/source_only", "segmentation/stacked")
+    do(run, [stage for stage in stages if stage.name.startswith(read)])
     manifest = (run / "translations/gan/manifest.csv").read_text()
     assert str(run / "translations" / "colours" / "images") in manifest
     other = plan(load_config(path, ["translations.gan.shifts=4"]), run)
@@ -128,7 +129,7 @@ def test_a_translator_is_added_by_the_table_alone(
 ) -> None:
     entry = Translator("negative", frozenset(), f"{__name__}:negative", reads_target=False)
     monkeypatch.setitem(TRANSLATORS, "negative", entry)
-    arms = {"source_only": "source", "adapted": "translated", "oracle": "target"}
+    arms = {"adapted": "translated"}
     path = configured(tmp_path, arms=arms, translation={"method": "negative"})
     config, run = load_config(path), tmp_path / "run"
     stages = plan(config, run)
