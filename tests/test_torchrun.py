@@ -14,7 +14,7 @@ from pipeline.config.load import load_config
 from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.device import check_devices
-from pipeline.runtime.launch import run_ranks
+from pipeline.runtime.launch import _Failure, _raise, run_ranks
 from tests.conftest import ROOT, Cli, cli_command
 from tests.helpers import assert_gone, equal, fit, wait_for
 from tests.ranks import free_port
@@ -60,7 +60,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.param(
             "mistake of all", UserError, r"^frame 7 cannot be read.", marks=pytest.mark.slow
         ),
-        ("bug", RuntimeError, "(?s)rank 1 of 2:.*Traceback.*no such thing"),
+        pytest.param(
+            "bug",
+            RuntimeError,
+            "(?s)rank 1 of 2:.*Traceback.*no such thing",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "bug of all", RuntimeError, "(?s)Traceback.*no such thing", marks=pytest.mark.slow
         ),
@@ -76,10 +81,18 @@ def test_one_that_fails_ends_all(
     kind: type[Exception],
     message: str,
 ) -> None:
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, match=message) as raised:
         run_ranks(module, [what, tmp_path], 2)
+    if "mistake" in what:  # for --debug
+        assert "Traceback" in "".join(raised.value.__notes__)
     assert_gone(int((tmp_path / str(rank)).read_text()) for rank in (0, 1))
     assert capfd.readouterr().err == ""
+
+
+def test_a_bug_shows_the_traceback_of_its_rank() -> None:
+    failure = _Failure(1, 1, "KeyError: 'no such thing'", "Traceback (most recent call last)")
+    with pytest.raises(RuntimeError, match=r"(?s)rank 1 of 2:.*Traceback"):
+        _raise(failure, 2)
 
 
 def test_nothing_is_said_where_nothing_fails(
