@@ -268,7 +268,7 @@ def in_a_child(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def do(run: Path, stages: list[Stage]) -> list[bool]:
-    """Do stages in order; of which there was something to do."""
+    """Do stages in order; whether each had anything to do."""
     inputs = check(run, stages)
     return [run_stage(run, stage, inputs[stage.name]) for stage in stages]
 
