@@ -25,8 +25,10 @@ demo: install
 readme: demo
 	$(BIN)/python docs/make_readme.py runs/demo/report
 
+# In the order of names: by numbers of tests, files of few long tests would come last, on one core.
 test: install
-	$(BIN)/python -m pytest -m "not slow and not soak and not server" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not soak and not server" -n 2 --dist loadfile \
+		--no-loadscope-reorder
 
 # A process for each file: many of these tests fork, which threads of another file's tests forbid.
 test-slow: install

@@ -6,13 +6,15 @@ import os
 # several processes that wait for each other on two cores are many times slower than one each.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -54,7 +56,7 @@ TINY: dict[str, Any] = {
     },
     "segmentation": {
         "architecture": "unet",
-        "encoder": "resnet18",
+        "encoder": "tu-test_resnet",  # a checkpoint of 1 MB, where resnet18 leaves 50 MB
         "encoder_weights": "none",
         "options": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
         "crop": [64, 48],
@@ -84,9 +86,23 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A configuration file of a run that takes seconds."""
+def named_world(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The toy world that `WORLD` names, as configurations do."""
     monkeypatch.setenv("WORLD", str(world))
+    return world
+
+
+@pytest.fixture
+def own_world(named_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the toy world to damage, which `WORLD` names."""
+    copy = shutil.copytree(named_world, tmp_path / "world")
+    monkeypatch.setenv("WORLD", str(copy))
+    return copy
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, named_world: Path) -> Path:
+    """A configuration file of a run that takes seconds."""
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return path
@@ -126,11 +142,16 @@ Sim2Real = Callable[..., Told]
 
 @pytest.fixture
 def sim2real(
-    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Sim2Real:
-    """Call `sim2real` in this process, in `tmp_path`; `WORLD` is set."""
+    tmp_path: Path,
+    named_world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Sim2Real]:
+    """Call `sim2real` in this process, in `tmp_path`; `WORLD` is set.
+
+    What commands set in the environment is gone after the test.
+    """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD", str(world))
 
     def call(*arguments: str | Path) -> Told:
         monkeypatch.setattr(sys, "argv", ["sim2real", *map(str, arguments)])
@@ -141,7 +162,8 @@ def sim2real(
             status = int(stop.code or 0)
         return Told(status, *capsys.readouterr())
 
-    return call
+    with patch.dict(os.environ):
+        yield call
 
 
 def cli_command(*arguments: str | Path) -> list[str]:

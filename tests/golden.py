@@ -33,8 +33,9 @@ def curves(
     os.environ["WORLD"] = str(world)
     path = folder / "golden.yaml"
     path.write_text(yaml.safe_dump(TINY))
-    how = {"accelerator": accelerator, "precision": precision}
-    config = load_config(path, [f"compute.{key}={value}" for key, value in how.items()])
+    how = {"compute.accelerator": accelerator, "compute.precision": precision}
+    how |= {"segmentation.encoder": "resnet18"}
+    config = load_config(path, [f"{key}={value}" for key, value in how.items()])
     source, target, compute = config.source, config.target, config.compute
     every = {"log_every": 1, "checkpoint_every": STEPS}
     if loop == "segmentation":

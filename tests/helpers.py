@@ -1,10 +1,12 @@
 """What several tests share: comparing, killing, waiting, small stand-ins."""
 
 import functools
+import itertools
 import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,7 +28,7 @@ from cyclegan.train import train
 from pipeline.config.settings import Config
 from pipeline.config.translation import CycleGANConfig
 from pipeline.data.frames import MANIFEST
-from pipeline.data.images import UInt8, write_indices
+from pipeline.data.images import UInt8, read_raw, write_indices
 from pipeline.data.labels import (
     LabelClass,
     LabelSpace,
@@ -32,6 +36,7 @@ from pipeline.data.labels import (
 from pipeline.data.listing import list_samples, pseudo_label_paths
 from pipeline.data.reading import read_frame
 from pipeline.data.spec import DatasetSpec
+from pipeline.run.stage import Stage, check, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
 from tests.ranks import in_ranks
 
@@ -123,7 +128,7 @@ def stopping_after(count: int, stop: Callable[[], None]) -> Callable[..., None]:
     return save
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
     """Wait until `condition` holds, for as long as `process` lives."""
     for _ in range(60_000):
         if condition():
@@ -134,21 +139,75 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
     pytest.fail("nothing happened within two minutes")
 
 
-@contextmanager
-def killed_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The training in the block does not survive its step `number`."""
-    original, steps = torch.optim.AdamW.step, 0
+def dying_at(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose call `number` raises `Killed`."""
+    calls = itertools.count(1)
 
-    def step(self: torch.optim.AdamW) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == number:
+    def call(*arguments: Any) -> Any:
+        if next(calls) == number:
             raise Killed
-        original(self)
+        return function(*arguments)
 
+    return call
+
+
+@contextmanager
+def killed_in_step(
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+) -> Iterator[None]:
+    """The training in the block does not survive step `number` of its optimisers."""
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(torch.optim.AdamW, "step", step)
+        patch.setattr(optimizer, "step", dying_at(number, optimizer.step))
         yield
+
+
+def with_instances(test: DatasetSpec, root: Path) -> DatasetSpec:
+    """A copy of a data set, with a file of instances for each frame."""
+    copy = test.model_copy(update={"root": shutil.copytree(test.root, root)})
+    for sample in list_samples(copy, labelled=True):
+        assert sample.label is not None
+        ids = read_raw(sample.label).astype(np.uint16)
+        instances = np.where(ids >= 24, ids * 1000 + 1, ids).astype(np.uint16)
+        assert cv2.imwrite(str(sample.label).replace("labelIds", "instanceIds"), instances)
+    return copy
+
+
+def killed_at_any_moment(
+    fit: Callable[[], None],
+    checkpoint: Path,
+    half_written: dict[int, int | None],
+    moments: Iterable[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kill a training in a process of its own, again and again, each time where the last one was.
+
+    Args:
+        half_written: in the middle of writing which of its checkpoints -> the step that is left.
+        moments: after how many seconds, after that.
+    """
+
+    def fit_elsewhere() -> Any:
+        process = multiprocessing.get_context("fork").Process(target=fit)
+        process.start()
+        return process
+
+    found = None
+    for count, step in half_written.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", HalfWritten(count))
+            process = fit_elsewhere()
+            process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+        found = load_checkpoint(checkpoint)["step"] if checkpoint.is_file() else None
+        assert found == step
+    for moment in moments:
+        process = fit_elsewhere()
+        process.join(moment)
+        process.kill()
+        process.join()
+        assert load_checkpoint(checkpoint)["step"] >= found
 
 
 # id, trainId, colour of the official table.
@@ -211,7 +270,8 @@ def fit(
 
 def in_a_child(test: Callable[..., None]) -> Callable[..., None]:
     """A test that is done in a child process: torch.compile and long trainings leave threads and
-    processes behind, with which later tests could not fork."""
+    processes behind, with which later tests could not fork, and Prefect keeps the settings that it
+    was imported with."""
 
     @functools.wraps(test)
     def run(*arguments: object, **fixtures: object) -> None:
@@ -222,6 +282,12 @@ def in_a_child(test: Callable[..., None]) -> Callable[..., None]:
         assert child.exitcode == 0, "see what the child wrote to standard error"
 
     return run
+
+
+def do(run: Path, stages: list[Stage]) -> list[bool]:
+    """Do stages in order; whether each had anything to do."""
+    inputs = check(run, stages)
+    return [run_stage(run, stage, inputs[stage.name]) for stage in stages]
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

@@ -4,8 +4,6 @@ import json
 import re
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from PIL import Image
 
 from cyclegan.checkpoints import export_generator
 from cyclegan.networks import ResnetGenerator
-from flows import cli as cli_module
 from flows import commands
 from flows.prepare import preflight
 from flows.show import show_result
@@ -24,37 +21,23 @@ from pipeline.data.images import read_raw
 from pipeline.files import write_json
 from pipeline.run.folder import finish_stage, write_run
 from reports.sentences import NO_ORACLE
+from tests.conftest import Cli, Sim2Real
+from tests.helpers import in_a_child
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 Fails = Callable[..., str]
 
 
 @pytest.fixture
-def fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Fails:
+def fails(sim2real: Sim2Real) -> Fails:
     """Call `sim2real` in this process; assert that it fails as a user's mistake."""
-    monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str | Path) -> str:
-        monkeypatch.setattr(sys, "argv", ["sim2real", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli_module.main()
-        message = capsys.readouterr().err
-        assert stop.value.code == 2, message
-        assert "Traceback" not in message
-        return message
+        told = sim2real(*arguments)
+        assert told.status == 2, told.err
+        assert "Traceback" not in told.err
+        return told.err
 
     return call
-
-
-@pytest.fixture
-def own_world(tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the toy world to damage."""
-    copy = tmp_path / "world"
-    shutil.copytree(world, copy)
-    monkeypatch.setenv("WORLD", str(copy))
-    return copy
 
 
 def test_status_two_and_no_traceback_from_outside(cli: Cli, tiny: Path) -> None:
@@ -270,59 +253,50 @@ def test_encoder_that_does_not_exist_is_found_before_any_work(fails: Fails, tiny
     assert "cannot be built" in message
 
 
-def test_prefect_s_server_does_not_answer(fails: Fails, tiny: Path, cli: Cli) -> None:
-    env = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
-    result = cli("run", tiny, env=env)
-    assert result.returncode == 2, result.stderr
-    assert "No Prefect server answers at PREFECT_API_URL=http://127.0.0.1:9" in result.stderr
-    assert "Traceback" not in result.stderr
+@in_a_child
+def test_prefect_s_server_does_not_answer(
+    fails: Fails, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    message = fails("run", tiny)
+    assert "No Prefect server answers at PREFECT_API_URL=http://127.0.0.1:9" in message
 
 
-def test_help_and_lists(cli: Cli) -> None:
-    result = cli("--help")
-    assert result.returncode == 0
+def test_help_and_lists(sim2real: Sim2Real) -> None:
+    result = sim2real("--help")
+    assert result.status == 0
     for command in (
         *["run", "demo", "train-cyclegan", "translate", "train-segmentation", "evaluate"],
         *["report", "status", "compare", "datasets", "check", "new-dataset"],
     ):
-        assert f"  {command} " in result.stdout
-    listing = cli("datasets").stdout
+        assert f"  {command} " in result.out
+    listing = sim2real("datasets").out
     for name in ("gta5", "cityscapes", "camvid"):
         assert name in listing
 
 
-def test_check_of_a_good_configuration(cli: Cli, tiny: Path) -> None:
-    result = cli("check", tiny)
-    assert result.returncode == 0, result.stderr
-    assert "nothing in the way" in result.stdout
+def test_check_of_a_good_configuration(sim2real: Sim2Real, tiny: Path) -> None:
+    result = sim2real("check", tiny)
+    assert result.status == 0, result.err
+    assert "nothing in the way" in result.out
 
 
-def test_missing_classes_are_said(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["sim2real", "check", str(tiny), "--set", "source.values={7: road, 23: sky, 26: car}"],
-    )
-    with pytest.raises(SystemExit):
-        cli_module.main()
-    told = capsys.readouterr().out
-    assert "no value of data set gta5 is named sidewalk (" in told
+def test_missing_classes_are_said(sim2real: Sim2Real, tiny: Path) -> None:
+    told = sim2real("check", tiny, "--set", "source.values={7: road, 23: sky, 26: car}")
+    assert told.status
+    assert "no value of data set gta5 is named sidewalk (" in told.out
 
 
 def test_ctrl_c_says_how_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sim2real: Sim2Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(run: Path) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("flows.show.show_status", stopped)
-    monkeypatch.setattr(sys, "argv", ["sim2real", "status", str(tmp_path)])
-    with pytest.raises(SystemExit) as stop:
-        cli_module.main()
-    assert stop.value.code == 130
-    assert capsys.readouterr().err.strip() == "Stopped. The same command continues."
+    told = sim2real("status", tmp_path)
+    assert told.status == 130
+    assert told.err.strip() == "Stopped. The same command continues."
 
 
 def test_damaged_record(fails: Fails, tiny: Path) -> None:
@@ -332,7 +306,7 @@ def test_damaged_record(fails: Fails, tiny: Path) -> None:
 
 
 def test_predictions_of_others_are_scored_and_shown(
-    cli: Cli, tiny: Path, world: Path, tmp_path: Path
+    sim2real: Sim2Real, tiny: Path, world: Path, tmp_path: Path
 ) -> None:
     root = world / "toy-real"
     labels = sorted(root.glob("gtFine/val/*/*_labelIds.png"))
@@ -342,15 +316,15 @@ def test_predictions_of_others_are_scored_and_shown(
         name = label.name.replace("_gtFine_labelIds", "_pred")
         shutil.copy(label, predictions / name)
     options = ["--predictions", predictions, "--out", tmp_path / "scores"]
-    result = cli("evaluate", "cityscapes", "--root", root, "--split", "val", *options)
-    assert result.returncode == 0, result.stderr
+    result = sim2real("evaluate", "cityscapes", "--root", root, "--split", "val", *options)
+    assert result.status == 0, result.err
     for text in ("mean IoU", "100.00%", "category vehicle", "The values are read as label ids."):
-        assert text in result.stdout
+        assert text in result.out
     scores = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
     assert scores["pixel_accuracy"] == 1
     # A configuration says all that the options say for a data set.
-    again = cli("evaluate", tiny, *options[:3], tmp_path / "again")
-    assert again.returncode == 0, again.stderr
+    again = sim2real("evaluate", tiny, *options[:3], tmp_path / "again")
+    assert again.status == 0, again.err
     assert json.loads((tmp_path / "again" / "evaluation.json").read_text()) == scores
 
 
@@ -372,22 +346,14 @@ def test_evaluate_options_that_do_not_go_together(fails: Fails, tiny: Path, worl
     assert not Path("scores").exists()
 
 
-def test_status_of_a_folder_of_runs(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_status_of_a_folder_of_runs(sim2real: Sim2Real, tiny: Path) -> None:
     for name in ("one", "two"):
         write_run(Path("runs") / name, load_config(tiny))
     Path("runs/two/config.yaml").write_text("nonsense: 1\n")
-    monkeypatch.setattr(sys, "argv", ["sim2real", "status", "runs"])
-    with pytest.raises(SystemExit):
-        cli_module.main()
-    told = capsys.readouterr().out
+    told = sim2real("status", "runs").out
     assert re.search(r"one .*0 of \d+", told)
     assert re.search(r"two .*\?", told)
 
 
-def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["sim2real", "--version"])
-    cli_module.main()
-    assert re.fullmatch(r"sim2real \d+\.\d+\S*\n", capsys.readouterr().out)
+def test_version(sim2real: Sim2Real) -> None:
+    assert re.fullmatch(r"sim2real \d+\.\d+\S*\n", sim2real("--version").out)

@@ -21,9 +21,9 @@ from pipeline.config.load import load_config
 from pipeline.config.settings import Config
 from pipeline.config.translation import CycleGANConfig
 from pipeline.errors import UserError
-from pipeline.run.stage import check, run_stage
+from pipeline.run.stage import check
 from pipeline.runtime.checkpoint import load_checkpoint
-from tests.helpers import Killed, assert_close, equal, read_log, stopping_after
+from tests.helpers import Killed, assert_close, do, equal, read_log, stopping_after
 from tests.ranks import in_ranks
 
 
@@ -202,9 +202,7 @@ def test_a_run_translates_exports_and_refuses_another_method(tiny: Path, tmp_pat
     short = ["cyclegan.steps_per_epoch=1", "compute.accelerator=cpu"]
     config, run = load_config(tiny, [*short, "translation.method=fastcut"]), tmp_path / "run"
     stages = plan(config, run)
-    inputs = check(run, stages)
-    for stage in stages[:2]:
-        run_stage(run, stage, inputs[stage.name])
+    do(run, stages[:2])
     assert [stage.name for stage in stages[:2]] == ["cyclegan", "translated"]
     assert len(list((run / "translated/images").rglob("*.png"))) == 10
     assert {part.command for part in estimate(config)} >= {"train-cyclegan", "translate"}

@@ -79,8 +79,8 @@ def test_measuring_leaves_no_trace() -> None:
 
 def test_each_arm_is_estimated_with_its_own_recipe(tiny: Path) -> None:
     def training(arms: str) -> Any:
-        parts = {part.command: part for part in estimate(load_config(tiny, [f"arms={arms}"]))}
-        return parts["train-segmentation"]
+        config = load_config(tiny, [f"arms={arms}", "segmentation.encoder=resnet18"])
+        return {part.command: part for part in estimate(config)}["train-segmentation"]
 
     one = training("{a: source}")
     both = training("{a: source, b: {train: source, segmentation: {steps: 8000}}}")

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +44,14 @@ from pipeline.files import sweep
 from pipeline.run.folder import locked
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.step import ema_update, seed_step
-from tests.helpers import HalfWritten, Killed, equal, in_a_child, stopping_after
+from tests.helpers import (
+    Killed,
+    equal,
+    in_a_child,
+    killed_at_any_moment,
+    killed_in_step,
+    stopping_after,
+)
 from tests.layouts import load_spec
 
 
@@ -182,18 +187,8 @@ def test_resume_is_bit_for_bit(
     assert whole["step"] == 12
     assert len(whole["pools"]["source"]) == 3
 
-    steps = 0
-    original = torch.optim.Adam.step
-
-    def step(self: torch.optim.Adam) -> None:  # dies in the 8th step, two after a checkpoint
-        nonlocal steps
-        steps += 1
-        if steps == 15:
-            raise Killed
-        original(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(torch.optim.Adam, "step", step)
+    # In the 8th step of two optimisers, two after a checkpoint.
+    with killed_in_step(15, monkeypatch, torch.optim.Adam):
         fit("parts")
     assert load_checkpoint(tmp_path / "parts/checkpoints/last.pt")["step"] == 6
     assert equal(load_checkpoint(fit("parts")), whole)
@@ -216,30 +211,11 @@ def test_kills_at_any_moment_change_nothing(
         with locked(tmp_path / name):  # which removes what kills left
             train(recipe, config.source, config.target, tmp_path / name, config.compute)
 
-    def fit_elsewhere() -> Any:
-        process = get_context("fork").Process(target=fit, args=("parts",))
-        process.start()
-        return process
-
     fit("whole")
     checkpoint = tmp_path / "parts/checkpoints/last.pt"
-    rng = np.random.default_rng(0)
-    # Twice in the middle of writing: the first checkpoint, and one that replaces another.
-    for count, step in ((1, None), (6, 5)):
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "save", HalfWritten(count))
-            process = fit_elsewhere()
-            process.join(60)
-        assert process.exitcode == -signal.SIGKILL
-        found = load_checkpoint(checkpoint)["step"] if checkpoint.is_file() else None
-        assert found == step
-    # And wherever it just is.
-    for _ in range(3):
-        process = fit_elsewhere()
-        process.join(float(rng.uniform(0.05, 0.5)))
-        process.kill()
-        process.join()
-        assert load_checkpoint(checkpoint)["step"] >= 5
+    moments = np.random.default_rng(0).uniform(0.05, 0.5, 3)
+    halves = {1: None, 6: 5}  # the first checkpoint, and one that replaces another
+    killed_at_any_moment(lambda: fit("parts"), checkpoint, halves, moments, monkeypatch)
     fit("parts")
     whole = load_checkpoint(tmp_path / "whole/checkpoints/last.pt")
     assert whole["step"] == 10
@@ -256,7 +232,7 @@ def test_training_changes_every_network_and_lowers_the_cycle_loss(
         update={"steps_per_epoch": 1, "decay_epochs": 0, "checkpoint_every": 1}
     )
     train(short, config.source, config.target, tmp_path / "short", config.compute)
-    longer = config.cyclegan.model_copy(update={"steps_per_epoch": 30})
+    longer = config.cyclegan.model_copy(update={"steps_per_epoch": 15})
     train(longer, config.source, config.target, tmp_path, config.compute)
     before = load_checkpoint(tmp_path / "short/checkpoints/last.pt")["networks"]
     after = load_checkpoint(tmp_path / "checkpoints/last.pt")["networks"]
@@ -316,12 +292,12 @@ def test_steps_that_are_not_finite_are_skipped(
 
 def test_a_skipped_step_leaves_no_trace(config: Config, tmp_path: Path, poison: Any) -> None:
     recipe = config.cyclegan.model_copy(
-        update={"steps_per_epoch": 8, "checkpoint_every": 8, "generator_average": 0.9}
+        update={"steps_per_epoch": 4, "checkpoint_every": 4, "generator_average": 0.9}
     )
-    poison(lambda step: step > 8)
+    poison(lambda step: step > 4)
     train(recipe, config.source, config.target, tmp_path, config.compute)
     after = load_checkpoint(tmp_path / "checkpoints/last.pt")
-    assert after["skips"] == {"total": 8, "row": 8}
+    assert after["skips"] == {"total": 4, "row": 4}
     before = recipe.model_copy(update={"decay_epochs": 0})
     train(before, config.source, config.target, tmp_path / "before", config.compute)
     expected = load_checkpoint(tmp_path / "before/checkpoints/last.pt")

@@ -15,7 +15,8 @@ from flows.roots import ROOTS, check_roots, files_named
 from pipeline.config.load import load_config
 from pipeline.errors import UserError
 from pipeline.run.folder import check_version, code_version
-from tests.conftest import ROOT, Cli
+from tests.conftest import ROOT, Sim2Real
+from tests.helpers import in_a_child
 
 
 @pytest.mark.parametrize(
@@ -28,20 +29,25 @@ from tests.conftest import ROOT, Cli
         (["server", "--host", "0.0.0.0"], "Set PREFECT_SERVER_API_AUTH_STRING"),
     ],
 )
-def test_what_is_missing_is_said(arguments: list[str], message: str, cli: Cli) -> None:
-    result = cli(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+def test_what_is_missing_is_said(
+    arguments: list[str], message: str, sim2real: Sim2Real, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.deploy._become", None)  # nothing becomes of this process
+    told = sim2real(*arguments)
+    assert told.status == 2
+    assert message in told.err
+    assert "Traceback" not in told.err
 
 
-def test_a_dead_address_is_said_soon(cli: Cli) -> None:
+@in_a_child
+def test_a_dead_address_is_said_soon(sim2real: Sim2Real, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    result = cli("deploy", env={"PREFECT_API_URL": url})
-    assert result.returncode == 2
-    assert f"{url} does not end in /api" in result.stderr
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    told = sim2real("deploy")
+    assert told.status == 2
+    assert f"{url} does not end in /api" in told.err
 
 
 def test_code_of_another_version_is_refused() -> None:

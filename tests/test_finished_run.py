@@ -10,10 +10,10 @@ import pytest
 from flows.plan import plan
 from pipeline.config.settings import Config
 from pipeline.run.folder import read_run
-from pipeline.run.stage import check, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
 from reports.report import write_comparison
 from segmentation.train import load_segmenter
+from tests.helpers import do
 
 FINISHED = Path(__file__).parent / "data" / "finished_run"
 WAS_AT = "/data/before"
@@ -33,8 +33,8 @@ def continued(run: Path) -> tuple[Config, list[str]]:
     """The configuration of a run, and the names of the stages that had to be done."""
     config = read_run(run)
     stages = plan(config, run)
-    inputs = check(run, stages)
-    return config, [s.name for s in stages if run_stage(run, s, inputs[s.name])]
+    names = [stage.name for stage in stages]
+    return config, [n for n, done in zip(names, do(run, stages), strict=True) if done]
 
 
 def arms(path: Path) -> Any:

@@ -22,8 +22,8 @@ from flows.plan import plan
 from flows.show import status_rows
 from pipeline.run.folder import read_run
 from pipeline.run.stage import named, remove
-from tests.conftest import TINY, cli_command
-from tests.helpers import wait_for
+from tests.conftest import TINY, Sim2Real, cli_command
+from tests.helpers import in_a_child, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -106,20 +106,16 @@ def test_a_finished_run_holds_what_the_design_says(finished: Path) -> None:
 
 
 def test_repeating_a_finished_run_does_nothing(
-    finished: Path, settings: tuple[Path, dict[str, str]]
+    finished: Path, settings: tuple[Path, dict[str, str]], sim2real: Sim2Real
 ) -> None:
-    config, env = settings
-
     def times() -> dict[Path, int]:
         parts = [p for p in finished.rglob("*") if ".prefect" not in p.parts and p.is_file()]
         kept = {p: p.stat().st_mtime_ns for p in parts}
         return {p: t for p, t in kept.items() if p.parent != finished}
 
     before = times()
-    result = subprocess.run(
-        cli_command("run", config, "--run", finished), env=env, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    result = sim2real("run", settings[0], "--run", finished)
+    assert result.status == 0, result.err
     assert times() == before
 
 
@@ -135,18 +131,12 @@ def test_status(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_other_settings_are_refused_before_any_work(
-    finished: Path, settings: tuple[Path, dict[str, str]]
+    finished: Path, settings: tuple[Path, dict[str, str]], sim2real: Sim2Real
 ) -> None:
-    config, env = settings
-    result = subprocess.run(
-        cli_command("run", config, "--run", finished, "--set", "cyclegan.epochs=9"),
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2
-    assert "config.epochs: 1 -> 9" in result.stderr
-    assert "--force cyclegan" in result.stderr
+    result = sim2real("run", settings[0], "--run", finished, "--set", "cyclegan.epochs=9")
+    assert result.status == 2
+    assert "config.epochs: 1 -> 9" in result.err
+    assert "--force cyclegan" in result.err
     assert read_run(finished).cyclegan.epochs == 1
 
 
@@ -197,22 +187,15 @@ def test_killed_and_continued_gives_the_same_report(
     assert (run / report).read_bytes() == (finished / report).read_bytes()
 
 
+@in_a_child
 def test_a_mistake_found_in_a_task_is_one_message(
-    settings: tuple[Path, dict[str, str]], server: str, tmp_path: Path, world: Path
+    settings: tuple[Path, dict[str, str]], own_world: Path, sim2real: Sim2Real, tmp_path: Path
 ) -> None:
-    config, env = settings
-    copy = tmp_path / "world"
-    shutil.copytree(world, copy)
-    damaged = copy / "toy-sim/images/00007.png"
+    damaged = own_world / "toy-sim/images/00007.png"
     damaged.write_bytes(damaged.read_bytes()[:500])
-    result = subprocess.run(
-        cli_command("run", config, "--run", tmp_path / "run"),
-        env={**env, "WORLD": str(copy), "PREFECT_API_URL": server},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2, result.stderr
-    assert f"Error: {damaged} cannot be read as an image" in result.stderr
-    assert result.stderr.count("cannot be read") == 1
-    assert "Traceback" not in result.stderr
+    result = sim2real("run", settings[0], "--run", tmp_path / "run")
+    assert result.status == 2, result.err
+    assert f"Error: {damaged} cannot be read as an image" in result.err
+    assert result.err.count("cannot be read") == 1
+    assert "Traceback" not in result.err
     assert not (tmp_path / "run/cyclegan/stage.json").exists()

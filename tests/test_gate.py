@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -26,13 +27,13 @@ from pipeline.data.listing import list_samples
 from pipeline.data.reading import LabelReader, read_frame
 from pipeline.data.spec import DatasetSpec, translated_spec
 from pipeline.errors import UserError
-from pipeline.run.stage import Stage, all_inputs, check, run_stage
+from pipeline.run.stage import Stage, all_inputs, check
 from pipeline.scoring.drift import Drift, agreements, gated_spec, losses
 from segmentation import gate as gate_module
 from segmentation.data import class_counts
 from segmentation.gate import count, look_at_translation
 from tests.conftest import TINY
-from tests.helpers import Killed
+from tests.helpers import Killed, do, dying_at
 
 SPACE = load_label_space("cityscapes19")
 BUILDING, TREE = SPACE.class_names.index("building"), SPACE.class_names.index("vegetation")
@@ -230,32 +231,21 @@ def test_an_interrupted_look_goes_on_with_the_next_frames(
         del found["progress.json"]
         return {name: path.read_bytes() for name, path in found.items()}
 
-    calls = 0
-
-    def dying(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 6:
-            raise Killed
-        return count(*arguments)
-
+    dying = Mock(side_effect=dying_at(6, count))
     whole = files(look(ignore_flipped=True))
     monkeypatch.setattr("segmentation.tally.FRAMES", 2)
     monkeypatch.setattr(gate_module, "count", dying)
     with pytest.raises(Killed):
         look("again/translated", ignore_flipped=True)
     folder = look("again/translated", ignore_flipped=True)
-    assert calls == 6 + 10 - 4
+    assert dying.call_count == 6 + 10 - 4
     text = (folder / "drift.json").read_text().replace("again/translated", "gates/translated")
     assert files(folder) | {"drift.json": text.encode()} == whole
 
 
 def done(run: Path, stages: list[Stage]) -> None:
     """Do the stages of a plan, without the report."""
-    inputs = check(run, stages)
-    for stage in stages:
-        if stage.command != "report":
-            run_stage(run, stage, inputs[stage.name])
+    do(run, [stage for stage in stages if stage.command != "report"])
 
 
 def test_arms_train_on_what_is_left(

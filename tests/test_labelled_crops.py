@@ -34,7 +34,6 @@ from pipeline.data.listing import Sample, list_samples
 from pipeline.data.reading import read_frame
 from pipeline.data.spec import DatasetSpec
 from pipeline.errors import UserError
-from pipeline.run.stage import check, run_stage
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.distributed import ONE_RANK, Ranks
 from pipeline.runtime.loader import random_crop
@@ -43,6 +42,7 @@ from tests.helpers import (
     Given,
     Killed,
     assert_close,
+    do,
     equal,
     label_frames,
     stopping_after,
@@ -283,9 +283,7 @@ def test_the_arm_s_network_labels_the_target_first(tiny: Path, tmp_path: Path) -
     assert reads["cyclegan"] == ("pseudo_labels/source_only/seed-0",)
     assert reads["translated"] == ("cyclegan",)
     assert any(part.command == "train-cyclegan" for part in estimate(config))
-    inputs = check(run, stages)
-    for stage in stages[:4]:
-        run_stage(run, stage, inputs[stage.name])
+    do(run, stages[:4])
     assert len(list((run / "translated/images").rglob("*.png"))) == 10
 
 

@@ -1,6 +1,5 @@
 """The example package of docs/plug_in, installed: a data set by entry point, a decoder by name."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pipeline.data.reading import LabelReader, decoder_code
 from pipeline.data.spec import DatasetSpec, layered, plug_ins, spec_fields
 from pipeline.errors import UserError
 from pipeline.schema import parse
-from tests.conftest import Cli
+from tests.conftest import Sim2Real
 from tests.layouts import load_spec
 
 SPACE = load_label_space("cityscapes19")
@@ -71,17 +70,14 @@ def test_a_package_offers_a_data_set(
     assert DatasetSpec(**named).values == spec.values
 
 
-def test_it_is_listed_on_the_command_line(installed: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "datasets"],
-        env={**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "200"},
-        cwd=EXAMPLE.parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "hexsim" in result.stdout
+def test_it_is_listed_on_the_command_line(
+    installed: Path, sim2real: Sim2Real, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.setenv("COLUMNS", "200")
+    result = sim2real("datasets")
+    assert result.status == 0, result.err
+    assert "hexsim" in result.out
 
 
 def own(root: Path, decoder: str) -> LabelReader:
@@ -221,14 +217,14 @@ def test_bad_files_of_decoders(
     assert message in str(error.value)
 
 
-def test_the_command_line_allows_it(beside: Path, cli: Cli) -> None:
-    refused = cli("check", beside)
-    assert refused.returncode == 2
-    assert "is not run unless you say so" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    allowed = cli("check", beside, "--allow-code")
-    assert "2 frames, 2 labelled" in allowed.stdout, allowed.stderr
-    assert "road (1) on all" in allowed.stdout
+def test_the_command_line_allows_it(beside: Path, sim2real: Sim2Real) -> None:
+    refused = sim2real("check", beside)
+    assert refused.status == 2
+    assert "is not run unless you say so" in refused.err
+    assert "Traceback" not in refused.err
+    allowed = sim2real("check", beside, "--allow-code")
+    assert "2 frames, 2 labelled" in allowed.out, allowed.err
+    assert "road (1) on all" in allowed.out
 
 
 def negative(_: Path) -> np.ndarray:

@@ -5,7 +5,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from pipeline.run.stage import (
     scored_on_other_data,
 )
 from pipeline.schema import Schema
+from tests.helpers import do
 
 
 def stage(name: str, calls: list[str], reads: tuple[str, ...] = (), **config: Any) -> Stage:
@@ -44,12 +44,6 @@ def stage(name: str, calls: list[str], reads: tuple[str, ...] = (), **config: An
         (folder / "result.txt").write_text("made")
 
     return Stage(name, name, reads, lambda: {"version": 1, "config": config}, work)
-
-
-def do(run: Path, stages: list[Stage]) -> list[bool]:
-    """Run all stages in order."""
-    inputs = check(run, stages)
-    return [run_stage(run, s, inputs[s.name]) for s in stages]
 
 
 def test_done_stages_are_skipped(tmp_path: Path) -> None:
@@ -272,12 +266,7 @@ def test_files_are_as_open_to_others_as_the_user_wants(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / "file.json").stat().st_mode) == mode
 
 
-def test_identity_holds_labels_and_weights(
-    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = tmp_path / "world"
-    shutil.copytree(world, copy)
-    monkeypatch.setenv("WORLD", str(copy))
+def test_identity_holds_labels_and_weights(tiny: Path, own_world: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"one")
 
@@ -289,7 +278,7 @@ def test_identity_holds_labels_and_weights(
     before = inputs()
     weights.write_bytes(b"two")
     other_weights = inputs()
-    with (copy / "toy-sim/labels/00001.png").open("ab") as file:
+    with (own_world / "toy-sim/labels/00001.png").open("ab") as file:
         file.write(b"more")
     other_labels = inputs()
     name = "segmentation/source_only/seed-0"
@@ -358,16 +347,13 @@ def test_progress_is_recorded_and_continues(
 
 
 def test_instance_files_are_a_part_of_what_is_scored(
-    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, own_world: Path, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "world"
-    shutil.copytree(world, copy)
-    monkeypatch.setenv("WORLD", str(copy))
 
     def changed(space: str) -> list[str]:
         config = load_config(tiny, [f"label_space={space}"])
         before = all_inputs(plan(config, tmp_path))
-        label = next(copy.rglob("val/*/*_labelIds.png"))
+        label = next(own_world.rglob("val/*/*_labelIds.png"))
         file = label.with_name(label.name.replace("labelIds", "instanceIds"))
         file.write_bytes(b"instances")
         _instance_files.cache_clear()
@@ -430,13 +416,9 @@ def test_a_quarantined_frame_makes_all_that_reads_the_set_anew(tiny: Path, world
     assert again == fewer
 
 
-def test_runs_of_earlier_versions_go_on(
-    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_earlier_versions_go_on(tiny: Path, own_world: Path, tmp_path: Path) -> None:
     """They recorded names and sizes of files, and no results."""
-    copy, run = tmp_path / "world", tmp_path / "run"
-    shutil.copytree(world, copy)
-    monkeypatch.setenv("WORLD", str(copy))
+    run = tmp_path / "run"
 
     def without(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -465,18 +447,16 @@ def test_runs_of_earlier_versions_go_on(
     anew = found()
     assert "content" in anew["translated"]["source"]
     assert anew["segmentation/oracle/seed-0"] == recorded["segmentation/oracle/seed-0"]
-    label = next(copy.rglob("train/*/*_labelIds.png"))
+    label = next(own_world.rglob("train/*/*_labelIds.png"))
     label.write_bytes(label.read_bytes() + b"more")
     with pytest.raises(UserError, match=r"(?s)train\.target\.dataset\.samples: .*--force"):
         found()
 
 
 def test_a_file_of_the_same_size_with_other_content_is_seen(
-    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, own_world: Path, tmp_path: Path
 ) -> None:
-    copy, run = tmp_path / "world", tmp_path / "run"
-    shutil.copytree(world, copy)
-    monkeypatch.setenv("WORLD", str(copy))
+    run = tmp_path / "run"
     stages = plan(load_config(tiny), run)
 
     def inputs() -> dict[str, Any]:
@@ -484,7 +464,7 @@ def test_a_file_of_the_same_size_with_other_content_is_seen(
         return all_inputs(stages)
 
     before = inputs()
-    label = copy / "toy-sim/labels/00001.png"
+    label = own_world / "toy-sim/labels/00001.png"
     content = label.read_bytes()
     os.utime(label, (1, 1))
     assert inputs() == before  # touched only
@@ -497,13 +477,9 @@ def test_a_file_of_the_same_size_with_other_content_is_seen(
     }
 
 
-def test_mended_test_labels_are_scored_anew(
-    tiny: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mended_test_labels_are_scored_anew(tiny: Path, own_world: Path, tmp_path: Path) -> None:
     """By the command that scores; a change of anything else is refused as ever."""
-    copy, run = tmp_path / "world", tmp_path / "run"
-    shutil.copytree(world, copy)
-    monkeypatch.setenv("WORLD", str(copy))
+    run = tmp_path / "run"
     stages = plan(load_config(tiny), run)
     scored = [stage for stage in stages if stage.command == "evaluate"]
     for stage in scored:
@@ -515,7 +491,7 @@ def test_mended_test_labels_are_scored_anew(
         return scored_on_other_data(run, stages)
 
     assert outdated() == []
-    label = next((copy / "toy-real/gtFine/val").rglob("*_labelIds.png"))
+    label = next((own_world / "toy-real/gtFine/val").rglob("*_labelIds.png"))
     content = label.read_bytes()
     label.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert outdated() == [stage.name for stage in scored]

@@ -21,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.scoring import cityscapes
 from segmentation.score_files import match_files
 from segmentation.score_files import score_files as score
+from tests.helpers import with_instances
 
 SPACE = load_label_space("cityscapes19")
 
@@ -277,15 +278,7 @@ def test_an_encoding_that_cannot_be_told(test_set: DatasetSpec, tmp_path: Path) 
 def test_instance_scores_only_at_the_size_they_are_defined_for(
     test_set: DatasetSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "world"
-    shutil.copytree(test_set.root, root)
-    spec = test_set.model_copy(update={"root": root})
-    for sample in list_samples(spec, labelled=True):
-        assert sample.label is not None
-        ids = read_raw(sample.label).astype(np.uint16)
-        instances = np.where(ids >= 24, ids * 1000 + 1, ids).astype(np.uint16)
-        path = str(sample.label).replace("labelIds", "instanceIds")
-        assert cv2.imwrite(path, instances)
+    spec = with_instances(test_set, tmp_path / "world")
     write_predictions(spec, tmp_path / "ids")
     result, _ = score_files(spec, SPACE, tmp_path / "ids", tmp_path / "a")
     assert result["mean_class_iiou"] is None

@@ -8,24 +8,21 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
 from pipeline.config.load import load_config
 from pipeline.config.segmentation import SelfTrainingConfig
-from pipeline.data.images import read_raw
 from pipeline.data.labels import load_label_space
-from pipeline.data.listing import Sample, list_samples
-from pipeline.data.spec import DatasetSpec
+from pipeline.data.listing import Sample
 from pipeline.errors import UserError
 from pipeline.files import sweep
 from pipeline.runtime.checkpoint import load_checkpoint
 from segmentation import evaluate as evaluation
 from segmentation.tally import Tally
 from segmentation.train import CHECKPOINT, train
-from tests.helpers import HalfWritten, equal, read_log
+from tests.helpers import equal, killed_at_any_moment, read_log, with_instances
 
 SPACE = load_label_space("cityscapes19")
 RECIPE = ["segmentation.steps=8", "segmentation.checkpoint_every=1", "segmentation.log_every=1"]
@@ -63,30 +60,11 @@ def test_kills_at_any_moment_change_nothing(
             target=config.target if teaching else None,
         )
 
-    def fit_elsewhere() -> Any:
-        process = get_context("fork").Process(target=fit, args=("parts",))
-        process.start()
-        return process
-
     fit("whole")
     checkpoint = tmp_path / "parts" / CHECKPOINT
-    rng = np.random.default_rng(0)
-    # Twice in the middle of writing: the first checkpoint, and one that replaces another.
-    for count, step in ((1, None), (4, 3)):
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "save", HalfWritten(count))
-            process = fit_elsewhere()
-            process.join(120)
-        assert process.exitcode == -signal.SIGKILL
-        found = load_checkpoint(checkpoint)["step"] if checkpoint.is_file() else None
-        assert found == step
-    # And wherever it just is.
-    for _ in range(4):
-        process = fit_elsewhere()
-        process.join(float(rng.uniform(0.2, 2.5)))
-        process.kill()
-        process.join()
-        assert load_checkpoint(checkpoint)["step"] >= 3
+    moments = np.random.default_rng(0).uniform(0.2, 2.5, 4)
+    halves = {1: None, 4: 3}  # the first checkpoint, and one that replaces another
+    killed_at_any_moment(lambda: fit("parts"), checkpoint, halves, moments, monkeypatch)
     fit("parts")
     whole = load_checkpoint(tmp_path / "whole" / CHECKPOINT)
     assert whole["step"] == 8
@@ -116,18 +94,6 @@ def content(folder: Path) -> dict[str, bytes]:
     """File -> what is in it, but for the time that it took."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "progress.json"]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def with_instances(test: DatasetSpec, root: Path) -> DatasetSpec:
-    """A copy of a data set, with a file of instances for each frame."""
-    shutil.copytree(test.root, root)
-    copy = test.model_copy(update={"root": root})
-    for sample in list_samples(copy, labelled=True):
-        assert sample.label is not None
-        ids = read_raw(sample.label).astype(np.uint16)
-        instances = np.where(ids >= 24, ids * 1000 + 1, ids).astype(np.uint16)
-        assert cv2.imwrite(str(sample.label).replace("labelIds", "instanceIds"), instances)
-    return copy
 
 
 @pytest.mark.parametrize("instances", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ from segmentation.selection import (
     see_target,
 )
 from segmentation.train import CHECKPOINT
-from tests.helpers import Killed
+from tests.helpers import Killed, dying_at
 
 SPACE = load_label_space("cityscapes19")
 ON = "selection={frames: 4}"
@@ -236,29 +237,16 @@ def test_an_interrupted_look_goes_on_with_the_next_frame(
         }
 
     looked_at(by_place(0), tmp_path / "whole", config, monkeypatch)
-    calls = 0
-
-    def dying(kind: Callable[..., Any], at: int) -> Callable[..., Any]:
-        def see(*arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == at:
-                raise Killed
-            return kind(*arguments)
-
-        return see
-
     # Three frames of the target and three of the source, with a kill in the midst of each.
-    for name, kind, at in (("see_target", see_target, 3), ("see_source", see_source, 3)):
+    for kind in (see_target, see_source):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            calls = 0
-            patch.setattr(f"segmentation.selection.{name}", dying(kind, at))
+            patch.setattr(f"segmentation.selection.{kind.__name__}", dying_at(3, kind))
             looked_at(by_place(0), tmp_path / "parts", config, monkeypatch)
     with monkeypatch.context() as patch:
-        calls = 0
-        patch.setattr("segmentation.selection.see_source", dying(see_source, 0))
+        seen = Mock(side_effect=see_source)
+        patch.setattr("segmentation.selection.see_source", seen)
         looked_at(by_place(0), tmp_path / "parts", config, monkeypatch)
-    assert calls == 1
+    assert seen.call_count == 1
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
     assert not (tmp_path / "parts/sums.npz").exists()
 

@@ -215,7 +215,7 @@ def test_every_checkpoint_is_judged_and_the_best_translates(judged: Path) -> Non
     drift = read_json(judged / "cyclegan/drift.json")
     assert drift["best"]["step"] == rows["step"][0]
     assert drift["last"]["step"] == 12
-    assert drift["features"] == "resnet18, trained in source_only"
+    assert drift["features"] == "tu-test_resnet, trained in source_only"
     # The same pixels are judged before and after.
     for row in zip(drift["last"]["before"], drift["last"]["after"], strict=True):
         assert sum(row[0]) == sum(row[1])

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,11 +14,11 @@ from urllib.request import urlopen
 
 import pytest
 
-from flows.server import DEFAULTS, prefect_server
+from flows.server import prefect_server
 from pipeline.errors import UserError
 from pipeline.run.folder import read_run
 from tests.conftest import ROOT, cli_command
-from tests.helpers import assert_gone, wait_for
+from tests.helpers import assert_gone, in_a_child, wait_for
 
 # Its sizes, seeds and arms are made few; its twelve readers, recipe and data sets stay.
 SHRUNK = [
@@ -58,7 +59,7 @@ def test_the_full_scale_configuration_with_its_readers(world: Path, tmp_path: Pa
 
 
 @pytest.fixture
-def at_work(tiny: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def at_work(tiny: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A run that trains its translator, with a server of its own, in a group of its own."""
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -70,7 +71,7 @@ def at_work(tiny: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str],
     )
     try:
         wait_for(lambda: (run / "cyclegan/inputs.json").is_file(), process)
-        yield process, run
+        yield process
     finally:
         process.kill()
         process.communicate()
@@ -94,44 +95,56 @@ def servers(process: subprocess.Popen[str]) -> dict[int, str]:
     "stop", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
 )
 def test_a_signal_to_the_group_ends_at_once_and_leaves_no_server(
-    at_work: tuple[subprocess.Popen[str], Path], stop: signal.Signals
+    at_work: subprocess.Popen[str], stop: signal.Signals
 ) -> None:
     """Terminals, service managers and batch systems send it to every process."""
-    process, _ = at_work
-    started = servers(process)
+    started = servers(at_work)
     assert len(started) == 1
-    os.killpg(process.pid, stop)
-    _, message = process.communicate(timeout=20)
-    assert process.returncode == 128 + stop, message
+    os.killpg(at_work.pid, stop)
+    _, message = at_work.communicate(timeout=20)
+    assert at_work.returncode == 128 + stop, message
     assert message.count("Stopped. The same command continues.") == 1
     assert "Traceback" not in message
     assert_gone(started)
 
 
-def test_a_killed_run_leaves_no_server_and_the_server_no_stranger_in(
-    at_work: tuple[subprocess.Popen[str], Path],
-) -> None:
-    process, _ = at_work
-    ((pid, command),) = servers(process).items()
-    port = command.split("--port ")[1].split()[0]
-    with pytest.raises(HTTPError, match="401"):
-        urlopen(f"http://127.0.0.1:{port}/api/admin/version")
-    process.kill()  # this process alone, as Linux does when memory ends
+SERVED = """
+import time
+from pathlib import Path
+from flows.server import prefect_server
+with prefect_server(Path.cwd()):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_process_leaves_no_server_and_the_server_no_stranger_in(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVED], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        ((pid, command),) = servers(process).items()
+        port = command.split("--port ")[1].split()[0]
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(f"http://127.0.0.1:{port}/api/admin/version")
+    finally:
+        process.kill()  # this process alone, as Linux does when memory ends
+        process.communicate()
     assert_gone([pid])
 
 
-ANSWERS = {
-    "old": ('"2.20.9"', "is Prefect 2.20.9, and "),
-    "a page": ("<html>Sign in</html>", "No Prefect server answers at PREFECT_API_URL"),
-    "nothing of it": (None, "No Prefect server answers at PREFECT_API_URL"),
-}
+ANSWERS = (
+    ('"2.20.9"', "is Prefect 2.20.9, and "),
+    ("<html>Sign in</html>", "No Prefect server answers at PREFECT_API_URL"),
+    (None, "No Prefect server answers at PREFECT_API_URL"),
+)
 
 
-@pytest.mark.parametrize("answer", list(ANSWERS))
-def test_another_server_is_one_message(
-    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    body, message = ANSWERS[answer]
+@in_a_child
+def test_another_server_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body: str | None = None
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -147,20 +160,19 @@ def test_another_server_is_one_message(
         address = f"http://127.0.0.1:{httpd.server_port}/api"
         monkeypatch.setenv("PREFECT_API_URL", address)
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # leads nowhere
-        for name in ("NO_PROXY", "no_proxy", "PREFECT_HOME", *DEFAULTS):
-            monkeypatch.setenv(name, DEFAULTS.get(name, ""))  # and back to what it was
-        expected = pytest.raises(UserError, match=f"{message}(?s:.*)ends in /api")
-        with expected, prefect_server(tmp_path):
-            pass
+        for answer, message in ANSWERS:
+            body = answer
+            expected = pytest.raises(UserError, match=f"{message}(?s:.*)ends in /api")
+            with expected, prefect_server(tmp_path):
+                pass
         httpd.shutdown()
 
 
+@in_a_child
 def test_a_server_that_does_not_start_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    for name in ("NO_PROXY", "no_proxy", "PREFECT_HOME", *DEFAULTS):
-        monkeypatch.setenv(name, DEFAULTS.get(name, ""))
     monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "0.1")
     with (
         pytest.raises(UserError, match=r"not start within 0\.1 seconds\. Give it longer with"),

@@ -24,10 +24,10 @@ from pipeline.config.translators import STUDENT, TRANSLATORS, TranslationInputs,
 from pipeline.data.images import UInt8, read_rgb
 from pipeline.errors import UserError
 from pipeline.run.folder import fingerprint, write_run
-from pipeline.run.stage import all_inputs, check, is_done, named, run_stage
+from pipeline.run.stage import all_inputs, check, is_done, named
 from reports.report import write_comparison
-from tests.conftest import TINY, Cli
-from tests.helpers import read_log
+from tests.conftest import TINY, Sim2Real
+from tests.helpers import do, read_log
 
 ALIGNED = {"method": "class_alignment", "pseudo_labels": "source_only"}
 ARMS = {"source_only": "source", "adapted": "student"}
@@ -162,10 +162,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Iterator[tu
         config = configured(folder / "tiny.yaml", student=student, tinted={"method": "tint"})
         write_run(run, config)
         stages = plan(config, run)
-        inputs = check(run, stages)
-        for stage in stages:
-            if stage.name.endswith(("tinted", "student")):
-                run_stage(run, stage, inputs[stage.name])
+        do(run, [stage for stage in stages if stage.name.endswith(("tinted", "student"))])
         yield config, run
 
 
@@ -229,10 +226,10 @@ def test_translations_of_other_frames_are_never_mixed(
     assert not (tmp_path / "new").exists()
 
 
-def test_the_command_line_needs_frames_and_a_folder(cli: Cli, tmp_path: Path) -> None:
-    told = cli("translate", "run", "--input", tmp_path)
-    assert told.returncode == 2
-    assert "--input FRAMES and --out DIR go together" in told.stderr
+def test_the_command_line_needs_frames_and_a_folder(sim2real: Sim2Real, tmp_path: Path) -> None:
+    told = sim2real("translate", "run", "--input", tmp_path)
+    assert told.status == 2
+    assert "--input FRAMES and --out DIR go together" in told.err
 
 
 @pytest.mark.slow
@@ -241,9 +238,7 @@ def test_a_run_with_a_student_is_reported_and_compared(
 ) -> None:
     config, run = taught
     stages = plan(config, run)
-    inputs = check(run, stages)
-    for stage in stages:
-        run_stage(run, stage, inputs[stage.name])
+    do(run, stages)
     assert all(is_done(run, stage.name) for stage in stages)
     page = (run / "report/index.html").read_text()
     assert "by student of tinted" in page

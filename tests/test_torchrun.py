@@ -1,11 +1,9 @@
 """Ranks as users get them: by `compute.devices`, and by a torchrun of their own."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ from pipeline.config.load import load_config
 from pipeline.errors import UserError
 from pipeline.runtime.checkpoint import load_checkpoint
 from pipeline.runtime.device import check_devices
-from pipeline.runtime.launch import run_ranks
+from pipeline.runtime.launch import _Failure, _raise, run_ranks
 from tests.conftest import ROOT, Cli, cli_command
-from tests.helpers import assert_gone, equal, fit
+from tests.helpers import assert_gone, equal, fit, wait_for
 from tests.ranks import free_port
 
 RANK = """
@@ -62,7 +60,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.param(
             "mistake of all", UserError, r"^frame 7 cannot be read.", marks=pytest.mark.slow
         ),
-        ("bug", RuntimeError, "(?s)rank 1 of 2:.*Traceback.*no such thing"),
+        pytest.param(
+            "bug",
+            RuntimeError,
+            "(?s)rank 1 of 2:.*Traceback.*no such thing",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "bug of all", RuntimeError, "(?s)Traceback.*no such thing", marks=pytest.mark.slow
         ),
@@ -78,10 +81,18 @@ def test_one_that_fails_ends_all(
     kind: type[Exception],
     message: str,
 ) -> None:
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, match=message) as raised:
         run_ranks(module, [what, tmp_path], 2)
+    if "mistake" in what:  # for --debug
+        assert "Traceback" in "".join(raised.value.__notes__)
     assert_gone(int((tmp_path / str(rank)).read_text()) for rank in (0, 1))
     assert capfd.readouterr().err == ""
+
+
+def test_a_bug_shows_the_traceback_of_its_rank() -> None:
+    failure = _Failure(1, 1, "KeyError: 'no such thing'", "Traceback (most recent call last)")
+    with pytest.raises(RuntimeError, match=r"(?s)rank 1 of 2:.*Traceback"):
+        _raise(failure, 2)
 
 
 def test_nothing_is_said_where_nothing_fails(
@@ -121,14 +132,10 @@ START = ["--set", "compute.devices=2", "--set", "cyclegan.batch_size=2"]
 
 
 @pytest.mark.slow
-def test_a_frame_that_cannot_be_read_is_one_message(
-    cli: Cli, tiny: Path, world: Path, tmp_path: Path
-) -> None:
-    broken = tmp_path / "world"
-    shutil.copytree(world, broken)
-    path = broken / "toy-sim/images/00007.png"
+def test_a_frame_that_cannot_be_read_is_one_message(cli: Cli, tiny: Path, own_world: Path) -> None:
+    path = own_world / "toy-sim/images/00007.png"
     path.write_bytes(path.read_bytes()[:100])
-    result = cli("train-cyclegan", "r", "--config", tiny, *START, env={"WORLD": str(broken)})
+    result = cli("train-cyclegan", "r", "--config", tiny, *START)
     assert result.returncode == 2, result.stderr
     assert result.stderr.count(f"{path} cannot be read as an image") == 1
     assert "Traceback" not in result.stderr
@@ -156,10 +163,7 @@ def test_stopping_ends_all_and_the_same_command_continues(
 
     process = start()
     checkpoint = tmp_path / "parts/cyclegan/checkpoints/last.pt"
-    for _ in range(6000):
-        if checkpoint.is_file():
-            break
-        time.sleep(0.05)
+    wait_for(checkpoint.is_file, process)
     started = descendants(process.pid)
     assert len(started) >= 3  # torchrun and its ranks
     if stop == signal.SIGINT:
@@ -252,10 +256,7 @@ def test_stopping_ones_own_torchrun_ends_all_and_the_same_command_continues(
     command += [word for setting in settings for word in ("--set", setting)]
     process = start(tmp_path, *command)
     checkpoint = tmp_path / "r/cyclegan/checkpoints/last.pt"
-    for _ in range(6000):
-        if checkpoint.is_file():
-            break
-        time.sleep(0.05)
+    wait_for(checkpoint.is_file, process)
     ranks = descendants(process.pid)
     assert len(ranks) == 2
     if stop == signal.SIGKILL:

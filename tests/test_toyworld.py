@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.toyworld import drawing, writing
 from pipeline.toyworld.drawing import SIZE, render_scene
 from pipeline.toyworld.writing import write_toy_world
-from tests.helpers import CITYSCAPES
+from tests.helpers import CITYSCAPES, Killed, dying_at
 
 FRAMES = 60
 SMALL: Mapping[str, Any] = {
@@ -188,19 +188,9 @@ def test_a_complete_world_is_left_alone(tmp_path: Path, monkeypatch: pytest.Monk
 def test_an_interrupted_world_is_continued(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = 0
-
-    def fail_at_fourth(*arguments: Any) -> Frames:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return render_scene(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(writing, "render_scene", fail_at_fourth)
-        with pytest.raises(KeyboardInterrupt):
-            write_toy_world(tmp_path, **SMALL)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(writing, "render_scene", dying_at(4, render_scene))
+        write_toy_world(tmp_path, **SMALL)
     assert not (tmp_path / drawing.RECORD).exists()
     with pytest.raises(ValueError, match="seed is 5 there, 9 asked for"):
         write_toy_world(tmp_path, **{**SMALL, "seed": 9})

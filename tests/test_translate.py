@@ -29,7 +29,7 @@ from pipeline.data.images import UInt8, read_rgb, write_image
 from pipeline.errors import UserError
 from pipeline.files import PART, REMOVED
 from pipeline.runtime.checkpoint import save_checkpoint
-from tests.conftest import Cli, Sim2Real
+from tests.conftest import Sim2Real
 from tests.helpers import made_files
 
 
@@ -261,16 +261,16 @@ def test_what_cannot_be_translated(
 
 
 def test_the_command(
-    weights: Path, folder: Path, cli: Cli, capsys: pytest.CaptureFixture[str]
+    weights: Path, folder: Path, sim2real: Sim2Real, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "d.png").write_bytes(b"damaged")
     out = folder.parent / "out"
     command(weights, folder, out, shard=Shard(1, 2))
     assert "Shard 2/2 is done. When all are, the same command without" in capsys.readouterr().out
-    told = cli("translate", weights, "--input", folder, "--out", "out", "--unreadable", "0.2")
-    assert told.returncode == 0, told.stderr
-    assert "Skipped: " in told.stderr
-    assert f"Translated: {Path('out/images')}" in told.stdout
+    told = sim2real("translate", weights, "--input", folder, "--out", "out", "--unreadable", "0.2")
+    assert told.status == 0, told.err
+    assert "Skipped: " in told.err
+    assert f"Translated: {Path('out/images')}" in told.out
     assert len(list(out.rglob("images/**/*.png"))) == 6
     with pytest.raises(UserError, match="Cannot write to /proc/nowhere"):
         command(weights, folder, Path("/proc/nowhere"))
