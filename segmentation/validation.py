@@ -1,7 +1,8 @@
 """Scores of a network in training on a few labelled frames, to draw a curve of them."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from lightning.fabric import Fabric
 
 from pipeline.data.images import read_rgb
 from pipeline.data.labels import LabelSpace
@@ -12,6 +13,9 @@ from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.metrics import in_steps
 from segmentation.models import Segmenter
 from segmentation.predict import DEFAULT, scores, upsampled_argmax
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 FRAMES = 32
 """Frames that are scored, evenly spaced, where the data set has no `limit` of its own."""
@@ -26,7 +30,7 @@ class Validation:
         self.labels = LabelReader(dataset, space)
 
     @torch.no_grad()
-    def score(self, model: Segmenter, fabric: Fabric) -> dict[str, float]:
+    def score(self, model: Segmenter, fabric: "Fabric") -> dict[str, float]:
         """`validation_METRIC` -> its value, where it is defined.
 
         The network is in training mode again afterwards, and as it was: no statistic of batches
