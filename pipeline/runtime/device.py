@@ -82,7 +82,8 @@ def on_device(network: Network, compute: ComputeConfig) -> Network:
         UserError: a GPU is asked for and there is none.
     """
     device = make_fabric(compute, training=False).device
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def free_memory(device: torch.device) -> int:
