@@ -98,8 +98,8 @@ def on_device(network: Network, compute: ComputeConfig) -> Network:
     Raises:
         UserError: a GPU is asked for and there is none.
     """
-    device = compute_device(compute)
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    network.to(compute_device(compute), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def free_memory(device: torch.device) -> int:
