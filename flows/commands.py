@@ -446,12 +446,7 @@ def worker(
     name: Annotated[str | None, Option(help="What status calls it [HOST-POOL-GPU].")] = None,
     root: Annotated[
         list[Path] | None,
-        Option(
-            metavar="DIR",
-            exists=True,
-            file_okay=False,
-            help="Where runs and data are [working folder].",
-        ),
+        Option(metavar="DIR", help="Where runs and data are [working folder]."),
     ] = None,
     limit: Annotated[
         int | None, Option(min=1, help="Flow runs at a time [cpu: 16, gpu: 1].")

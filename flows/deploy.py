@@ -197,6 +197,9 @@ def start_worker(
         UserError: no such server, pool or GPU, or another worker of this machine uses the GPU.
     """
     url = use_named_server()
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"--root {root}: no such folder on this machine.")
     numbers = _gpus(gpus) if gpus is not None else []
     _find_pool(pool, url)
     for number in numbers:
