@@ -175,17 +175,14 @@ def call(
 @cache
 def _forks() -> Connection:
     """To a process with all that commands import and one thread, whose forks take no time."""
-    for name in IMPORTED:
-        import_module(name)
     ours, theirs = Pipe()
-    get_context("fork").Process(target=_fork, args=(ours, theirs), daemon=True).start()
-    theirs.close()
+    get_context("spawn").Process(target=_fork, args=(theirs,), daemon=True).start()
     return ours
 
 
-def _fork(others: Connection, requests: Connection) -> None:
-    others.close()  # so that this process ends when the other one has
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not pytest's
+def _fork(requests: Connection) -> None:
+    for name in IMPORTED:
+        import_module(name)
     while True:
         request = requests.recv()
         if not (child := os.fork()):
