@@ -268,8 +268,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]],
         def loss(*arguments: Any, **named: Any) -> torch.Tensor:
             return gan_loss(*arguments, **named) * (float("nan") if bad(step) else 1)
 
+        monkeypatch.setattr("cyclegan.steps.seed_step", seed)
         for module in ("cyclegan.train", "cyclegan.train_paired"):
-            monkeypatch.setattr(f"{module}.seed_step", seed)
             monkeypatch.setattr(f"{module}.gan_loss", loss)
 
     return choose

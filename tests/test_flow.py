@@ -22,8 +22,8 @@ from flows.plan import plan
 from flows.show import status_rows
 from pipeline.run.folder import read_run
 from pipeline.run.stage import named, remove
-from tests.conftest import TINY, Sim2Real, cli_command
-from tests.helpers import in_a_child, wait_for
+from tests.conftest import TINY, Cli, Sim2Real, cli_command
+from tests.helpers import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -187,15 +187,14 @@ def test_killed_and_continued_gives_the_same_report(
     assert (run / report).read_bytes() == (finished / report).read_bytes()
 
 
-@in_a_child
 def test_a_mistake_found_in_a_task_is_one_message(
-    settings: tuple[Path, dict[str, str]], own_world: Path, sim2real: Sim2Real, tmp_path: Path
+    settings: tuple[Path, dict[str, str]], own_world: Path, cli: Cli, tmp_path: Path
 ) -> None:
     damaged = own_world / "toy-sim/images/00007.png"
     damaged.write_bytes(damaged.read_bytes()[:500])
-    result = sim2real("run", settings[0], "--run", tmp_path / "run")
-    assert result.status == 2, result.err
-    assert f"Error: {damaged} cannot be read as an image" in result.err
-    assert result.err.count("cannot be read") == 1
-    assert "Traceback" not in result.err
+    result = cli("run", settings[0], "--run", tmp_path / "run")
+    assert result.returncode == 2, result.stderr
+    assert f"Error: {damaged} cannot be read as an image" in result.stderr
+    assert result.stderr.count("cannot be read") == 1
+    assert "Traceback" not in result.stderr
     assert not (tmp_path / "run/cyclegan/stage.json").exists()

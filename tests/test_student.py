@@ -47,9 +47,10 @@ def test_the_teacher_comes_first_and_its_settings_are_the_student_s(tiny: Path) 
         return {name: fingerprint(inputs) for name, inputs in all_inputs(stages).items()}
 
     stages = {stage.name: stage for stage in plan(configured(tiny), tiny.parent / "run")}
-    arm, teacher = "segmentation/source_only/seed-0", "translations/aligned"
-    training, translated = "cyclegans/student", "translations/student"
-    assert list(stages)[:4] == [arm, teacher, training, translated]
+    arm, labels = "segmentation/source_only/seed-0", "pseudo_labels/source_only/seed-0"
+    teacher, training = "translations/aligned", "cyclegans/student"
+    translated = "translations/student"
+    assert list(stages)[:5] == [arm, labels, teacher, training, translated]
     assert stages[training].reads == (teacher,)
     assert stages[translated].reads == (training,)
     assert "target" not in {**stages[training].inputs(), **stages[translated].inputs()}
