@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from PIL import Image
 from segmentation_models_pytorch.metrics import get_stats
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pipeline.data.images import UInt8, resize_indices, write_image, write_indices
 from pipeline.data.labels import CITYSCAPES_IDS, IGNORE, load_label_space
@@ -40,6 +39,11 @@ from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.toyworld.drawing import render_scene
 from segmentation import score_files as files
 from segmentation.predict import upsampled_argmax
+
+try:
+    from torchmetrics.classification import MulticlassConfusionMatrix
+except ImportError:  # no part of the environment: `pip install torchmetrics` to compare with it
+    MulticlassConfusionMatrix = None
 
 SIZE, CLASSES, SCENES = (2048, 1024), 19, 8
 SPACE = load_label_space("cityscapes19")
@@ -221,7 +225,9 @@ def file_pairs(spec: DatasetSpec) -> list[tuple[Path, Path]]:
 
 
 def by_torchmetrics(spec: DatasetSpec) -> Any:
-    """The usual loop: decode, remap, update."""
+    """The usual loop: decode, remap, update; None where torchmetrics is not installed."""
+    if MulticlassConfusionMatrix is None:
+        return None
     table = np.append(CLASS_OF_ID, np.full(256 - len(CLASS_OF_ID), IGNORE, np.uint8))
     metric = MulticlassConfusionMatrix(CLASSES, ignore_index=IGNORE, validate_args=False)
     for pair in file_pairs(spec):
@@ -291,9 +297,10 @@ def main() -> None:
         ways: dict[str, Way] = {
             "masked np.bincount": masked,
             "cityscapesScripts, Python (np.unique)": unique,
-            "torchmetrics": torchmetrics,
             "segmentation-models-pytorch, get_stats": smp,
         }
+        if MulticlassConfusionMatrix:
+            ways["torchmetrics"] = torchmetrics
         if compiled := kernel(Path(folder)):
             ways["cityscapesScripts, its kernel's loop compiled"] = compiled
         print(f"{SIZE[0]}x{SIZE[1]}, {CLASSES} classes, {arguments.rounds} rounds: other -> ours")
