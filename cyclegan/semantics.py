@@ -190,10 +190,11 @@ class Probe:
         self.before = self._agreement(frame for frame, _ in self.source)
 
     def score(self, source_to_target: nn.Module) -> TranslationScore:
-        """SemanticEvaluator a generator; its mode and weights are left as they are."""
+        """Score a generator; its mode and weights are left as they are."""
         training = source_to_target.training
         source_to_target.eval()  # without dropout
-        translated = [FrameTranslator(source_to_target)(frame) for frame, _ in self.source]
+        translate = FrameTranslator(source_to_target)
+        translated = [translate(frame) for frame, _ in self.source]
         source_to_target.train(training)
         features = torch.cat([self._features(frame) for frame in translated])
         return TranslationScore(

@@ -18,6 +18,7 @@ from pipeline.run.folder import CONFIG_FILE, LADDER_FILE, locked, read_run
 from pipeline.run.stage import check, is_done, named, remove, run_stage, scored_on_other_data
 
 _HELPERS = {"train-segmentation", "label-target"}
+"""Commands of stages that are done with the translator's training that reads them."""
 
 
 def run_flow(
