@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from importlib.metadata import version
 from importlib.util import find_spec
 from io import TextIOWrapper
@@ -22,7 +23,7 @@ _FIRST_WORD_SECONDS = 1.5
 def main() -> None:
     """Run the command line; what the user can fix is one message and status 2."""
     _guard_packages()
-    from pipeline.runtime.launch import torchrun
+    from pipeline.runtime.launch import leave, torchrun
     from pipeline.runtime.threads import choose_threads
 
     choose_threads()
@@ -34,7 +35,13 @@ def main() -> None:
 
         os.environ[ALLOW_CODE] = "1"  # also for the processes that this one starts
     if torchrun():
-        _command_of_ranks()
+        try:
+            _command_of_ranks()
+        except SystemExit as end:
+            leave(end)
+        except Exception:
+            traceback.print_exc()
+            leave(SystemExit(1))
     else:
         _command()
 

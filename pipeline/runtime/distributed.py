@@ -4,6 +4,7 @@ Every rank runs the same code and holds the same networks. They differ in their 
 and in that rank zero alone writes files and messages.
 """
 
+import importlib
 import os
 import sys
 import time
@@ -158,6 +159,9 @@ def connected() -> Iterator[Ranks]:
     if sys.platform == "linux" and launch.local_world_size == launch.world_size:
         # Gloo would take the address of the machine's name, which may have none.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Its functions take the group as a default where it is first imported within the block, as an
+    # optimizer does, and then the group's threads outlive the block.
+    importlib.import_module("torch.distributed.nn")
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=_TIMEOUT)

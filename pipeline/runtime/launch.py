@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import connection, parent_process
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.errors import UserError
 
@@ -126,8 +127,21 @@ def as_rank(work: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         record(work)()
+    except SystemExit as end:
+        leave(end)
     except Exception:
-        sys.exit(1)
+        leave(SystemExit(1))
+
+
+def leave(end: SystemExit) -> NoReturn:
+    """End a rank that failed at once.
+
+    Python would first free what is left, also the process group, whose threads then ask for an
+    interpreter that is gone, and abort the process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(end.code if isinstance(end.code, int) else end.code is not None)
 
 
 def _raise(failure: _Failure, processes: int) -> None:
