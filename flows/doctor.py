@@ -33,7 +33,7 @@ class CheckTarget:
     """What is to be checked."""
 
     parts: dict[str, DatasetSpec]
-    """Part -> its data set: source, target and test of a configuration, or the splits of a set."""
+    """Part -> its data set: those that a configuration names, or the splits of a set."""
     space: LabelSpace
     file: Path | None
     """The file that says it all; none for a data set known by name."""
@@ -57,8 +57,7 @@ def check_target(
         if root is not None:
             raise UserError(f"--root is for data sets; {path} is a configuration. Use --set.")
         config = load_config(path, settings)
-        parts = {"source": config.source, "target": config.target, "test": config.test}
-        return CheckTarget(parts, load_label_space(config.label_space), path, config)
+        return CheckTarget(config.datasets, load_label_space(config.label_space), path, config)
     if settings:
         raise UserError(f"--set is for configurations; {what} is a data set.")
     spec = read_spec(what, **({"root": str(root.absolute())} if root else {}))
@@ -80,7 +79,7 @@ def check(target: CheckTarget) -> dict[str, DatasetReport]:
     reports = {}
     for part, spec in target.parts.items():
         labelled = part != "target" or not config or part in config.labels_read
-        crop = config.cyclegan.crop if config and trains and part != "test" else None
+        crop = config.cyclegan.crop if config and trains and part in ("source", "target") else None
         reports[part] = examine(spec, target.space, labelled=labelled, crop=crop)
     if config:
         reports["target"] = _without_labels(config, reports["target"])

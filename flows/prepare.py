@@ -126,15 +126,27 @@ def look_at_data(config: Config, *, devices: bool = True) -> None:
 
 
 def _look_at_validation(config: Config, spec: DatasetSpec) -> None:
-    frames, tested = (
-        {sample.image.resolve() for sample in list_samples(one, labelled=False)}
-        for one in (spec, config.test)
-    )
+    def images(one: DatasetSpec) -> set[Path]:
+        return {sample.image.resolve() for sample in list_samples(one, labelled=False)}
+
+    frames, tested = images(spec), images(config.test)
     if shared := frames & tested:
         raise UserError(
             f"validation: {count(len(shared), 'frame')} of data set {spec.name} "
             f"{'is' if len(shared) == 1 else 'are'} of the test set, e.g. {min(shared)}. A network "
             "is not looked at through these while it trains: take another split."
+        )
+    learning = [
+        name
+        for name, arm in config.arms.items()
+        if "target" in arm.train
+        and frames & images(config.labelled("target", arm.frames.get("target")))
+    ]
+    if learning:
+        print(
+            f"Note: labels of validation frames are learned by {', '.join(learning)}, where the "
+            "curve shows what is remembered. Frames that no arm learns from show more.",
+            file=sys.stderr,
         )
     _look_at(config, spec, True)
 
@@ -167,7 +179,7 @@ def _look_at(
             raise
         what = error if has_labels(spec) else f"Data set {spec.name}: no frame has a label."
         raise UserError(f"{what} {config.without_target_labels}") from error
-    if spec in (config.source, config.target, config.test) and (seen := not_here(spec)):
+    if spec in config.datasets.values() and (seen := not_here(spec)):
         print(f"Note: data set {spec.name}: {seen}.", file=sys.stderr)
     check_headers(spec, samples, crop=crop)
     read_frame(spec, samples[0])
@@ -279,7 +291,7 @@ def lost_in(config: Config, file: Path | None) -> list[Lost]:
     Args:
         file: what the configuration was read from, for the lines that are to be changed.
     """
-    parts = {"source": config.source, "target": config.target, "test": config.test}
+    parts = config.datasets
     if "target" not in config.labels_read:
         del parts["target"]
     return lost_classes(parts, load_label_space(config.label_space), file)

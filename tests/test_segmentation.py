@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from flows import doctor
 from flows.plan import plan
 from flows.prepare import look_at_data
 from pipeline.config.load import load_config
@@ -453,7 +454,7 @@ def test_a_validation_curve_changes_no_bit_of_the_training(
 
 
 def test_validation_frames_are_no_test_frames_and_no_part_of_what_is_trained(
-    tiny: Path, tmp_path: Path
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = "validation={dataset: cityscapes, root: '${WORLD}/toy-real', split: %s}"
     plain, shown, tested = (
@@ -464,6 +465,15 @@ def test_validation_frames_are_no_test_frames_and_no_part_of_what_is_trained(
     stages = [[s.inputs() for s in plan(config, tmp_path)] for config in (plain, shown)]
     assert stages[0] == stages[1]
     look_at_data(shown)
+    said = "Note: labels of validation frames are learned by oracle,"
+    assert capsys.readouterr().err.count(said) == 1
+    found = doctor.check(doctor.check_target(str(tiny), None, None, [given % "train"]))
+    assert list(found) == ["source", "target", "validation", "test"]
+    assert found["validation"].labelled == found["validation"].frames == found["target"].frames
+    assert "shared-unscored" in {finding.kind for finding in found["target"].findings}
+    apart = {name: arm for name, arm in shown.arms.items() if name != "oracle"}
+    look_at_data(shown.model_copy(update={"arms": apart}))
+    assert said not in capsys.readouterr().err
     with pytest.raises(
         UserError, match=r"validation: 4 frames of data set cityscapes are of the t"
     ):

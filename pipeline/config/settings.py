@@ -344,6 +344,12 @@ class Config(Schema):
         return limited(self.target if frames == "target" else self.source, number)
 
     @property
+    def datasets(self) -> dict[str, DatasetSpec]:
+        """Part -> its data set; `validation` where it is given."""
+        validation = {"validation": self.validation} if self.validation else {}
+        return {"source": self.source, "target": self.target, **validation, "test": self.test}
+
+    @property
     def labels_read(self) -> frozenset[str]:
         """The frames that some arm is trained on with their labels."""
         return frozenset(frames for arm in self.arms.values() for frames in arm.train)
