@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -139,6 +140,16 @@ def test_relative_roots_start_at_their_file(tmp_path: Path, tiny: Path) -> None:
     text["target"] = {"dataset": "sub/mine.yaml"}
     tiny.write_text(yaml.safe_dump(text))
     assert load_config(tiny).target.root == tmp_path / "sub" / "frames"
+
+
+def test_a_data_set_that_is_not_known_is_one_error_beside_those_of_its_fields(tiny: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        load_config(tiny, ["source.dataset=gone.yaml", "target.dataset=city", "target.width=0"])
+    lines = str(raised.value).split("\n")
+    assert len(lines) == 4
+    assert re.match(r"  target.width: ", lines[1])
+    assert re.match(r"  source: No file .*gone.yaml. Give the path of a YAML file", lines[2])
+    assert re.match(r"  target: .*'city'", lines[3])
 
 
 def test_the_run_s_own_copy_is_equal(tiny: Path, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def load_config(path: Path, settings: list[str] | None = None) -> Config:
         except UserError as error:
             problems.append(f"  {place}: {error}")
             fields.pop("recipe", None)
+            if fields.pop("dataset", None):  # what its file would say is not asked for besides
+                holder[key] = {"name": "unread", "images": "{frame}", **fields}
     data = located(Config, data, path.parent)
     try:
         config = parse(Config, data, str(path))
