@@ -8,7 +8,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from cyclegan.networks import Generator, UnetLevel, build_discriminator, build_generator
+from cyclegan.networks import (
+    Generator,
+    ResidualGenerator,
+    UnetLevel,
+    build_discriminator,
+    build_generator,
+)
 from cyclegan.onnx_files import export_onnx
 from cyclegan.reference import (
     GENERATORS,
@@ -180,7 +186,9 @@ def export_generator(generator: Generator, path: Path) -> None:
     if levels and not any(level.joins for level in levels):
         lacks = "U-Net without skip connections"
     for module in generator.modules():
-        if isinstance(module, nn.Upsample):
+        if isinstance(module, ResidualGenerator):
+            lacks = "residual: true"
+        elif isinstance(module, nn.Upsample):
             lacks = "upsampling: resize"
         elif isinstance(module, AffineInstanceNorm):
             lacks = "instance norms with weights"

@@ -218,7 +218,25 @@ class UnetLevel(nn.Module):
         return torch.cat([x, out], 1) if self.joins else out
 
 
-Generator = ResnetGenerator | UnetGenerator
+class ResidualGenerator(nn.Module):
+    """A generator of what is added to its input.
+
+    Kupyn et al., "DeblurGAN", CVPR 2018, section 3.2 (ResOut). Detail need not pass through the
+    network. `initialise` makes it begin at frames as they are.
+    """
+
+    def __init__(self, correction: ResnetGenerator | UnetGenerator) -> None:
+        super().__init__()
+        self.correction = correction
+        self.multiple = correction.multiple
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> the same; H and W multiples of `multiple`."""
+        out: Tensor = x + self.correction(x)
+        return out.clamp(-1, 1)
+
+
+Generator = ResnetGenerator | UnetGenerator | ResidualGenerator
 
 
 def upsample(channels: int, out: int, kernel: int, upsampling: Upsampling) -> nn.Module:
@@ -306,20 +324,23 @@ class PyramidDiscriminator(nn.Module):
 
 def build_generator(config: CycleGANConfig) -> Generator:
     """The generator that `config` describes, with torch's own initial weights."""
+    generator: ResnetGenerator | UnetGenerator
     if config.generator == "resnet":
-        return ResnetGenerator(
+        generator = ResnetGenerator(
             config.blocks,
             config.generator_width,
             dropout=config.dropout,
             upsampling=config.upsampling,
         )
-    return UnetGenerator(
-        config.downs,
-        config.generator_width,
-        dropout=config.dropout,
-        skips=config.generator == "unet",
-        upsampling=config.upsampling,
-    )
+    else:
+        generator = UnetGenerator(
+            config.downs,
+            config.generator_width,
+            dropout=config.dropout,
+            skips=config.generator == "unet",
+            upsampling=config.upsampling,
+        )
+    return ResidualGenerator(generator) if config.residual else generator
 
 
 def build_discriminator(config: CycleGANConfig, outputs: int = 1) -> nn.Module:
@@ -339,12 +360,19 @@ def build_discriminator(config: CycleGANConfig, outputs: int = 1) -> nn.Module:
 
 
 def initialise(network: nn.Module) -> None:
-    """Weights of convolutions and linear layers from N(0, 0.02), biases 0 (appendix 7.2)."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.normal_(module.weight, 0.0, 0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    """Weights of convolutions and linear layers from N(0, 0.02), biases 0 (appendix 7.2).
+
+    The last convolution of a `ResidualGenerator` is 0: it adds nothing yet.
+    """
+    layers = [
+        m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
+    for layer in layers:
+        nn.init.normal_(layer.weight, 0.0, 0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    if isinstance(network, ResidualGenerator):
+        nn.init.zeros_(layers[-1].weight)
 
 
 def minimum_side(layers: int, scales: int = 1) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cyclegan.networks import EPSILON, InstanceNorm, ResnetBlock, UnetLevel
+from cyclegan.networks import EPSILON, InstanceNorm, ResidualGenerator, ResnetBlock, UnetLevel
 from cyclegan.weights import AffineInstanceNorm
 
 
@@ -73,6 +73,9 @@ class _Strips:
             case ResnetBlock():
                 inner = self.through(layer.conv_block, x)
                 return self.kept(Rows(x.height, lambda a, b: x.get(a, b) + inner.get(a, b)))
+            case ResidualGenerator():
+                added = self.through(layer.correction, x)
+                return Rows(x.height, lambda a, b: (x.get(a, b) + added.get(a, b)).clamp(-1, 1))
             case UnetLevel():
                 inner = self.through(layer.model, x)
                 if not layer.joins:

@@ -142,13 +142,16 @@ def generator_settings(state: State, where: Where) -> CycleGANConfig:
             f"{where} is a generator of CUT, whose antialiasing filters CycleGAN's networks do not "
             "have. Use one trained by CycleGAN, or by CUT with --no_antialias --no_antialias_up."
         )
-    if "model.1.weight" in state and any(".conv_block." in key for key in state):
-        return _resnet(state)
-    if "model.model.0.weight" in state and "model.model.1.model.1.weight" in state:
-        return _unet(state)
-    raise UserError(
-        f"{where} is no generator. {EXPECTED}; found {len(state)} weights: {some(state)}."
-    )
+    inner = {key.removeprefix("correction."): value for key, value in state.items()}
+    if "model.1.weight" in inner and any(".conv_block." in key for key in inner):
+        settings = _resnet(inner)
+    elif "model.model.0.weight" in inner and "model.model.1.model.1.weight" in inner:
+        settings = _unet(inner)
+    else:
+        raise UserError(
+            f"{where} is no generator. {EXPECTED}; found {len(state)} weights: {some(state)}."
+        )
+    return settings.model_copy(update={"residual": inner.keys() != state.keys()})
 
 
 def _resnet(state: State) -> CycleGANConfig:

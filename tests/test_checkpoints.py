@@ -19,6 +19,7 @@ from cyclegan.networks import (
     Generator,
     PatchDiscriminator,
     PyramidDiscriminator,
+    ResidualGenerator,
     ResnetGenerator,
     UnetGenerator,
 )
@@ -164,6 +165,7 @@ OURS: list[Generator] = [
     *[ResnetGenerator(2, 4, upsampling="resize"), UnetGenerator(5, 4, upsampling="resize")],
     *[UnetGenerator(5, 4, skips=False), ResnetGenerator(1, 4, dropout=True)],
     UnetGenerator(5, 4, skips=False, upsampling="resize"),
+    *[ResidualGenerator(ResnetGenerator(2, 4)), ResidualGenerator(UnetGenerator(5, 4))],
 ]
 
 
@@ -335,6 +337,7 @@ def test_written_for_the_reference(ours: Generator, reference: nn.Module, tmp_pa
     [
         (ResnetGenerator(1, 4, upsampling="resize"), "upsampling: resize"),
         (UnetGenerator(5, 4, skips=False), "U-Net without skip"),
+        (ResidualGenerator(ResnetGenerator(1, 4)), "residual: true"),
     ],
 )
 def test_not_written_for_the_reference(network: Generator, reason: str, tmp_path: Path) -> None:
@@ -391,6 +394,7 @@ def test_the_suffix_says_what_is_written(tmp_path: Path) -> None:
         pytest.param(ResnetGenerator(1, 4, upsampling="resize"), marks=pytest.mark.slow),
         pytest.param(UnetGenerator(4, 4, dropout=True), marks=pytest.mark.slow),
         pytest.param(UnetGenerator(5, 4, skips=False), marks=pytest.mark.slow),
+        pytest.param(ResidualGenerator(ResnetGenerator(1, 4)), marks=pytest.mark.slow),
     ],
 )
 @torch.no_grad()

@@ -95,6 +95,7 @@ def test_heads_give_unit_vectors_of_the_places_drawn() -> None:
         (["cyclegan.contrastive={}"], "contrastive is what the methods cut and fastcut set"),
         (["translation.cyclegan.contrastive={}"], "contrastive is what the methods cut and"),
         (["translation={method: cut, cyclegan: {paired: true}}"], "paired is True; .* false"),
+        (["translation={method: cut, cyclegan: {residual: true}}"], "residual is True; .* false"),
         (["translation={method: cut, cyclegan: {generator: unet, crop: [256, 256]}}"], "be resnet"),
         (["translation.method=cut", "cyclegan.semantics={}"], "semantics is .* must be null"),
         (["translation={method: cut, weights: a.pth}"], "'cut' does not use weights"),

@@ -422,6 +422,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"generator": "unet", "downs": 4, "dropout": True, "generator_average": 0.9},
     {"generator": "encoder_decoder", "downs": 4, "upsampling": "resize", "identity_weight": 0},
     {"discriminator": "pixel", "adversarial_loss": "vanilla", "upsampling": "resize"},
+    {"residual": True, "discriminator_layers": 2},
     {"discriminator_layers": 2, "discriminator_scales": 2, "dropout": True, "batch_size": 2},
     {"paired": True, "generator": "unet", "downs": 4, "dropout": True, "generator_average": 0.9},
     {"paired": True, "discriminator_scales": 2, "discriminator_layers": 2},

@@ -205,6 +205,33 @@ def test_unet_keys_are_the_reference_s(downs: int) -> None:
 
 
 @pytest.mark.parametrize("upsampling", ["transposed", "resize"])
+@pytest.mark.parametrize("generator", ["resnet", "unet"])
+def test_a_residual_generator_begins_at_the_frame_and_adds_to_it(
+    generator: str, upsampling: str
+) -> None:
+    small = {"blocks": 1, "downs": 4, "generator_width": 4, "crop": (64, 64), "residual": True}
+    config = CycleGANConfig.model_validate(
+        {"generator": generator, "upsampling": upsampling, **small}
+    )
+    network = build_generator(config)
+    initialise(network)
+    x = (torch.rand(1, 3, 32, 64) * 2 - 1).requires_grad_()
+    assert torch.equal(network(x), x)
+    for _ in range(2):  # the first step moves the last convolution alone
+        network.zero_grad()
+        (network(x) + 1).square().mean().backward()
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight -= 0.1 * (weight.grad if weight.grad is not None else 0)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    assert network(x).mean() < x.mean()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight += 1
+    assert network(x).abs().max() <= 1
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "resize"])
 @pytest.mark.parametrize("generator", ["resnet", "unet", "encoder_decoder"])
 def test_generators_keep_the_size_down_to_the_smallest(generator: str, upsampling: str) -> None:
     config = CycleGANConfig.model_validate(

@@ -16,7 +16,7 @@ from torch import nn
 
 from cyclegan import translate as module
 from cyclegan.checkpoints import export_generator
-from cyclegan.networks import ResnetGenerator, UnetGenerator, initialise
+from cyclegan.networks import ResidualGenerator, ResnetGenerator, UnetGenerator, initialise
 from cyclegan.strips import in_strips
 from cyclegan.translate import FrameTranslator, load_translator
 from cyclegan.weights import AffineInstanceNorm
@@ -166,8 +166,9 @@ def test_killed_at_random_moments(weights: Path, folder: Path, input_kind: str, 
         generator(ResnetGenerator, 1, 4, upsampling="resize"),
         generator(UnetGenerator, 5, 4),
         generator(UnetGenerator, 4, 4, upsampling="resize", skips=False),
+        ResidualGenerator(generator(ResnetGenerator, 1, 4)).eval(),  # type: ignore[arg-type]
     ],
-    ids=["resnet", "resize", "unet", "encoder_decoder"],
+    ids=["resnet", "resize", "unet", "encoder_decoder", "residual"],
 )
 def test_strips_make_the_pictures_of_whole_frames(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch

@@ -80,6 +80,9 @@ class CycleGANConfig(Schema):
     upsampling: Literal["transposed", "resize"] = "transposed"
     """`resize` repeats pixels and convolves: no chequerboard in translated frames, at a little more
     work. `transposed` loads the reference's weights."""
+    residual: bool = False
+    """Generators compute what is added to a frame, and begin at the frame as it is: its detail need
+    not pass through them (Kupyn et al., CVPR 2018). Where all pixels change, it takes longer."""
     discriminator: Literal["patch", "pixel", "none"] = "patch"
     """`patch` looks at overlapping patches (PatchGAN); `pixel` at single pixels' colours; `none`
     leaves it to those of `feature_encoder`."""
@@ -177,6 +180,7 @@ class CycleGANConfig(Schema):
         if self.contrastive:
             wrong = {
                 "generator": (self.generator != "resnet", "resnet, whose layers are compared"),
+                "residual": (self.residual, "false"),
                 "paired": (self.paired, "false"),
                 "semantics": (self.semantics is not None, "null; only cycles are watched over"),
             }
