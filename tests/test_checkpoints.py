@@ -387,14 +387,13 @@ def test_the_suffix_says_what_is_written(tmp_path: Path) -> None:
 # ONNX.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [
-        ResnetGenerator(1, 4),
-        pytest.param(ResnetGenerator(1, 4, upsampling="resize"), marks=pytest.mark.slow),
-        pytest.param(UnetGenerator(4, 4, dropout=True), marks=pytest.mark.slow),
-        pytest.param(UnetGenerator(5, 4, skips=False), marks=pytest.mark.slow),
-        pytest.param(ResidualGenerator(ResnetGenerator(1, 4)), marks=pytest.mark.slow),
+        *[ResnetGenerator(1, 4), ResnetGenerator(1, 4, upsampling="resize")],
+        *[UnetGenerator(4, 4, dropout=True), UnetGenerator(5, 4, skips=False)],
+        ResidualGenerator(ResnetGenerator(1, 4)),
     ],
 )
 @torch.no_grad()

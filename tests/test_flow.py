@@ -187,6 +187,7 @@ def test_killed_and_continued_gives_the_same_report(
     assert (run / report).read_bytes() == (finished / report).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_mistake_found_in_a_task_is_one_message(
     settings: tuple[Path, dict[str, str]], own_world: Path, cli: Cli, tmp_path: Path
 ) -> None:

@@ -360,7 +360,11 @@ DAMAGES: dict[str, Callable[[bytes, Path], bytes]] = {
 
 
 @pytest.mark.parametrize(
-    "damage", ["one each", *(pytest.param(d, marks=pytest.mark.soak) for d in DAMAGES)]
+    "damage",
+    [
+        pytest.param("one each", marks=pytest.mark.slow),
+        *(pytest.param(d, marks=pytest.mark.soak) for d in DAMAGES),
+    ],
 )
 def test_every_damaged_file_is_one_message(
     damage: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -91,9 +91,8 @@ def servers(process: subprocess.Popen[str]) -> dict[int, str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "stop", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_group_ends_at_once_and_leaves_no_server(
     at_work: subprocess.Popen[str], stop: signal.Signals
 ) -> None:
