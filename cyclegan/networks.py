@@ -221,8 +221,8 @@ class UnetLevel(nn.Module):
 class ResidualGenerator(nn.Module):
     """A generator of what is added to its input.
 
-    Kupyn et al., "DeblurGAN", CVPR 2018, section 3.2 (ResOut). Detail need not pass through the
-    network. `initialise` makes it begin at frames as they are.
+    Kupyn et al., "DeblurGAN", CVPR 2018 (ResOut). Detail need not pass through the network.
+    `initialise` makes it begin at frames as they are.
     """
 
     def __init__(self, correction: ResnetGenerator | UnetGenerator) -> None:
