@@ -82,7 +82,7 @@ class CycleGANConfig(Schema):
     work. `transposed` loads the reference's weights."""
     residual: bool = False
     """Generators compute what is added to a frame, and begin at the frame as it is: its detail need
-    not pass through them (Kupyn et al., CVPR 2018). Where all pixels change, it takes longer."""
+    not pass through them (Kupyn et al., CVPR 2018)."""
     discriminator: Literal["patch", "pixel", "none"] = "patch"
     """`patch` looks at overlapping patches (PatchGAN); `pixel` at single pixels' colours; `none`
     leaves it to those of `feature_encoder`."""
