@@ -26,8 +26,9 @@ readme: demo
 	$(BIN)/python docs/make_readme.py runs/demo/report
 
 # In the order of names: by numbers of tests, files of few long tests would come last, on one core.
+# Three processes, also on two cores: many tests wait for processes that they started.
 test: install
-	$(BIN)/python -m pytest -m "not slow and not soak and not server" -n 2 --dist loadfile \
+	$(BIN)/python -m pytest -m "not slow and not soak and not server" -n 3 --dist loadfile \
 		--no-loadscope-reorder
 
 # A process for each file: many of these tests fork, which threads of another file's tests forbid.

@@ -2,7 +2,7 @@
 
 import os
 
-# One thread a process, before torch is imported: tests run in two processes, and threads of
+# One thread a process, before torch is imported: tests run in several processes, and threads of
 # several processes that wait for each other on two cores are many times slower than one each.
 os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -252,6 +252,7 @@ def test_encoder_that_does_not_exist_is_found_before_any_work(fails: Fails, tiny
     assert "cannot be built" in message
 
 
+@pytest.mark.slow
 def test_prefect_s_server_does_not_answer(tiny: Path, cli: Cli) -> None:
     result = cli("run", tiny, env={"PREFECT_API_URL": "http://127.0.0.1:9/api"})
     assert result.returncode == 2, result.stderr

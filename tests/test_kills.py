@@ -278,6 +278,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Path:
     return folder
 
 
+LONG = {"export network", "label-target", "force"}
+
+
 def walk(name: str, finished: Path, tmp_path: Path, *, whole: bool) -> None:
     """Kill a command at its changes, and look what the next call makes of it.
 
@@ -335,7 +338,7 @@ def walk(name: str, finished: Path, tmp_path: Path, *, whole: bool) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n == "export network")) for n in [*CHEAP, *DEAR]],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in [*CHEAP, *DEAR]],
 )
 def test_killed_and_given_once_more(name: str, finished: Path, tmp_path: Path) -> None:
     walk(name, finished, tmp_path, whole=False)

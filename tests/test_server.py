@@ -117,6 +117,7 @@ with prefect_server(Path.cwd()):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_server_and_the_server_no_stranger_in(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SERVED], cwd=tmp_path, stdout=subprocess.PIPE, text=True
