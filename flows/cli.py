@@ -38,10 +38,10 @@ def main() -> None:
         try:
             _command_of_ranks()
         except SystemExit as end:
-            leave(end)
+            leave(end.code)
         except Exception:
             traceback.print_exc()
-            leave(SystemExit(1))
+            leave(1)
     else:
         _command()
 

@@ -128,20 +128,20 @@ def as_rank(work: Callable[[], None]) -> None:
     try:
         record(work)()
     except SystemExit as end:
-        leave(end)
+        leave(end.code)
     except Exception:
-        leave(SystemExit(1))
+        leave(1)
 
 
-def leave(end: SystemExit) -> NoReturn:
-    """End a rank that failed at once.
+def leave(code: int | str | None) -> NoReturn:
+    """End a rank that failed at once, with the `code` of a `SystemExit`.
 
     Python would first free what is left, also the process group, whose threads then ask for an
     interpreter that is gone, and abort the process.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(end.code if isinstance(end.code, int) else end.code is not None)
+    os._exit(code if isinstance(code, int) else code is not None)
 
 
 def _raise(failure: _Failure, processes: int) -> None:
