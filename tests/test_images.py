@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.data import images
-from pipeline.data.images import read_header, read_raw, read_rgb
+from pipeline.data.images import read_header, read_raw, read_rgb, resize_indices
 from pipeline.data.labels import CITYSCAPES_IDS, load_label_space
 from pipeline.data.listing import Sample
 from pipeline.data.reading import LabelReader
@@ -263,3 +264,11 @@ def test_formats_are_those_of_the_endings(tmp_path: Path) -> None:
         assert read_rgb(path).shape == (*IDS.shape, 3)
         found.add(read_header(path).format)
     assert found == set(images.FORMATS)
+
+
+def test_resized_labels_are_writable() -> None:
+    """`torch.from_numpy` warns of others, and warnings are errors here."""
+    label = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    label.setflags(write=False)
+    small = torch.from_numpy(resize_indices(label, (4, 3)))
+    assert set(small.ravel().tolist()) < set(range(48)) and small.shape == (3, 4)

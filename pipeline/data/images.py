@@ -318,7 +318,8 @@ def resize_indices(indices: UInt8, size: tuple[int, int]) -> UInt8:
     """Resize (H, W) uint8 class indices to `size` (width, height), nearest neighbour."""
     if indices.shape[1::-1] == size:
         return indices
-    return np.asarray(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
+    # A copy: Pillow's own memory is read-only, and torch warns of that.
+    return np.array(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
 
 
 def grid(rows: list[list[UInt8]], background: int = 0) -> UInt8:
