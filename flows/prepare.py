@@ -20,7 +20,7 @@ from pipeline.files import write_json
 from pipeline.intake.headers import check_headers
 from pipeline.intake.lost import Lost, lost_classes, refuse
 from pipeline.run.folder import LOST_FILE, write_run
-from pipeline.run.stage import Stage, check, is_done, named, remove
+from pipeline.run.stage import Stage, check, is_done, named, remove, reports_of_others
 from pipeline.text import count
 
 _OTHER_WAYS = "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HF_ENDPOINT"
@@ -317,10 +317,11 @@ def prepare(
 
     Raises:
         UserError: something cannot work, a class is lost, or the run holds stages made from other
-            settings.
+            settings. A report of other arms or seeds is removed: the run makes it anew.
     """
     stages = plan(config, run)
-    doomed = named(stages, forced)
+    others = reports_of_others(run, stages)
+    doomed = [*named(stages, forced), *others]
     if not doomed and all(is_done(run, stage.name) for stage in stages):
         check(run, stages)
         return stages
@@ -331,6 +332,8 @@ def prepare(
     check(run, stages, forced=doomed)
     for one in lost:
         print(f"Note: {one.text}.", file=sys.stderr)
+    for name in others:
+        print(f"Note: {run / name} is of other arms, seeds or settings; removed.", file=sys.stderr)
     remove(run, doomed)
     write_run(run, config)
     write_json(run / LOST_FILE, [one.model_dump(mode="json") for one in lost])

@@ -363,7 +363,7 @@ RULES = (
     Rule(
         "caution",
         _one_seed,
-        "Repeat with more seeds: `sim2real run RUN/config.yaml --run RUN-seeds --set "
+        "Add seeds; what is trained stays: `sim2real run RUN/config.yaml --run RUN --set "
         "seeds=[0,1,2]`.",
     ),
     Rule("caution", _few_test_frames, "Label more test frames that show these classes."),

@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.data.images import read_rgb
 from pipeline.data.labels import LabelSpace
 from pipeline.data.listing import list_samples
-from pipeline.data.reading import LabelReader, at_width
+from pipeline.data.reading import LabelReader, read_frame
 from pipeline.data.spec import DatasetSpec, limited
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.metrics import in_steps
@@ -25,7 +24,7 @@ class Validation:
     """Scores networks on the frames of a labelled data set, at the labels' own size."""
 
     def __init__(self, dataset: DatasetSpec, space: LabelSpace) -> None:
-        self.space, self.width = space, dataset.width
+        self.space, self.dataset = space, dataset
         self.samples = list_samples(limited(dataset, dataset.limit or FRAMES), labelled=True)
         self.labels = LabelReader(dataset, space)
 
@@ -41,7 +40,7 @@ class Validation:
         for sample in self.samples:
             truth = self.labels.read(sample, native=True)
             with fabric.autocast():
-                found = scores(model, at_width(read_rgb(sample.image), self.width), DEFAULT)
+                found = scores(model, read_frame(self.dataset, sample), DEFAULT)
             matrix.add(truth, upsampled_argmax(found, truth.shape).cpu().numpy())
         model.train()
         known = matrix.metrics(self.space)

@@ -271,4 +271,5 @@ def test_resized_labels_are_writable() -> None:
     label = np.arange(48, dtype=np.uint8).reshape(6, 8)
     label.setflags(write=False)
     small = torch.from_numpy(resize_indices(label, (4, 3)))
-    assert set(small.ravel().tolist()) < set(range(48)) and small.shape == (3, 4)
+    assert small.shape == (3, 4)
+    assert set(small.ravel().tolist()) < set(range(48))

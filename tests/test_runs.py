@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flows.plan import _instance_files, _listing, plan
+from flows.prepare import prepare
 from pipeline.config.load import load_config
 from pipeline.errors import UserError, explain
 from pipeline.files import read_json, replacing, sweep, write_json
@@ -29,6 +30,7 @@ from pipeline.run.stage import (
     named,
     plain,
     remove,
+    reports_of_others,
     run_stage,
     scored_on_other_data,
 )
@@ -499,6 +501,35 @@ def test_mended_test_labels_are_scored_anew(tiny: Path, own_world: Path, tmp_pat
     other = read_json(first)
     write_json(first, {**other, "config": {**other["config"], "flip": True}})
     assert outdated() == [stage.name for stage in scored[1:]]
+
+
+@pytest.mark.parametrize(
+    ("setting", "found"),
+    [
+        ("compute.workers=2", []),
+        ("seeds=[0, 1]", ["report"]),
+        ("arms={source_only: source, oracle: target}", ["report"]),
+        ("evaluation.pictures=9", ["report"]),
+        ("evaluation.flip=true", []),
+    ],
+)
+def test_a_report_of_other_arms_or_seeds_makes_way(
+    tiny: Path, tmp_path: Path, setting: str, found: list[str]
+) -> None:
+    """What it was made from stays, and is refused where it differs."""
+    run, scored = tmp_path / "run", "evaluation/oracle/seed-0"
+    made = all_inputs(plan(load_config(tiny), run))
+    for name in ("report", scored):
+        write_json(run / name / "inputs.json", made[name])
+    config = load_config(tiny, [setting])
+    assert reports_of_others(run, plan(config, run)) == found
+    if "flip" in setting:
+        with pytest.raises(UserError, match=f"{scored} was made with other .*\n *config.flip"):
+            prepare(config, run, [])
+    else:
+        prepare(config, run, [])
+    assert (run / "report").exists() != bool(found)
+    assert (run / scored).exists()
 
 
 def test_contents_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,23 @@ def scored_on_other_data(run: Path, stages: list[Stage]) -> list[str]:
     return outdated
 
 
+def reports_of_others(run: Path, stages: list[Stage]) -> list[str]:
+    """The reports of other arms or seeds, or with other settings, than those of `stages`.
+
+    Such a report is no reason to stop: it is made in seconds from results that stay.
+    """
+    found = []
+    for stage in stages:
+        before = recorded_inputs(run, stage.name) if stage.command == "report" else None
+        if before is not None:
+            reads = before["reads"]
+            assert isinstance(reads, dict)
+            lines = changes({**before, "reads": None}, {**stage.inputs(), "reads": None})
+            if lines or reads.keys() != set(stage.reads):
+                found.append(stage.name)
+    return found
+
+
 def run_stage(run: Path, stage: Stage, inputs: Inputs, *, anew: bool = False) -> bool:
     """Do one stage, or what is left of it; False when it was complete already.
 
