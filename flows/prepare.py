@@ -307,6 +307,8 @@ def prepare(
 ) -> list[Stage]:
     """Check a configuration against its data and the run folder, then record it there.
 
+    A report of other arms, seeds or settings is removed: the run makes it anew.
+
     Args:
         forced: names of stages to remove, with all that reads them.
         file: what the configuration was read from.
@@ -317,7 +319,7 @@ def prepare(
 
     Raises:
         UserError: something cannot work, a class is lost, or the run holds stages made from other
-            settings. A report of other arms or seeds is removed: the run makes it anew.
+            settings.
     """
     stages = plan(config, run)
     others = reports_of_others(run, stages)

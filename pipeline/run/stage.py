@@ -227,10 +227,9 @@ def reports_of_others(run: Path, stages: list[Stage]) -> list[str]:
     for stage in stages:
         before = recorded_inputs(run, stage.name) if stage.command == "report" else None
         if before is not None:
-            reads = before["reads"]
-            assert isinstance(reads, dict)
-            lines = changes({**before, "reads": None}, {**stage.inputs(), "reads": None})
-            if lines or reads.keys() != set(stage.reads):
+            reads = before.get("reads")
+            same = isinstance(reads, dict) and reads.keys() == set(stage.reads)
+            if not same or changes({**before, "reads": None}, {**stage.inputs(), "reads": None}):
                 found.append(stage.name)
     return found
 
