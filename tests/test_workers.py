@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -22,6 +23,7 @@ from pipeline.run.lock import holders
 from pipeline.runtime.checkpoint import load_checkpoint
 from tests.conftest import TINY, cli_command
 
+T = TypeVar("T")
 pytestmark = pytest.mark.server
 
 SETTINGS = {
@@ -103,12 +105,14 @@ def answers(api: str, log: Path) -> None:
     until(health, log, 300)
 
 
-def until(condition: Callable[[], object], log: Path, seconds: float = 900) -> None:
+def until(condition: Callable[[], T], log: Path, seconds: float = 900) -> T:
+    """Wait until a condition holds and return what it gave."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (value := condition()):
         if time.monotonic() > end:
             pytest.fail(f"nothing happened: {log.read_text()}")
         time.sleep(0.2)
+    return value
 
 
 def test_a_worker_dies_and_the_report_is_that_of_one_machine(
@@ -150,8 +154,7 @@ def test_a_worker_dies_and_the_report_is_that_of_one_machine(
                 if holder.worker == "worker-1" and list((run / name).glob("checkpoints/last.pt"))
             ]
 
-        until(victims, place / "run.log")
-        (victim,) = victims()
+        (victim,) = until(victims, place / "run.log")
         for pid in (doomed.pid, victim):
             os.kill(pid, signal.SIGKILL)
         status = json.loads(call(env, "status", run, "--json").stdout)
@@ -186,14 +189,15 @@ def test_what_a_worker_refuses_is_said_by_the_run(
     assert log.read_text().count("- cyclegan of ") == 1
 
 
-def test_a_cancelled_run_takes_its_units_along_and_continues(
+def test_a_cancelled_run_takes_its_units_along_and_leaves_a_checkpoint(
     env: dict[str, str], place: Path, world: Path
 ) -> None:
+    """The network has so many steps that nothing but the cancellation ends it, on any machine."""
     assert call(env, "deploy", "--lost-after", "60").returncode == 0
     run, file = place / "cancelled", place / "long.yaml"
     settings = yaml.safe_load((place / "tiny.yaml").read_text())
     settings |= {"arms": {"source_only": "source"}, "seeds": [0]}
-    settings["segmentation"] |= {"steps": 2000, "checkpoint_every": 20}
+    settings["segmentation"] |= {"steps": 1_000_000, "checkpoint_every": 20}
     file.write_text(yaml.safe_dump(settings))
     logs = [place / "cpu.log", place / "gpu.log"]
     roots = [word for root in (place, world) for word in ("--root", root)]
@@ -221,7 +225,7 @@ def test_a_cancelled_run_takes_its_units_along_and_continues(
     }
     assert states == {"begun", "to do"}
     (checkpoint,) = run.glob("segmentation/*/*/checkpoints/last.pt")
-    assert load_checkpoint(checkpoint)["step"] < 2000
+    assert load_checkpoint(checkpoint)["step"] >= 20
 
 
 @pytest.mark.soak
