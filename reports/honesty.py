@@ -363,8 +363,8 @@ RULES = (
     Rule(
         "caution",
         _one_seed,
-        "Add seeds behind the one that is there; what is trained stays: `sim2real run "
-        "RUN/config.yaml --run RUN --set seeds=[0,1,2]`, of which the present one comes first.",
+        "Add seeds; what is trained stays: `sim2real run RUN/config.yaml --run RUN --set "
+        "seeds=[0,1,2]`, with the present seed first.",
     ),
     Rule("caution", _few_test_frames, "Label more test frames that show these classes."),
     Rule("caution", _frames_resemble, "Score on frames that lie further apart, or of more drives."),
