@@ -30,6 +30,7 @@ from flows.work import key
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config
 from pipeline.errors import UserError
+from pipeline.files import stats
 from pipeline.run.folder import locked, read_run
 from pipeline.run.stage import check
 from pipeline.runtime.cost import WORKER
@@ -156,11 +157,12 @@ def _show(run: Path) -> None:
         link_text=str(path.with_name("index.html")),
         description=f"Report of {run.name}",
     )
-    samples = sorted(run.glob("cyclegan*/**/samples/*.png"), key=lambda file: file.stat().st_mtime)
+    samples = stats(run, "cyclegan*/**/samples/*.png")
     if samples:
+        newest = max(samples, key=lambda path: samples[path].st_mtime)
         create_link_artifact(
-            samples[-1].as_uri(),
+            newest.as_uri(),
             key=key(run.name, "samples"),
-            link_text=str(samples[-1]),
+            link_text=str(newest),
             description="Newest translated samples",
         )

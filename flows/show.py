@@ -15,7 +15,7 @@ from pipeline.config.settings import IDEAL, Config
 from pipeline.data.labels import load_label_space
 from pipeline.data.spec import DatasetSpec, built_in_specs, missing_classes, plug_ins, spec_fields
 from pipeline.errors import UserError
-from pipeline.files import explain_damage, remove_tree
+from pipeline.files import explain_damage, remove_tree, stats
 from pipeline.progress import recorded
 from pipeline.run.folder import (
     CONFIG_FILE,
@@ -134,7 +134,7 @@ def show_status(run: Path) -> None:
     if IDEAL not in config.arms:
         print(NO_ORACLE)
     if (cache := config.compute.cache) is not None and cache.is_dir():
-        stored = size(sum(file.stat().st_size for file in cache.glob("*.bin")))
+        stored = size(sum(found.st_size for found in stats(cache, "*.bin").values()))
         print(f"Cache: {cache}, {stored}. Remove it when no run of its data sets is left.")
 
 
@@ -150,8 +150,8 @@ def show_runs(runs: Sequence[Path]) -> None:
         rows = status_rows(run, stages)
         done = sum(row.state == "done" for row in rows)
         begun = [f"{row.name} {row.progress}".strip() for row in rows if row.state == "begun"]
-        files = [path for row in rows for path in (run / row.name).glob("*.json")]
-        changed = max((path.stat().st_mtime for path in files), default=0)
+        files = [found for row in rows for found in stats(run / row.name, "*.json").values()]
+        changed = max((found.st_mtime for found in files), default=0)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(changed)) if changed else ""
         worked = duration(sum(row.seconds for row in rows))
         table.add_row(run.name, f"{done} of {len(rows)}", worked, ", ".join(begun), when)

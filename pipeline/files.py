@@ -193,6 +193,16 @@ def read_record(path: Path, kind: type[R], way_out: str) -> R:
             raise ValueError(f"{place}: {first['msg']}".removeprefix(": ")) from error
 
 
+def stats(folder: Path, pattern: str) -> dict[Path, os.stat_result]:
+    """What of a folder matches a glob pattern, and its state; others may remove it meanwhile."""
+    found = {}
+    with suppress(FileNotFoundError):
+        for path in folder.glob(pattern):
+            with suppress(FileNotFoundError):
+                found[path] = path.stat()
+    return found
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder so that a kill half way leaves no half-emptied folder at `path`."""
     if path.exists():

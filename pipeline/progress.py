@@ -18,7 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from pipeline.files import read_record, write_json
+from pipeline.files import read_record, stats, write_json
 from pipeline.text import duration
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def part_folder(folder: Path, part: int, parts: int) -> Path:
 def recorded(folder: Path) -> Recorded | None:
     """How far the stage in `folder` is, and what all of its parts took; None: it has not said."""
     own = _own(folder)
-    parts = [found for place in folder.glob("parts/*") if (found := _own(place))]
+    parts = [found for place in stats(folder, "parts/*") if (found := _own(place))]
     if not parts:
         return own
     seconds = sum(part.seconds for part in parts)

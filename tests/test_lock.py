@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.files import stats
 from pipeline.run import lock as lock_module
 from pipeline.run.folder import begin_stage
 from pipeline.run.lock import FOLDER, Holder, holders, lock, wait_until_free
@@ -127,6 +129,29 @@ def test_many_take_turns_beside_the_locks_of_the_dead(
         process.join()
         assert process.exitcode == 0
     assert (tmp_path / "number").read_text() == "200"
+
+
+def come_and_go(folder: Path) -> None:
+    while True:
+        with suppress(OSError):
+            (folder / FOLDER).mkdir()
+            (folder / FOLDER).rmdir()
+        time.sleep(0.0002)
+
+
+def test_the_folder_of_locks_may_come_and_go_at_any_moment(tmp_path: Path) -> None:
+    other = context.Process(target=come_and_go, args=(tmp_path,))
+    other.start()
+    try:
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            assert not holders(tmp_path)
+            assert not stats(tmp_path, f"{FOLDER}/*")
+            with lock(tmp_path, "a/b"):
+                assert list(holders(tmp_path)) == ["a/b"]
+    finally:
+        other.kill()
+        other.join()
 
 
 def lose(folder: Path, to: str) -> None:

@@ -97,7 +97,7 @@ def holders(folder: Path) -> dict[str, Holder]:
     Of another machine's holder it is not known whether it has died a short time ago.
     """
     found = {}
-    for path in sorted((folder / FOLDER).glob("*.*")):
+    for path in sorted(_files(folder / FOLDER)):
         holder = _read(path)
         if holder is not None and not holder.has_ended():
             found[path.stem.replace("+", "/")] = holder
@@ -126,8 +126,9 @@ def _acquire(place: Path, name: str, wait: bool) -> tuple[Path, Holder]:
         if alive is None:
             numbers = [int(path.suffix[1:]) for path in dead]
             path = place / f"{key}.{max(numbers, default=0) + 1}"
-            place.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError, FileNotFoundError):  # another one was faster
+            # Another one was faster, or has just removed the folder as the last to leave.
+            with suppress(FileExistsError, FileNotFoundError):
+                place.mkdir(parents=True, exist_ok=True)
                 with path.open("x") as file:
                     file.write(own.model_dump_json())
                 # Another one may have done the same since, by what is no longer true here.
@@ -160,10 +161,11 @@ def _look(place: Path, key: str, seen: _Seen) -> tuple[Holder | None, dict[Path,
     return alive, dead
 
 
-def _files(place: Path, key: str) -> list[Path]:
+def _files(place: Path, key: str | None = None) -> list[Path]:
+    """The files of one lock, or of all."""
     with suppress(FileNotFoundError):
-        names = [name for name in os.listdir(place) if name.rpartition(".")[0] == key]
-        return [place / name for name in names]
+        paths = [place / name for name in os.listdir(place)]
+        return [path for path in paths if key in (None, path.stem)]
     return []
 
 
