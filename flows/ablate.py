@@ -99,7 +99,7 @@ def ablation(config: Config) -> Config:
 
 def _self_training(config: Config, last: str) -> Arms:
     """The arms that add self-training, rare class sampling and masked consistency to `last`."""
-    arm, arms = _recipe(config, SEMANTIC if last == SEMANTIC else TRANSLATED)
+    arm, arms, last = _recipe(config, last)
     rare = arm["segmentation"].get("rare_class_sampling")
     if rare is None:
         own = config.segmentation.rare_class_sampling
@@ -126,12 +126,13 @@ def _self_training(config: Config, last: str) -> Arms:
     return arms
 
 
-def _recipe(config: Config, translation: str) -> tuple[Fields, Arms]:
-    """The configuration's own self-training, or the defaults; and the arms that it needs.
+def _recipe(config: Config, last: str) -> tuple[Fields, Arms, str]:
+    """The configuration's own self-training, or the defaults; the arms that it needs; its base.
 
-    Args:
-        translation: what it is to train on in place of `translated`.
+    The base is `last`, whose frames take the place of `translated`. Of a recipe that trains on
+    others, it is the arm that it starts from or is taught by.
     """
+    translation = SEMANTIC if last == SEMANTIC else TRANSLATED
 
     def fields(name: str) -> Fields:
         arm = config.arms[name].model_dump(mode="json", exclude={"title", "base"})
@@ -150,8 +151,12 @@ def _recipe(config: Config, translation: str) -> tuple[Fields, Arms]:
         frames = {kind for link in (*needed, name) for kind in config.arms[link].train}
         if arm.self_training and frames & known and not config.sees_target_labels(name):
             links = {str(_kept(config, link)): link for link in needed}
-            return fields(name), {new: fields(old) for new, old in links.items() if new != old}
-    return {"train": translation, "self_training": {}, "segmentation": {}}, {}
+            arms = {new: fields(old) for new, old in links.items() if new != old}
+            if TRANSLATED not in arm.train:
+                builds_on = (_kept(config, link) for link in arm.networks)
+                last = next((name for name in builds_on if name in arms), BEFORE)
+            return fields(name), arms, last
+    return {"train": translation, "self_training": {}, "segmentation": {}}, {}, last
 
 
 def _kept(config: Config, network: str | None) -> str | None:

@@ -115,15 +115,23 @@ def run_stages(
         inputs = check(folder, stages, only=lambda s: s.command == command, forced=outdated)
         if outdated:
             remove(folder, [name for name in named(stages, outdated) if name not in names])
-        ready = [s for s in wanted if all(is_done(folder, n) for n in s.reads if n not in names)]
-    for stage in ready or wanted:
+        ready = [
+            stage
+            for stage in wanted
+            if is_done(folder, stage.name)
+            or all(is_done(folder, read) for read in stage.reads if read not in names)
+        ]
+    for stage in ready:
         if stage.name in outdated and not anew:
             print(f"{stage.name}: test files have changed; scored anew", file=sys.stderr)
         done = run_stage(folder, stage, inputs[stage.name], anew=stage.name in outdated)
         print(f"{stage.name}: {'done' if done else 'was complete'}", file=sys.stderr)
-    if waiting := [stage for stage in wanted if ready and stage not in ready]:
-        missing = next(n for n in waiting[0].reads if not is_done(folder, n))
+    if waiting := [stage for stage in wanted if stage not in ready]:
+        first = waiting[0]
+        missing = next(s for s in stages if s.name in first.reads and not is_done(folder, s.name))
+        so_far = f"Done: {', '.join(stage.name for stage in ready)}. " if ready else ""
         raise UserError(
-            f"Done: {', '.join(stage.name for stage in ready)}. Not {waiting[0].name}: it "
-            f"reads {missing}, which is not complete. Run `sim2real run` or that stage first."
+            f"{so_far}Stage {first.name} reads {missing.name}, which is not complete. Run "
+            f"`sim2real {missing.command} {folder}` first, or `sim2real run`, which does all "
+            "stages in order."
         )

@@ -130,6 +130,23 @@ def test_other_translators_and_translations_of_the_configuration(tiny: Path) -> 
     assert (arm.train, arm.self_training.weight) == ({"fog": 1, "source": 2}, 0.3)
 
 
+def test_a_recipe_of_other_frames_adds_to_the_arm_that_it_builds_on(tiny: Path) -> None:
+    once = "once: {method: class_alignment, pseudo_labels: source_only}"
+    twice = "twice: {method: class_alignment, pseudo_labels: aligned}"
+    arms = "source_only: source, aligned: once, best: {train: twice"
+    for own, base in (
+        ("start: aligned, self_training: {}", "start_aligned"),
+        ("self_training: {teacher: aligned}", "start_aligned"),
+        ("start: source_only, self_training: {}", "source_only"),
+        ("self_training: {}", "source_only"),
+    ):
+        settings = [f"translations={{{once}, {twice}}}", f"arms={{{arms}, {own}}}}}"]
+        config = arms_of(tiny, *settings)
+        assert config.arms["self_training"].train == {"twice": 1}
+        assert config.arms["self_training"].base == base
+        assert config.arms["rare_class_sampling"].base == "self_training"
+
+
 def test_only_an_arm_that_sees_no_target_labels_is_a_recipe(tiny: Path) -> None:
     config = arms_of(
         tiny,

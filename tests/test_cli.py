@@ -120,7 +120,7 @@ def test_a_target_without_labels(
     fails: Fails, own_world: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = own_world / "toy-real/gtFine/train"
-    advice = "learn: oracle. If the target has none, leave these arms out: `arms: {source_only: so"
+    advice = "learn: oracle. If the target has none, write `arms: {source_only: so"
     next(labels.rglob("*_labelIds.png")).unlink()
     message = fails("run", tiny, "--run", "r")
     assert "1 of 10 images have no label" in message

@@ -130,7 +130,9 @@ def test_the_command_labels_and_what_reads_it_waits(
         assert "Traceback" not in told.err
         return told.err
 
-    assert f"Stage {STAGE} reads {NETWORK}, which is not complete" in refused("label-target")
+    message = refused("label-target")
+    assert f"Stage {STAGE} reads {NETWORK}, which is not complete" in message
+    assert f"Run `sim2real train-segmentation {Path('run')}` first" in message
     stages = plan(config, run)
     network = next(stage for stage in stages if stage.name == NETWORK)
     run_stage(run, network, check(run, stages)[NETWORK])

@@ -357,12 +357,11 @@ class Config(Schema):
     @property
     def without_target_labels(self) -> str:
         """Which arms read the target's labels, and how to go on without."""
-        reading = [name for name, arm in self.arms.items() if "target" in arm.train]
+        reading = ", ".join(name for name, arm in self.arms.items() if "target" in arm.train)
         arms = ", ".join(f"{name}: {frames}" for name, frames in WITHOUT_TARGET_LABELS.items())
-        return (
-            f"Of the target's labels learn: {', '.join(reading)}. If the target has none, leave "
-            f"these arms out: `arms: {{{arms}}}`."
-        )
+        given = "arms" in self.model_fields_set
+        without = f"remove {reading} from `arms`" if given else f"write `arms: {{{arms}}}`"
+        return f"Of the target's labels learn: {reading}. If the target has none, {without}."
 
     @property
     def translates(self) -> bool:
