@@ -14,9 +14,25 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.csv_files import write_table
+from pipeline.csv_files import read_table, write_table
 from pipeline.scoring.metrics import in_steps
-from reports.selection import TABLE, choices, read_table_of_networks
+from pipeline.scoring.selection import CRITERIA
+from reports.selection import TABLE, Network, choices
+
+
+def networks(path: Path) -> list[Network]:
+    """The networks of a run, as its report's table has them."""
+    keys = [*CRITERIA], [metric.key for metric in in_steps()]
+    columns = ["arm", "seed", *keys[0], *keys[1]]
+    rows = read_table(path, columns, f"Write it anew: `sim2real report {path.parent.parent}`.")
+    return [
+        Network(
+            row["arm"],
+            int(row["seed"]),
+            *({key: float(row[key]) if row[key] else None for key in part} for part in keys),
+        )
+        for row in rows
+    ]
 
 
 def rows(pair: str, path: Path) -> list[dict[str, object]]:
@@ -32,7 +48,7 @@ def rows(pair: str, path: Path) -> list[dict[str, object]]:
             "points behind": behind if behind is None else 100 * behind,
         }
         for metric in in_steps()
-        for choice in choices(read_table_of_networks(path))
+        for choice in choices(networks(path))
         for behind in [choice.behind[metric.key]]
     ]
 

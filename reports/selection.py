@@ -6,9 +6,8 @@ from pathlib import Path
 from statistics import fmean
 
 from pipeline.config.settings import Config
-from pipeline.csv_files import read_table, write_table
+from pipeline.csv_files import write_table
 from pipeline.errors import UserError
-from pipeline.files import explain_damage
 from pipeline.run.folder import STAGE_FILE, check_results
 from pipeline.scoring.metrics import Metric, Score, in_steps, ranking, tabled
 from pipeline.scoring.selection import (
@@ -176,32 +175,3 @@ def write_networks(path: Path, networks: Sequence[Network]) -> None:
         for network in networks
     ]
     write_table(path, list(rows[0]), rows)
-
-
-def read_table_of_networks(path: Path) -> list[Network]:
-    """What `write_networks` wrote.
-
-    Raises:
-        UserError: no such file, or another one.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"No file {path}. It is in the report of a run whose configuration has `selection`."
-        )
-    way_out = f"Write it anew: `sim2real report {path.parent.parent}`."
-    columns = ["arm", "seed", *CRITERIA, *(m.key for m in in_steps())]
-    rows = read_table(path, columns, way_out)
-
-    def numbers(row: Mapping[str, str], keys: Sequence[str]) -> dict[str, Score]:
-        return {key: float(row[key]) if row[key] else None for key in keys}
-
-    with explain_damage(path, way_out):
-        return [
-            Network(
-                row["arm"],
-                int(row["seed"]),
-                numbers(row, list(CRITERIA)),
-                numbers(row, [m.key for m in in_steps()]),
-            )
-            for row in rows
-        ]

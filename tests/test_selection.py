@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.selection import networks as read_networks
 from flows.plan import plan
 from pipeline.config.load import load_config
 from pipeline.config.segmentation import SelectionConfig
@@ -30,13 +31,7 @@ from pipeline.scoring.selection import (
     picture,
     rank_correlation,
 )
-from reports.selection import (
-    Network,
-    choice_sentences,
-    choices,
-    read_table_of_networks,
-    write_networks,
-)
+from reports.selection import Network, choice_sentences, choices, write_networks
 from segmentation.models import pad
 from segmentation.selection import (
     class_features,
@@ -368,9 +363,7 @@ def test_an_arm_of_which_a_seed_has_no_value_is_not_chosen() -> None:
 def test_the_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     made = networks(("a", 0, None, 0.25), ("=b", 1, 1 / 3, 0.5))
     write_networks(tmp_path / "selection.csv", made)
-    assert read_table_of_networks(tmp_path / "selection.csv") == made
+    assert read_networks(tmp_path / "selection.csv") == made
     (tmp_path / "selection.csv").write_text("arm,seed\na,0\n")
     with pytest.raises(UserError, match="no column 'entropy'"):
-        read_table_of_networks(tmp_path / "selection.csv")
-    with pytest.raises(UserError, match="whose configuration has `selection`"):
-        read_table_of_networks(tmp_path / "none.csv")
+        read_networks(tmp_path / "selection.csv")
