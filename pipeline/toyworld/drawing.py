@@ -21,8 +21,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-
 Colour = tuple[float, float, float]
 Span = tuple[float, float]
 StyleName = Literal["sim", "real"]
@@ -30,8 +28,6 @@ Array = NDArray[Any]
 Pixels = NDArray[np.int32]
 Things = Iterator[tuple[float, Callable[[], None]]]  # distance, and what paints it
 SIZE = (128, 64)  # width, height
-MIN_SIZE = (64, 32)
-MAX_SIZE = (2048, 1024)
 VERSION = 1  # raise it whenever the pictures change: old worlds are then refused, not mixed
 RECORD = "toyworld.json"
 TRAIN_CITIES = ("arnsmark", "brunnfeld")
@@ -478,13 +474,10 @@ def render_scene(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw one random street.
 
-    ``size`` is (width, height) in pixels. Returns the picture, (H, W, 3) uint8 RGB, and its
-    labels, (H, W) uint8 Cityscapes label ids; only "real" frames hold id 1, ego vehicle.
-    Raises UserError for an illegal size or an unknown style.
+    ``size`` is (width, height) in pixels, 64x32 to 2048x1024. Returns the picture, (H, W, 3)
+    uint8 RGB, and its labels, (H, W) uint8 Cityscapes label ids; only "real" frames hold id 1,
+    ego vehicle.
     """
-    check_size(size)
-    if style not in STYLES:
-        raise UserError(f"style is {style!r}; legal are {', '.join(map(repr, STYLES))}")
     p = _Painter(STYLES[style], rng, size)
     _street(p)
     if p.style.bonnet:
@@ -494,10 +487,3 @@ def render_scene(
         p.fill_pixels([corners.astype(np.int32)], EGO, p.colour("bonnet"), 0.0)
     ids = np.ascontiguousarray(p.ids[_SCALE // 2 :: _SCALE, _SCALE // 2 :: _SCALE])
     return _camera_effects(p, cv2.resize(p.picture, size, interpolation=cv2.INTER_AREA), ids), ids
-
-
-def check_size(size: tuple[int, int]) -> None:
-    (width, height), low, high = size, MIN_SIZE, MAX_SIZE
-    if not (low[0] <= width <= high[0] and low[1] <= height <= high[1]):
-        legal = f"{low[0]}x{low[1]} to {high[0]}x{high[1]}"
-        raise UserError(f"size is {width}x{height}; legal are {legal}")
