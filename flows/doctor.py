@@ -75,7 +75,7 @@ def _is_scored(split: str) -> bool:
 def check(target: CheckTarget) -> dict[str, DatasetReport]:
     """Examine every part, and compare them: those of a configuration, or the splits of a set."""
     config = target.config
-    trains = config and config.translates and config.translation.trains
+    trains = config and config.used_translations and config.translation.trains
     reports = {}
     for part, spec in target.parts.items():
         labelled = part != "target" or not config or part in config.labels_read

@@ -215,9 +215,8 @@ def _lost_content(report: Summary) -> Iterator[Found]:
                 continue
             limit = min(known) * least if least else min(known) - LOST_ENTROPY
             if found < limit:
-                reasons.append(
-                    f"{what} {found:.1f} where source and target have {_and_numbers(known)}"
-                )
+                have = " and ".join(f"{value:.1f}" for value in known)
+                reasons.append(f"{what} {found:.1f} where source and target have {have}")
         before, after = ((content.agreement or {}).get(key) for key in ("before", "after"))
         if before is not None and after is not None and after < LOST_AGREEMENT * before:
             reasons.append(
@@ -374,10 +373,6 @@ RULES = (
 
 def _and(names: Iterable[str]) -> str:
     return listed(list(names), 3)
-
-
-def _and_numbers(values: Iterable[float]) -> str:
-    return " and ".join(f"{value:.1f}" for value in values)
 
 
 def _titles(metrics: Iterable[Metric]) -> str:

@@ -58,7 +58,7 @@ def write_report(config: Config, run: Path, folder: Path) -> None:
         config, run, report, evaluations, steps=steps, candidates=candidates, lost=lost
     )
     text = environment(pages=False).get_template("report.md.j2")
-    write_json(folder / "report.json", report.as_json())
+    write_json(folder / "report.json", report.model_dump(mode="json"))
     tables.write_classes(folder / "per_class.csv", report)
     logs.write_losses(folder / "losses.csv", config, run)
     if steps:
@@ -118,7 +118,7 @@ def write_comparison(runs: Mapping[str, tuple[Config, Path]], folder: Path) -> N
         folder / "report.json",
         {
             **{key: getattr(first, key) for key in ("label_space", "dataset", "split", "images")},
-            "runs": {name: report.as_json() for name, report in reports.items()},
+            "runs": {name: report.model_dump(mode="json") for name, report in reports.items()},
             "leaderboard": [place.model_dump(mode="json") for place in board],
             "comparisons": {
                 run: {arm: found.model_dump(mode="json") for arm, found in of_run.items()}

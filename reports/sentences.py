@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.config.settings import AFTER, BEFORE, IDEAL
 from pipeline.config.translation import TRANSLATED
-from pipeline.scoring.metrics import Metric, class_columns, headline, in_steps, ranking
+from pipeline.scoring.metrics import class_columns, headline, in_steps, ranking
 from pipeline.text import bounds, count, difference, margins, number, percent
 from reports.chance import change, sign
 from reports.summary import Recipe, Summary
@@ -106,7 +106,8 @@ def _result(report: Summary) -> str:
     moved = change(report, main, BEFORE)[metric.key]
     shown = margins(moved.interval, metric.unit) if moved else ""
     how = f"{metric.title} went from {number(before, metric.unit)} to "
-    how += f"{number(after, metric.unit)} ({_points(after - before, metric)}"
+    how += f"{number(after, metric.unit)} ({difference(after - before, metric.unit)}"
+    how += " points" if metric.unit == "%" else ""
     how += f", interval {shown})" if shown else ")"
     if sign(report, metric, main, BEFORE) == 0:
         return f"{main} made no difference beyond chance: {how}"
@@ -155,10 +156,6 @@ def left_out(report: Summary) -> str:
     Classes without a pixel in the test set's ground truth, and pixels that were predicted void.
     """
     return " ".join([*_absent(report), *_void(report)])
-
-
-def _points(change: float, metric: Metric) -> str:
-    return f"{difference(change, metric.unit)}{' points' if metric.unit == '%' else ''}"
 
 
 def _void(report: Summary) -> list[str]:

@@ -248,10 +248,6 @@ class Summary(Flat):
         assert means is not None, metric
         return means[arm]
 
-    def as_json(self) -> dict[str, object]:
-        """The content of the file."""
-        return self.model_dump(mode="json")
-
 
 class Headline(BaseModel):
     """What commands show of a `report.json`, whichever version wrote it."""

@@ -111,7 +111,7 @@ class Config(Schema):
     def _arms_work(self) -> Self:
         before: list[str] = []
         for name, arm in self.arms.items():
-            if arm.start and not _is_file(arm.start) and arm.start not in before:
+            if arm.start and not arm.start.endswith(FILES) and arm.start not in before:
                 raise ValueError(
                     f"arms.{name}.start is {arm.start!r}; it must be an arm that is listed before "
                     f"it ({', '.join(before) or 'there is none'}) or the path of a .pt file"
@@ -363,11 +363,6 @@ class Config(Schema):
         without = f"remove {reading} from `arms`" if given else f"write `arms: {{{arms}}}`"
         return f"Of the target's labels learn: {reading}. If the target has none, {without}."
 
-    @property
-    def translates(self) -> bool:
-        """Whether an arm needs translated frames."""
-        return bool(self.used_translations)
-
     def semantics_arm(self, semantics: SemanticsConfig) -> str:
         """The arm whose network, of the first seed, tells what translations show.
 
@@ -408,8 +403,3 @@ class Config(Schema):
     def _source_arms(self) -> list[str]:
         """The arms that train on `source` alone."""
         return [name for name, arm in self.arms.items() if arm.only == "source"]
-
-
-def _is_file(start: str) -> bool:
-    """Whether an arm's `start` means a file and not an arm."""
-    return start.endswith(FILES)

@@ -191,7 +191,8 @@ def discover(folder: Path) -> Discovery:
     splits: dict[str, int] = {}
     if "split" in fields:
         splits = dict(sorted(Counter(key[fields.index("split")] for key in images.keys).items()))
-    spec = _frames_spec(folder, images)
+    given = {"name": str(folder), "root": folder, "images": images.pattern()}
+    spec = parse(DatasetSpec, given, str(folder))
     _verify(spec, images, splits)
     lists = _lists(spec, listing, images, remarks)
     samples: Samples = ()
@@ -314,9 +315,8 @@ def _choose_pairs(every: Sequence[Series]) -> Pairs | None:
 
 
 def _choose_images(joined: Sequence[Series], listing: Listing) -> Series:
-    for kinds in (("photo",), ("grey",)):
-        photos = [one for one in joined if one.kind in kinds]
-        if photos:
+    for kind in ("photo", "grey"):
+        if photos := [one for one in joined if one.kind == kind]:
             return max(
                 photos,
                 key=lambda one: (
@@ -449,11 +449,6 @@ def _palettes(files: Iterable[Path]) -> list[bytes]:
         with suppress(UserError):
             palettes.append(read_header(file).palette)
     return palettes
-
-
-def _frames_spec(folder: Path, images: Series) -> DatasetSpec:
-    fields = {"name": str(folder), "root": folder, "images": images.pattern()}
-    return parse(DatasetSpec, fields, str(folder))
 
 
 def _verify(spec: DatasetSpec, images: Series, splits: Iterable[str]) -> None:

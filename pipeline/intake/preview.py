@@ -27,11 +27,6 @@ _INK, _PAPER, _MARK = (31, 41, 51), (255, 255, 255), (255, 0, 255)
 Color = tuple[int, int, int]
 
 
-def preview_name(raw: str) -> str:
-    """The file name of a value's picture."""
-    return f"value-{raw.replace(',', '-')}.png"
-
-
 def write_preview(
     folder: Path,
     samples: Sequence[tuple[Path, Path]],
@@ -55,7 +50,8 @@ def write_preview(
     for value in asked[:CROPS]:
         read = read_pair(images[value.example], value.example, observation)
         if read is not None:
-            _save(folder / preview_name(value.raw), _crop(*read, value.code))
+            name = f"value-{value.raw.replace(',', '-')}.png"
+            _save(folder / name, _crop(*read, value.code))
 
 
 def value_colors(observation: Observation, names: Mapping[str, str]) -> dict[int, Color]:
