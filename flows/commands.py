@@ -429,7 +429,7 @@ def deploy(
             metavar="SECONDS",
             help="Without a sign of life for so long, a flow run counts as crashed.",
         ),
-    ] = 300,
+    ] = 300,  # several heartbeats and a restart of the server: a run that lives is not lost
 ) -> None:
     """Tell the server at PREFECT_API_URL of pools, queues and deployments; repeat it at will."""
     from flows.deploy import deploy as make

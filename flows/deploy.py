@@ -29,8 +29,6 @@ POOLS = {
 }
 LOST = "sim2real: lost runs"
 """The name of the automation."""
-LOST_AFTER_SECONDS = 300
-"""Several heartbeats and a restart of the server: a run that lives must not be taken for lost."""
 _LIMITS = {"cpu": 16, "gpu": 1}
 """How many flow runs a worker does at a time: a parent waits, a GPU is never shared."""
 

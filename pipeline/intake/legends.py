@@ -19,9 +19,8 @@ from pipeline.intake.encodings import Observation
 from pipeline.intake.lost import NARROWER
 from pipeline.intake.tables import Table
 
-ENDINGS = (".csv", ".json", ".txt")
-_BYTES, _MOST = 4 << 20, 40
-"""Larger files, and more of them in one folder, are no legends but labels or lists of frames."""
+_BYTES = 4 << 20
+"""Larger files are no legends but labels or lists of frames."""
 _NAME = "name", "label_name", "classname", "class_name", "class", "label", "readable"
 _NUMBER = "id", "index", "value", "png_index", "pixel_value", "n"
 _COLOR = "color", "colour", "rgb", "pixel_value"
@@ -178,7 +177,7 @@ def _of_json(document: object) -> Iterator[Entry]:
                 yield Entry(name, int(key) if key.isdecimal() else None, color)
             elif isinstance(value, int) and not isinstance(value, bool) and key.lower() in _KNOWN:
                 yield Entry(key, value, None)
-            elif _is_rgb(value):
+            elif isinstance(value, list) and len(value) in (3, 4) and _color(value):
                 yield Entry(key, None, _color(value))
             else:
                 yield from _of_json(value)
@@ -191,10 +190,6 @@ def _entry(item: Mapping[str, object]) -> Entry | None:
     if not isinstance(called, str) or (number is None and color is None):
         return None
     return Entry(called, number if isinstance(number, int) else None, color)
-
-
-def _is_rgb(value: object) -> bool:
-    return isinstance(value, list) and len(value) in (3, 4) and _color(value) is not None
 
 
 def _color(value: object) -> tuple[int, ...] | None:

@@ -8,8 +8,8 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -124,12 +124,6 @@ class Ranks:
         yield
         if self.world_size > 1 and self.is_rank_zero:
             _barrier()
-
-    def on_rank_zero(
-        self, make: Callable[[], AbstractContextManager[T]]
-    ) -> AbstractContextManager[T | None]:
-        """What `make` makes, on rank zero; None on the others."""
-        return make() if self.is_rank_zero else nullcontext()
 
 
 ONE_RANK = Ranks()
