@@ -1,6 +1,5 @@
 """`sim2real new-dataset --target`: first specs of all data sets, and a run's configuration."""
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_text
 from pipeline.intake.discover import Discovery, discover
 from pipeline.intake.examine import split_specs
-from pipeline.intake.first_spec import describe, write_first_spec
+from pipeline.intake.first_spec import describe, quoted, write_first_spec
 from pipeline.intake.lost import NARROWER, lost_classes
 from pipeline.yaml_files import SUFFIXES, read_yaml, yaml_text
 
@@ -121,21 +120,21 @@ def _config_text(config: Path, files: dict[str, Path]) -> tuple[str, int]:
     lines = [
         f"# A first run, sized for {'a GPU' if gpu else f'{os.cpu_count()} CPU cores'}:",
         f"#   sim2real check {config.name} && sim2real run {config.name}",
-        f"name: {_text(config.stem)}",
+        f"name: {quoted(config.stem)}",
         f"label_space: {space}",
     ]
     for part in specs:
         dataset = os.path.relpath(files[part].absolute(), config.absolute().parent)
-        fields = [f"dataset: {_text(dataset)}"]
+        fields = [f"dataset: {quoted(dataset)}"]
         if split := splits.get(part):
-            fields.append(f"split: {_text(split)}")
+            fields.append(f"split: {quoted(split)}")
         fields.append(f"width: {width}")
         if part == "source" and absent:
             lines += [
                 f"# No label of the source shows {', '.join(absent)}. Name their values in its",
                 "# spec; or, if they are meant to be lost, remove the question marks here.",
             ]
-            words = ", ".join(_text(f"{name}{ASKED}") for name in absent)
+            words = ", ".join(quoted(f"{name}{ASKED}") for name in absent)
             fields.append(f"confirmed: [{words}]")
         if part == "test" and same:
             lines.append("# The target's own frames? Others, that nothing adapts to, are fairer.")
@@ -175,7 +174,3 @@ def _space(specs: Iterable[DatasetSpec]) -> str:
         if all(load_label_space(space).index_of(name) != IGNORE for name in names):
             return space
     return _SPACES[0]
-
-
-def _text(text: str) -> str:
-    return json.dumps(text.replace("$", "$$"), ensure_ascii=False)

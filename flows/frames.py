@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from flows.options import UNREADABLE
 from flows.plan import generator_file
 from pipeline.config.settings import ComputeConfig
 from pipeline.config.translation import TRANSLATED, TranslationConfig
@@ -31,8 +32,6 @@ from pipeline.run.stage import part_name
 from pipeline.schema import parse
 
 Format = Literal["png", "jpg", "webp"]
-UNREADABLE = 0.1
-"""The share of frames that may be unreadable."""
 
 
 def translate_any(

@@ -80,6 +80,7 @@ Part = Annotated[
     ),
 ]
 UNREADABLE = 0.1
+"""The share of frames that may be unreadable, unless another is given."""
 Unreadable = Annotated[float, Option(min=0, max=1, help="Share of frames that may be unreadable.")]
 Root = Annotated[Path | None, Option(metavar="DIR", help="Where the data set is.")]
 LabelSpace = Annotated[

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from flows.frames import UNREADABLE, at_work, data_set
+from flows.frames import at_work, data_set
+from flows.options import UNREADABLE
 from flows.segmenters import ArmOfRun, arm_of_run
 from pipeline.config.settings import ComputeConfig
 from pipeline.data.frames import (

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -182,19 +182,13 @@ def _stored(image: ImageFile.ImageFile, start: bytes) -> str:
 
 def _orientation(image: ImageFile.ImageFile) -> int:
     """The EXIF orientation, 2 to 8 where it turns or mirrors the picture."""
-    said = _said_orientation(image)
-    return said if 2 <= said <= 8 else 1  # some cameras write 0 for none
-
-
-def _said_orientation(image: ImageFile.ImageFile) -> int:
+    said = 1
     if image.format == "TIFF":
-        return int(getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation, 1))
-    if not image.info.keys() & {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}:
-        return 1
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged EXIF block turns nothing
-        return 1
+        said = int(getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation, 1))
+    elif image.info.keys() & {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}:
+        with suppress(Exception):  # a damaged EXIF block turns nothing
+            said = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return said if 2 <= said <= 8 else 1  # some cameras write 0 for none
 
 
 def _palette(image: Image.Image) -> bytes:

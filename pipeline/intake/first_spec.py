@@ -179,12 +179,12 @@ def spec_text(discovery: Discovery, out: Path, quarantine: str | None) -> str:
     if observation is not None:
         lines.append(f"# Compare the names with {preview}/frames.png, answer what ends in ?, then:")
     lines.append(f"#   sim2real check {out.name}")
-    lines += [f"name: {_quoted(discovery.name)}", f"root: {_quoted(_root(discovery, out))}"]
-    lines.append(f"images: {_quoted(discovery.images.pattern())}")
+    lines += [f"name: {quoted(discovery.name)}", f"root: {quoted(_root(discovery, out))}"]
+    lines.append(f"images: {quoted(discovery.images.pattern())}")
     if discovery.foreign:
         lines += [f"# {line}" for line in _wrapped([f"Labels not read: {discovery.foreign}."])]
     if pairs is not None and observation is not None:
-        lines.append(f"labels: {_quoted(pairs.label_pattern())}")
+        lines.append(f"labels: {quoted(pairs.label_pattern())}")
         lines.append(f"encoding: {observation.encoding}")
         if observation.encoding == "channel":
             lines.append(f"channel: {observation.channel}")
@@ -196,16 +196,16 @@ def spec_text(discovery: Discovery, out: Path, quarantine: str | None) -> str:
             )
     if discovery.split is not None:
         known = ", ".join(f"{name} {count:,}" for name, count in discovery.splits.items())
-        lines.append(f"split: {_quoted(discovery.split)}" + (f"  # of {known}" if known else ""))
+        lines.append(f"split: {quoted(discovery.split)}" + (f"  # of {known}" if known else ""))
     if discovery.lists:
         lines.append("splits:")
         lines += [
-            f"  {json.dumps(k, ensure_ascii=False)}: {_quoted(path)}"
+            f"  {json.dumps(k, ensure_ascii=False)}: {quoted(path)}"
             for k, path in discovery.lists.items()
         ]
     if quarantine is not None:
         assert pairs is not None
-        lines.append(f"quarantine: {_quoted(quarantine)}  # {len(pairs.lone_images):,} unlabelled")
+        lines.append(f"quarantine: {quoted(quarantine)}  # {len(pairs.lone_images):,} unlabelled")
     if observation is not None:
         words = table_lines(discovery)
         if discovery.questions():
@@ -233,7 +233,7 @@ def _value_lines(discovery: Discovery, observation: Observation, preview: str) -
             name, notes = f"{guess}?", [_why(discovery, seen[raw], why)]
         if table and raw in table.remarks:
             notes.append(table.remarks[raw])
-        key = _quoted(raw) if "," in raw else raw
+        key = quoted(raw) if "," in raw else raw
         rows.append((f"  {key}: {name or 'unlabeled'}", "; ".join(notes)))
     width = max(len(entry) for entry, _ in rows)
     lines = ["values:", *(f"{entry:<{width}}  # {note}" for entry, note in rows)]
@@ -243,7 +243,7 @@ def _value_lines(discovery: Discovery, observation: Observation, preview: str) -
     return lines
 
 
-def _quoted(text: object) -> str:
+def quoted(text: object) -> str:
     """A value as YAML takes it whatever it holds: JSON's strings are YAML's, but for `$`."""
     return json.dumps(str(text).replace("$", "$$"), ensure_ascii=False)
 
