@@ -22,7 +22,6 @@ from cyclegan.reference import (
     REFERENCE_NAMES,
     current_names,
     reference_files,
-    some,
 )
 from cyclegan.weights import (
     EXPECTED,
@@ -42,6 +41,7 @@ from pipeline.config.translation import CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.files import sweep
 from pipeline.runtime.checkpoint import save_checkpoint
+from pipeline.text import listed
 
 _NORMALISED: dict[BatchNorm, str] = {
     "running": "They use the running statistics of its training, as the reference's test script "
@@ -83,7 +83,7 @@ def load_generator(
     if (networks := _networks(content)) is None:
         return _generator(content, path, batch_norm, say=say)
     if direction not in networks:
-        found = some(map(str, networks))
+        found = listed(networks, 3)
         raise UserError(f"{path} holds no {direction} network, only: {found}. {EXPECTED}.")
     return _generator(networks[direction], path, batch_norm, say=say)
 
@@ -164,13 +164,11 @@ def _start_contents(start: Path, *, one_way: bool) -> dict[str, tuple[Path, obje
     if (networks := _networks(content)) is None:
         raise UserError(
             f"cyclegan.start: {start} is no training checkpoint of ours: a dictionary with "
-            f"'networks' was expected, found {some(map(str, content))}. Of the reference "
+            f"'networks' was expected, found {listed(content, 3)}. Of the reference "
             "implementation, give the folder that its files are in."
         )
     if networks.keys().isdisjoint(GENERATORS):
-        raise UserError(
-            f"cyclegan.start: {start} holds no generator, only: {some(map(str, networks))}."
-        )
+        raise UserError(f"cyclegan.start: {start} holds no generator, only: {listed(networks, 3)}.")
     names = ONE_WAY_NAMES if one_way else REFERENCE_NAMES
     return {name: (start, networks[name]) for name in names if name in networks}
 
@@ -219,7 +217,7 @@ def export_reference(checkpoint: Path, folder: Path) -> list[Path]:
     if (networks := _networks(content)) is None:
         raise UserError(
             f"{checkpoint} is not a training checkpoint of ours: a dictionary with 'networks' was "
-            f"expected, found {some(map(str, content))}. Give the `checkpoints/last.pt` of a run."
+            f"expected, found {listed(content, 3)}. Give the `checkpoints/last.pt` of a run."
         )
     paths = []
     names = REFERENCE_NAMES if "target_to_source" in networks else ONE_WAY_NAMES

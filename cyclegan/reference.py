@@ -4,11 +4,12 @@ Needs no torch: what a stage is made from is told without it.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import UserError
+from pipeline.text import listed
 
 T = TypeVar("T")
 
@@ -67,13 +68,7 @@ def reference_files(folder: Path, *, one_way: bool) -> dict[str, Path]:
     raise UserError(
         f"cyclegan.start: {folder} holds no generator for this training. Expected "
         f"latest_net_{names['source_to_target']}.pth or 20_net_{names['source_to_target']}.pth "
-        f"beside the others of the reference implementation; found {some(found) or 'nothing'}. "
-        "Give the folder that holds them, or a `checkpoints/last.pt` of ours."
+        "beside the others of the reference implementation; found "
+        f"{listed(found, 3) or 'nothing'}. Give the folder that holds them, or a "
+        "`checkpoints/last.pt` of ours."
     )
-
-
-def some(names: Iterable[str]) -> str:
-    """The first of many names, and how many there are."""
-    listed = list(names)
-    more = f" ... ({len(listed)} in all)" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more

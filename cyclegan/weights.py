@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from cyclegan.networks import InstanceNorm
-from cyclegan.reference import some
 from pipeline.config.translation import CycleGANConfig
 from pipeline.errors import UserError
 from pipeline.files import open_regular
 from pipeline.runtime.checkpoint import read_tensors
+from pipeline.text import listed
 
 State = dict[str, Tensor]
 Where = Path | str
@@ -113,7 +113,7 @@ def plain_state(content: object, where: Where) -> State:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UserError(
                 f"{where} is not a plain dictionary of weights. {EXPECTED}; found a dictionary of "
-                f"{some(map(str, content))} in which {key!r} is {type(value).__name__}. Save the "
+                f"{listed(content, 3)} in which {key!r} is {type(value).__name__}. Save the "
                 "network's `state_dict()` alone."
             )
         if value.is_meta:
@@ -149,7 +149,7 @@ def generator_settings(state: State, where: Where) -> CycleGANConfig:
         settings = _unet(inner)
     else:
         raise UserError(
-            f"{where} is no generator. {EXPECTED}; found {len(state)} weights: {some(state)}."
+            f"{where} is no generator. {EXPECTED}; found {len(state)} weights: {listed(state, 3)}."
         )
     return settings.model_copy(update={"residual": inner.keys() != state.keys()})
 
@@ -220,7 +220,7 @@ def discriminator_settings(state: State, where: Where) -> CycleGANConfig:
     else:
         raise UserError(
             f"{where} is no discriminator (PatchGAN or PixelGAN). {EXPECTED}; found {len(state)} "
-            f"weights: {some(state)}."
+            f"weights: {listed(state, 3)}."
         )
     if first[1] not in (3, 6):
         raise UserError(
@@ -325,10 +325,10 @@ def fill(network: nn.Module, state: State, where: Where) -> None:
                 f"{where} reads pictures of {first[1]} channels; a generator that reads and writes "
                 "3 (RGB) is expected. Choose or train one for RGB."
             )
-        listed = "; ".join(f"{what}: {some(keys)}" for what, keys in problems.items() if keys)
+        told = "; ".join(f"{what}: {listed(keys, 3)}" for what, keys in problems.items() if keys)
         raise UserError(
             f"{where} is not the {type(network).__name__} that its first weights look like. "
-            f"{EXPECTED}; {listed}. Fetch the file again, or take it from where it was trained."
+            f"{EXPECTED}; {told}. Fetch the file again, or take it from where it was trained."
         )
     weights = {}
     for key, value in state.items():

@@ -1,6 +1,6 @@
 """Numbers as text, for reports, tables and messages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -89,7 +89,8 @@ def size(octets: float) -> str:
     return f"{octets:.3g} {unit}"
 
 
-def listed(items: Sequence[object], most: int = 5) -> str:
+def listed(items: Iterable[object], most: int = 5) -> str:
     """The first items, and how many more there are."""
-    more = f" and {count(len(items) - most)} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more
+    texts = list(map(str, items))
+    more = f" and {count(len(texts) - most)} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more

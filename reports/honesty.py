@@ -372,7 +372,7 @@ RULES = (
 
 
 def _and(names: Iterable[str]) -> str:
-    return listed(list(names), 3)
+    return listed(names, 3)
 
 
 def _titles(metrics: Iterable[Metric]) -> str:

@@ -18,7 +18,7 @@ from pipeline.intake.findings import (
     frames_finding,
     ordered,
 )
-from pipeline.intake.text import some
+from pipeline.text import listed
 
 Frames = Sequence[FrameFacts]
 
@@ -115,7 +115,7 @@ def _same_drives(mine: Frames, theirs: Frames, other: str) -> Iterator[Finding]:
     both = sorted(ours.keys() & others.keys())
     if both and len(ours.keys() | others.keys()) > 1:
         seen = [f"{drive} ({ours[drive]} frames, {others[drive]} in {other})" for drive in both]
-        yield finding("same-drive", len(both), f"also in {other}: {some(seen, 6)}")
+        yield finding("same-drive", len(both), f"also in {other}: {listed(seen, 6)}")
 
 
 def _drives(frames: Frames) -> Counter[str]:

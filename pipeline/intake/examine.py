@@ -43,8 +43,8 @@ from pipeline.intake.findings import (
     kinds,
     ordered,
 )
-from pipeline.intake.text import some
 from pipeline.progress import each
+from pipeline.text import listed
 
 SHOWN = 6
 """Evenly spaced frames shown of a data set."""
@@ -93,19 +93,17 @@ def _whole(spec: DatasetSpec) -> DatasetSpec:
     return whole
 
 
-def _labels_without_image(
-    spec: DatasetSpec, listed: Collection[str], used: set[Path]
-) -> list[Path]:
+def _labels_without_image(spec: DatasetSpec, known: Collection[str], used: set[Path]) -> list[Path]:
     """The label files, of the folder of the split that is meant, whose frame has no image.
 
     Args:
-        listed: the frames that the spec lists; there may be more, which it leaves out.
+        known: the frames that the spec lists; there may be more, which it leaves out.
         used: the files of these frames.
     """
     assert spec.labels is not None
     label_files = label_finder(spec)
     for sample in list_samples(_whole(spec), labelled=False):
-        if sample.name not in listed:
+        if sample.name not in known:
             used = used | {sample.image, *label_files(sample.name)}
     fixed = {}
     if spec.split is not None and spec.split not in spec.splits:
@@ -164,13 +162,13 @@ def examine(
     """
     if not labelled:
         spec = spec.model_copy(update={"labels": None})
-    listed = list_files(spec)
+    files = list_files(spec)
     examiner = Examiner(spec, space, crop)
     with _threads(workers) as pool:
-        found = pool.map(examiner.look, listed.samples)
-        frames = list(each(found, f"check: {spec.name}", len(listed.samples)))
+        found = pool.map(examiner.look, files.samples)
+        frames = list(each(found, f"check: {spec.name}", len(files.samples)))
     for facts in frames:
-        if other := listed.second.get(facts.name):
+        if other := files.second.get(facts.name):
             assert facts.sample.label is not None
             facts.faults["two-labels"] = f"{facts.sample.label.name} and {other.name}"
     drawn = [i for i, facts in enumerate(frames) if facts.like_label]
@@ -181,7 +179,7 @@ def examine(
         drawn if len(drawn) < len(frames) else [],  # else they are grey frames
     )
     add_duplicate_faults(frames)
-    return _report(examiner, frames, listed.orphans)
+    return _report(examiner, frames, files.orphans)
 
 
 @contextmanager
@@ -314,7 +312,7 @@ def _of_frames(
             found = replace(
                 found,
                 severity="must fix" if must else found.severity,
-                detail=f"{unnamed:.2%} of all label pixels: {some(seen, 6)}",
+                detail=f"{unnamed:.2%} of all label pixels: {listed(seen, 6)}",
             )
         yield found
 
@@ -346,9 +344,9 @@ def _of_the_labels(
         if name not in used and examiner.classes[value] != IGNORE
     ]
     if unused:
-        yield finding("names-unused", len(unused), some(unused, 12))
+        yield finding("names-unused", len(unused), listed(unused, 12))
     if absent := [c.name for c in space.classes if not used & set(c.names)]:
-        yield finding("class-absent", len(absent), some(absent, 20))
+        yield finding("class-absent", len(absent), listed(absent, 20))
     expected = [names.get(i) for i in (7, 23, 26)] == ["road", "sky", "car"]
     ids = counts.keys() - {IGNORE}
     low = sum(counts[value].pixels for value in range(7) if value in counts) / label_pixels

@@ -21,8 +21,9 @@ from pipeline.data.spec import DatasetSpec, raw_value
 from pipeline.errors import UserError
 from pipeline.intake.examine import list_files
 from pipeline.intake.facts import BELOW_TOP, Values, count_values
-from pipeline.intake.text import percent, some
+from pipeline.intake.text import percent
 from pipeline.progress import each
+from pipeline.text import listed
 from pipeline.yaml_files import SUFFIXES, line_of, read_yaml
 
 SAMPLE, MOST = 64, 512
@@ -300,7 +301,7 @@ def _of_classes(source: Census, test: Census, space: LabelSpace, place: _Place) 
         if not raws:
             unnamed.append(f"{name} ({percent(share)})")
             continue
-        named = some([f"{raw} ({spec.values[raw]})" for raw in raws], 3)
+        named = listed([f"{raw} ({spec.values[raw]})" for raw in raws], 3)
         by_chance = (1 - often[name]) ** source.labels > _BY_CHANCE
         is_lost = share >= LOST and not by_chance
         yield Lost(

@@ -12,12 +12,6 @@ def percent(share: float | None) -> str:
     return f"{100 * share:.2f}%" if share >= 0.00005 else "< 0.01%"
 
 
-def some(items: list[str], count: int) -> str:
-    """The first items as text, and how many more there are."""
-    more = f" and {len(items) - count} more" if len(items) > count else ""
-    return ", ".join(items[:count]) + more
-
-
 def printable(text: str) -> str:
     """Text that any output takes: bytes of a file name that are no UTF-8 become `?`."""
     return text.encode("utf-8", "replace").decode()
