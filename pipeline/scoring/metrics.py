@@ -115,19 +115,18 @@ def category_iou(counts: Counts | Float, space: LabelSpace) -> Float:
     return found
 
 
-def mean_class_accuracy(counts: Counts | Float, space: LabelSpace) -> Float:
-    """Mean accuracy of the classes that are averaged and defined."""
-    return mean_defined(class_accuracy(counts)[..., _averaged(space)])
+def _mean(of_classes: Callable[[Counts | Float], Float]) -> Formula:
+    """The mean of a score of classes over those that are averaged and defined."""
+
+    def formula(counts: Counts | Float, space: LabelSpace) -> Float:
+        averaged = np.array([one.averaged for one in space.classes])
+        return mean_defined(of_classes(counts)[..., averaged])
+
+    return formula
 
 
-def mean_class_precision(counts: Counts | Float, space: LabelSpace) -> Float:
-    """Mean precision of the classes that are averaged and predicted."""
-    return mean_defined(class_precision(counts)[..., _averaged(space)])
-
-
-def mean_iou(counts: Counts | Float, space: LabelSpace) -> Float:
-    """Mean IoU of the classes that are averaged and defined."""
-    return mean_defined(class_iou(counts)[..., _averaged(space)])
+mean_iou = _mean(class_iou)
+"""(..., K, K + 1) counts -> (...) mean IoU of the classes that are averaged and defined."""
 
 
 def mean_category_iou(counts: Counts | Float, space: LabelSpace) -> Float:
@@ -157,7 +156,7 @@ METRICS = {
         Metric(
             "mean_class_accuracy",
             "mean class accuracy",
-            mean_class_accuracy,
+            _mean(class_accuracy),
             headline=True,
             table=True,
         ),
@@ -165,7 +164,7 @@ METRICS = {
         Metric(
             "frequency_weighted_iou", "frequency-weighted IoU", frequency_weighted_iou, table=True
         ),
-        Metric("mean_class_precision", "mean class precision", mean_class_precision),
+        Metric("mean_class_precision", "mean class precision", _mean(class_precision)),
         Metric("mean_category_iou", "mean category IoU", mean_category_iou),
         Metric("mean_class_iiou", "mean class iIoU", None),
         Metric("mean_category_iiou", "mean category iIoU", None),
@@ -296,7 +295,3 @@ def mean_defined(values: Float) -> Float:
 def _hits(counts: Counts | Float) -> Counts | Float:
     index = np.arange(counts.shape[-2])
     return counts[..., index, index]
-
-
-def _averaged(space: LabelSpace) -> npt.NDArray[np.bool_]:
-    return np.array([c.averaged for c in space.classes])
