@@ -170,8 +170,8 @@ def _segmentation(config: Config) -> list[Estimate]:
     seen = passes(height, width, config.evaluation)
     largest = max(seen, key=math.prod)
     pixels = sum(map(math.prod, seen))
-    training, evaluation = Estimate("train-segmentation", 0, 0), Estimate("evaluate", 0, 0)
-    known: dict[str, tuple[Estimate, Estimate]] = {}
+    known: dict[str, list[Estimate]] = {}
+    parts = []
     for name, arm in config.arms.items():
         recipe, teaching = config.recipe(name), arm.self_training
         key = recipe.model_dump_json() + (teaching.model_dump_json() if teaching else "")
@@ -181,17 +181,10 @@ def _segmentation(config: Config) -> list[Estimate]:
             shape = 1, *largest, 3
             predicting = measure_pass(model, shape, config.compute, training=False).seconds
             predicting *= pixels / math.prod(largest)
-            known[key] = (
-                Estimate("", recipe.steps * cost.seconds, cost.stored, cost.memory),
-                Estimate("", len(samples) * predicting, 0),
-            )
-        training, evaluation = (
-            Estimate(
-                whole.command,
-                whole.seconds + len(config.seeds) * part.seconds,
-                whole.bytes + len(config.seeds) * part.bytes,
-                max(whole.memory, part.memory),
-            )
-            for whole, part in zip((training, evaluation), known[key], strict=True)
-        )
-    return [training, evaluation]
+            seconds = recipe.steps * cost.seconds
+            known[key] = [
+                Estimate("train-segmentation", seconds, cost.stored, cost.memory),
+                Estimate("evaluate", len(samples) * predicting, 0),
+            ]
+        parts += len(config.seeds) * known[key]
+    return parts
