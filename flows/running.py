@@ -14,7 +14,7 @@ from flows.signals import take_signals
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config
 from pipeline.errors import UserError
-from pipeline.run.folder import CONFIG_FILE, LADDER_FILE, locked, read_run
+from pipeline.run.folder import locked, read_run
 from pipeline.run.stage import check, is_done, named, remove, run_stage, scored_on_other_data
 
 _HELPERS = {"train-segmentation", "label-target"}
@@ -40,11 +40,6 @@ def run_flow(
         workers: let the workers of the named server do it.
         parts: into how many units workers divide each translation.
     """
-    if (folder / LADDER_FILE).is_file() and not (folder / CONFIG_FILE).is_file():
-        raise UserError(
-            f"{folder} holds an ablation of an earlier version: a folder of runs, each of which "
-            "can still be reported and compared. Give another folder with --run DIR."
-        )
     if workers:
         use_named_server()
     with locked(folder):

@@ -7,13 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows import commands
 from flows.ablate import ablation, take_over
 from flows.plan import plan
 from pipeline.config.load import load_config
 from pipeline.config.settings import Config
-from pipeline.errors import UserError
-from pipeline.files import write_json, write_text
+from pipeline.files import write_text
 from pipeline.run.folder import locked
 from pipeline.run.stage import check, run_stage
 from tests.conftest import Cli
@@ -257,12 +255,6 @@ def test_files_are_copied_where_links_fail(
     paths = [base / "translated/checkpoints/last.pt" for base in (tmp_path / "place", run)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert paths[0].stat().st_ino != paths[1].stat().st_ino
-
-
-def test_a_folder_of_runs_of_an_earlier_version(tiny: Path, tmp_path: Path) -> None:
-    write_json(tmp_path / "old" / "ladder.json", {"rows": []})
-    with pytest.raises(UserError, match="holds an ablation of an earlier version"):
-        commands.run(tiny, run_folder=tmp_path / "old", ablate=True)
 
 
 @pytest.mark.slow

@@ -238,7 +238,7 @@ def test_what_is_not_ours_is_not_swept(tmp_path: Path) -> None:
     (own / parts[1]).touch()
     with locked(tmp_path):  # a folder that is no run
         pass
-    write_json(tmp_path / "ladder.json", {})
+    (tmp_path / "config.yaml").touch()
     (own / "config.yaml").touch()  # another run, with processes of its own
     with locked(tmp_path):
         pass

@@ -36,8 +36,6 @@ INPUTS_FILE = "inputs.json"
 STAGE_FILE = "stage.json"
 LOST_FILE = "lost_classes.json"
 """The classes that fall to nothing, as they were said before the run began."""
-LADDER_FILE = "ladder.json"
-"""The table of a folder of runs, as earlier versions made one for an ablation."""
 
 Inputs = dict[str, object]
 
@@ -266,8 +264,7 @@ def locked(folder: Path, option: str = "--run") -> Iterator[None]:
                 "DIR."
             ) from error
         # Not below a folder that is no run: what is there may be anybody's.
-        run = (folder / CONFIG_FILE).is_file() or (folder / LADDER_FILE).is_file()
-        sweep(folder, below=run, but=_OWN)
+        sweep(folder, below=(folder / CONFIG_FILE).is_file(), but=_OWN)
         yield
 
 
