@@ -19,7 +19,13 @@ from pipeline.data.reading import decoder_code
 from pipeline.data.spec import DatasetSpec, limited, translated_spec
 from pipeline.errors import UserError
 from pipeline.run.contents import hashes
-from pipeline.run.folder import Inputs, cyclegan_folder, gate_folder, translated_folder
+from pipeline.run.folder import (
+    Inputs,
+    cyclegan_folder,
+    gate_folder,
+    network_folder,
+    translated_folder,
+)
 from pipeline.run.stage import Settings, Stage
 from pipeline.schema import parse
 from pipeline.scoring.cityscapes import has_official_scores
@@ -128,7 +134,7 @@ def _cyclegan(config: Config, run: Path, space: LabelSpace, translation: str) ->
     settings, recipe = config.all_translations[translation], config.cyclegan_recipe(translation)
     semantics = recipe.semantics
     watches = config.semantics_arm(semantics) if semantics else None
-    evaluator = (_path("segmentation", watches, config.seeds[0]),) if watches else ()
+    evaluator = (network_folder("segmentation", watches, config.seeds[0]),) if watches else ()
     labels = _labels(config, translation)
     name = cyclegan_folder(translation)
 
@@ -200,11 +206,11 @@ def _start(start: Path, one_way: bool, run: Path) -> Inputs | str:
 def _labels(config: Config, translation: str) -> tuple[str, ...]:
     """The stage that labels the target for a translation, where one does."""
     arm = config.all_translations[translation].pseudo_labels
-    return (_path("pseudo_labels", arm, config.seeds[0]),) if arm else ()
+    return (network_folder("pseudo_labels", arm, config.seeds[0]),) if arm else ()
 
 
 def _pseudo_labels(config: Config, run: Path, arm: str) -> Stage:
-    training = _path("segmentation", arm, config.seeds[0])
+    training = network_folder("segmentation", arm, config.seeds[0])
 
     def inputs() -> Inputs:
         return {"version": 1, "target": _frames(config.target, run)}
@@ -215,7 +221,7 @@ def _pseudo_labels(config: Config, run: Path, arm: str) -> Stage:
 
         label_frames(config.target, run / training / CHECKPOINT, folder, config.compute)
 
-    place = _path("pseudo_labels", arm, config.seeds[0])
+    place = network_folder("pseudo_labels", arm, config.seeds[0])
     results = ("labels/**/*", "confidences/**/*")
     return Stage(place, "label-target", (training,), inputs, work, results)
 
@@ -257,7 +263,7 @@ def _translation(config: Config, run: Path, space: LabelSpace, name: str) -> Sta
 
 def _gate(config: Config, run: Path, space: LabelSpace, name: str, arm: str) -> Stage:
     settings, stage = config.all_translations[name].gate, gate_folder(name)
-    training = _path("segmentation", arm, config.seeds[0])
+    training = network_folder("segmentation", arm, config.seeds[0])
     assert settings is not None
 
     def inputs() -> Inputs:
@@ -315,7 +321,7 @@ def generator_file(config: Config, run: Path, translation: str = TRANSLATED) -> 
 def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int) -> Stage:
     arm = config.arms[name]
     trained = {
-        network: _path("segmentation", network, seed)
+        network: network_folder("segmentation", network, seed)
         for network in arm.networks
         if network in config.arms
     }
@@ -378,7 +384,7 @@ def _training(config: Config, run: Path, space: LabelSpace, name: str, seed: int
 
     gates = (gate_folder(kind) for kind in arm.train if config.gate_arm(kind))
     reads = (*_making(config, *arm.train), *gates, *trained.values())
-    where = _path("segmentation", name, seed)
+    where = network_folder("segmentation", name, seed)
     results, devices = ("checkpoints/*.pt",), config.compute.devices
     return Stage(where, "train-segmentation", reads, inputs, work, results, devices)
 
@@ -391,7 +397,7 @@ def _validation(config: Config, space: LabelSpace) -> "Validation | None":
 
 
 def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: int) -> Stage:
-    training = _path("segmentation", arm, seed)
+    training = network_folder("segmentation", arm, seed)
     pictures, test = config.evaluation.pictures, config.test.model_dump_json()
 
     def inputs() -> Inputs:
@@ -420,7 +426,7 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
             seed=seed,
         )
 
-    place = _path("evaluation", arm, seed)
+    place = network_folder("evaluation", arm, seed)
     results = ("evaluation.json", "official.json", "per_image.csv", "per_image.npz")
     return Stage(place, "evaluate", (training,), inputs, work, results)
 
@@ -428,7 +434,7 @@ def _evaluation(config: Config, run: Path, space: LabelSpace, arm: str, seed: in
 def _selection(
     config: Config, selection: SelectionConfig, run: Path, space: LabelSpace, arm: str, seed: int
 ) -> Stage:
-    training = _path("segmentation", arm, seed)
+    training = network_folder("segmentation", arm, seed)
 
     def inputs() -> Inputs:
         return {
@@ -454,7 +460,7 @@ def _selection(
             title=f"selection {arm}",
         )
 
-    place = _path("selection", arm, seed)
+    place = network_folder("selection", arm, seed)
     results = ("criteria.json", "predictions/**/*.png")
     return Stage(place, "select", (training,), inputs, work, results)
 
@@ -476,10 +482,6 @@ def _report(config: Config, run: Path, shown: tuple[str, ...]) -> Stage:
         write_report(config, run, folder)
 
     return Stage("report", "report", shown, inputs, work, ("*.html", "*.json", "*.csv", "*.md"))
-
-
-def _path(kind: str, arm: str, seed: int) -> str:
-    return f"{kind}/{arm}/seed-{seed}"
 
 
 def _recipe(config: SegmentationConfig, run: Path) -> Settings:

@@ -11,7 +11,7 @@ from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.data.listing import list_samples
 from pipeline.data.reading import working_size
 from pipeline.errors import UserError
-from pipeline.run.folder import CONFIG_FILE, check_results, read_run
+from pipeline.run.folder import CONFIG_FILE, check_results, network_folder, read_run
 from pipeline.run.stage import is_done
 from pipeline.scoring.evaluation import Evaluation
 
@@ -68,7 +68,7 @@ class ArmOfRun:
             return None
 
     def _stage(self, kind: str) -> str:
-        return f"{kind}/{self.arm}/seed-{self.seed}"
+        return network_folder(kind, self.arm, self.seed)
 
 
 def arm_of_run(source: Path) -> ArmOfRun | None:

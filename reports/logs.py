@@ -11,7 +11,7 @@ import pandas as pd
 
 from pipeline.config.settings import Config
 from pipeline.csv_files import write_table
-from pipeline.run.folder import cyclegan_folder
+from pipeline.run.folder import cyclegan_folder, network_folder
 from reports.charts import Chart, Series
 from reports.colors import MORE_COLORS, arm_colors
 from reports.settings import ordered_arms
@@ -122,7 +122,7 @@ def logs_of(config: Config, run: Path) -> Iterator[Log]:
         if settings.trains
     ]
     paths += [
-        (arm, False, seed, run / "segmentation" / arm / f"seed-{seed}")
+        (arm, False, seed, run / network_folder("segmentation", arm, seed))
         for arm in ordered_arms(config)
         for seed in config.seeds
     ]

@@ -18,6 +18,7 @@ from pipeline.run.folder import (
     StageRecord,
     cyclegan_folder,
     gate_folder,
+    network_folder,
     read_run_record,
     read_stage,
     translated_folder,
@@ -379,7 +380,7 @@ def _costs(run: Path, config: Config, report: Summary) -> Iterator[StageCost]:
                 "evaluation": report.images * len(config.seeds),
             }
             seeds = config.seeds[:1] if stage == "pseudo_labels" else config.seeds
-            folders = [f"{stage}/{arm}/seed-{seed}" for seed in seeds]
+            folders = [network_folder(stage, arm, seed) for seed in seeds]
             title = f"{stage.replace('_', '-')} {arm}"
             yield from _cost(run, title, folders, images.get(stage))
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from pipeline.config.settings import Config
 from pipeline.csv_files import write_table
 from pipeline.errors import UserError
-from pipeline.run.folder import STAGE_FILE, check_results
+from pipeline.run.folder import STAGE_FILE, check_results, network_folder
 from pipeline.scoring.metrics import Metric, Score, in_steps, ranking, tabled
 from pipeline.scoring.selection import (
     CRITERIA,
@@ -63,7 +63,7 @@ def read_networks(config: Config, run: Path, report: Summary) -> list[Network]:
     keys = [(arm, seed) for arm in arms for seed in config.seeds]
     if config.selection is None or not keys:
         return []
-    folders = [run / "selection" / arm / f"seed-{seed}" for arm, seed in keys]
+    folders = [run / network_folder("selection", *key) for key in keys]
     for folder in folders:
         if not (folder / FILE).is_file():
             raise UserError(f"No file {folder / FILE}. Run `sim2real select {run}` first.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.config.settings import BEFORE, IDEAL, Config
 from pipeline.csv_files import write_table
-from pipeline.run.folder import STAGE_FILE, read_stage
+from pipeline.run.folder import STAGE_FILE, network_folder, read_stage
 from pipeline.scoring.metrics import in_steps, tabled
 from pipeline.text import percent, spread
 from reports.chance import change, columns
@@ -50,7 +50,7 @@ def steps_of(config: Config, run: Path, report: Summary) -> list[Step]:
             report.arms[name],
             change(report, name, arm.base) if arm.base in report.arms else nothing,
             report.gap_closed_by_arm.get(name, nothing),
-            _seconds(run, [f"evaluation/{name}/seed-{seed}" for seed in config.seeds]),
+            _seconds(run, [network_folder("evaluation", name, seed) for seed in config.seeds]),
             idle.get(name, ""),
         )
         for name, arm in shown

@@ -10,7 +10,7 @@ from pipeline.config.settings import AFTER, BEFORE, IDEAL, Config
 from pipeline.csv_files import write_table
 from pipeline.data.labels import LabelSpace, load_label_space
 from pipeline.errors import UserError
-from pipeline.run.folder import STAGE_FILE, check_results
+from pipeline.run.folder import STAGE_FILE, check_results, network_folder
 from pipeline.scoring import bootstrap
 from pipeline.scoring.confusion import ConfusionMatrix
 from pipeline.scoring.evaluation import FILE, Evaluation
@@ -37,7 +37,7 @@ Drawn = Mapping[str, Float]
 
 def evaluation_folder(run: Path, arm: str, seed: int) -> Path:
     """Where the scores of one arm and seed are."""
-    return run / "evaluation" / arm / f"seed-{seed}"
+    return run / network_folder("evaluation", arm, seed)
 
 
 def read_evaluations(run: Path, config: Config) -> dict[str, list[Evaluation]]:

@@ -77,6 +77,11 @@ def cyclegan_folder(translation: str) -> str:
     return "cyclegan" if translation == TRANSLATED else f"cyclegans/{translation}"
 
 
+def network_folder(kind: str, arm: str, seed: int) -> str:
+    """The stage of one network: `segmentation`, `pseudo_labels`, `evaluation` or `selection`."""
+    return f"{kind}/{arm}/seed-{seed}"
+
+
 def gate_folder(translation: str) -> str:
     """The stage that looks whether labels still fit the frames of a translation."""
     return f"gates/{translation}"
