@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -81,48 +82,23 @@ STUDENT: dict[str, object] = {
 """How a student is trained. A small U-Net computes at half of the frame's size and below, and hands
 detail on by skip connections; pairs say what each pixel is to be, so few epochs are enough."""
 
+_trained = partial(
+    Translator, function="cyclegan.translate:translate", trains=True, reads_target=False
+)
+_OF_TRAINED = frozenset({"cyclegan", "shifts", "precision", "pseudo_labels"})
+
 TRANSLATORS = {
-    "cyclegan": Translator(
-        "CycleGAN",
-        frozenset(
-            {
-                "cyclegan",
-                "checkpoint",
-                "weights",
-                "batch_norm",
-                "shifts",
-                "precision",
-                "pseudo_labels",
-            }
-        ),
-        "cyclegan.translate:translate",
-        version=2,
-        trains=True,
-        reads_target=False,
+    "cyclegan": _trained(
+        "CycleGAN", _OF_TRAINED | {"checkpoint", "weights", "batch_norm"}, version=2
     ),
-    "student": Translator(
-        "student",
-        frozenset({"teacher", "cyclegan", "shifts", "precision"}),
-        "cyclegan.translate:translate",
-        trains=True,
-        reads_target=False,
-        recipe=STUDENT,
+    "student": _trained(
+        "student", frozenset({"teacher", "cyclegan", "shifts", "precision"}), recipe=STUDENT
     ),
-    "cut": Translator(
-        "CUT",
-        frozenset({"cyclegan", "shifts", "precision", "pseudo_labels"}),
-        "cyclegan.translate:translate",
-        trains=True,
-        recipe={"contrastive": {}},
-        reads_target=False,
-    ),
-    "fastcut": Translator(
+    "cut": _trained("CUT", _OF_TRAINED, recipe={"contrastive": {}}),
+    "fastcut": _trained(
         "FastCUT",
-        frozenset({"cyclegan", "shifts", "precision", "pseudo_labels"}),
-        "cyclegan.translate:translate",
-        trains=True,
+        _OF_TRAINED,
         recipe={"contrastive": {"weight": 10.0, "identity": False, "flip_equivariance": True}},
-        reads_target=False,
     ),
     "histogram_matching": Translator(
         "histogram matching", frozenset({"seed"}), "cyclegan.statistics:translate_by_histograms"
