@@ -24,7 +24,7 @@ from cyclegan.strips import in_strips
 from pipeline.config.settings import ComputeConfig
 from pipeline.config.translation import TranslationConfig
 from pipeline.config.translators import TranslationInputs
-from pipeline.data.frames import GROUP, Frames, Waits, convert, data_set_frames
+from pipeline.data.frames import GROUP, Frames, convert, data_set_frames
 from pipeline.data.images import UInt8, write_image
 from pipeline.data.listing import Sample, translated_path
 from pipeline.data.spec import DatasetSpec, save_spec, translated_spec
@@ -287,14 +287,13 @@ def write_translations(
     columns: Mapping[str, Sequence[object]] | None = None,
     part: tuple[int, int] | None = None,
     unreadable: float = 0.0,
-    waits: Waits | None = None,
 ) -> None:
     """Write a translation of each frame to its path, and `manifest.csv` to `folder`.
 
     Args:
         start: begins to translate the frames of a group; what it returns is called in threads.
         weights: the generator's file, whose hash stands in the manifest.
-        columns, part, unreadable, waits: see `pipeline.data.frames.convert`.
+        columns, part, unreadable: see `pipeline.data.frames.convert`.
 
     Raises:
         UserError: more frames than may be cannot be read, or the disk is too small.
@@ -318,7 +317,6 @@ def write_translations(
             columns=more,
             part=part,
             unreadable=unreadable,
-            waits=waits,
         )
 
 

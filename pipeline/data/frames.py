@@ -223,15 +223,6 @@ def check_output(source: Path, out: Path) -> None:
         )
 
 
-@dataclass
-class Waits:
-    """Seconds that the thread which computes waited for others, and computed."""
-
-    reading: float = 0.0
-    computing: float = 0.0
-    writing: float = 0.0
-
-
 Outcomes = dict[int, str | None]
 """Numbers of frames -> why one could not be read; None: it was."""
 
@@ -244,7 +235,6 @@ def process(
     *,
     readers: int,
     writers: int,
-    waits: Waits | None = None,
 ) -> Iterator[Outcomes]:
     """Read, compute and write groups of frames, each in its own threads; the outcomes in order.
 
@@ -254,19 +244,15 @@ def process(
     Args:
         work: called in this thread with the frames of a group that could be read.
         write: called in a thread with a frame's number, the frame, and what `work` made of it.
-        waits: filled with what this thread waited for.
     """
-    waits = waits or Waits()
     upcoming = iter(groups)
     reading: deque[tuple[Sequence[int], list[Future[UInt8]]]] = deque()
     writing: deque[tuple[Outcomes, list[Future[None]]]] = deque()
 
     def finished() -> Outcomes:
         outcomes, futures = writing.popleft()
-        start = time.perf_counter()
         for future in futures:
             future.result()
-        waits.writing += time.perf_counter() - start
         return outcomes
 
     with ThreadPoolExecutor(readers) as reads, ThreadPoolExecutor(writers) as writes:
@@ -282,17 +268,13 @@ def process(
             group, futures = reading.popleft()
             outcomes: Outcomes = dict.fromkeys(group)
             frames: list[tuple[int, UInt8]] = []
-            start = time.perf_counter()
             for number, future in zip(group, futures, strict=True):
                 try:
                     frames.append((number, future.result()))
                 except UserError as error:
                     outcomes[number] = str(error)
-            waits.reading += time.perf_counter() - start
             read_ahead()
-            start = time.perf_counter()
             made = work([frame for _, frame in frames]) if frames else ()
-            waits.computing += time.perf_counter() - start
             jobs = [
                 writes.submit(write, number, frame, one)
                 for (number, frame), one in zip(frames, made, strict=True)
@@ -317,7 +299,6 @@ def convert(
     part: tuple[int, int] | None = None,
     unreadable: float = 0.0,
     bytes_per_pixel: float = 3.0,
-    waits: Waits | None = None,
 ) -> None:
     """Make the outputs of all frames that are not there yet, then `manifest.csv` in `folder`.
 
@@ -367,7 +348,6 @@ def convert(
             write,
             readers=1 if frames.sequential else threads,
             writers=threads,
-            waits=waits,
         ):
             now = time.perf_counter()
             each_took, before = (now - before) / len(outcomes), now
