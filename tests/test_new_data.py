@@ -160,7 +160,7 @@ def test_a_target_without_labels_is_none_to_quarantine(
     shutil.rmtree(copy / "gtFine/train")
     told = sim2real("check", tiny, "--quarantine", "--set", f"target.root={copy}")
     assert told.status == 1
-    assert "leave these arms out: `arms: {source_only: source, adapted: translated}`" in told.out
+    assert "write `arms: {source_only: source, adapted: translated}`" in told.out
     assert "Nothing to quarantine" in told.out
 
 
