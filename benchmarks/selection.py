@@ -67,6 +67,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--out", type=Path, help="a CSV of all pairs")
     options = parser.parse_args()
+    for table in (run / "report" / TABLE for run in options.runs):
+        if not table.is_file():
+            parser.error(f"no {table}: only runs with `selection` in their configuration have it")
     found = [row for run in options.runs for row in rows(str(run), run / "report" / TABLE)]
     if options.out:
         write_table(options.out, list(found[0]), found)

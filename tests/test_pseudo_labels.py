@@ -132,7 +132,7 @@ def test_the_command_labels_and_what_reads_it_waits(
 
     message = refused("label-target")
     assert f"Stage {STAGE} reads {NETWORK}, which is not complete" in message
-    assert f"Run `sim2real train-segmentation {Path('run')}` first" in message
+    assert "Run `sim2real train-segmentation run` first" in message
     stages = plan(config, run)
     network = next(stage for stage in stages if stage.name == NETWORK)
     run_stage(run, network, check(run, stages)[NETWORK])
