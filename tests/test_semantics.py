@@ -372,7 +372,7 @@ def test_training_a_translator_trains_the_network_that_watches_it(
     assert "cyclegan: done" in result.stderr
     result = cli("train-segmentation", "r")
     assert result.returncode == 2
-    assert "Not segmentation/adapted/seed-0: it reads translated" in result.stderr
+    assert "segmentation/adapted/seed-0 reads translated, which is not complete" in result.stderr
     assert cli("export", "r", "--to", "G.pth").returncode == 0
     best = load_generator(tiny.parent / "r/cyclegan/checkpoints/best.pt").state_dict()
     exported = torch.load(tiny.parent / "G.pth", weights_only=True)
