@@ -7,19 +7,8 @@ from reports.summary import Difference, Spread, Summary
 
 
 def change(report: Summary, arm: str, base: str) -> dict[str, Difference | None]:
-    """Metric -> how far an arm is above another, on the same frames where their counts are kept."""
-    compared = report.comparisons.get(arm, {}).get(base)
-    return {
-        key: compared.scores[key] if compared else _difference(score, report.arms[base][key])
-        for key, score in report.arms[arm].items()
-    }
-
-
-def _difference(score: Spread, below: Spread) -> Difference | None:
-    """The difference of two scores that kept no counts of their frames."""
-    if score.mean is None or below.mean is None:
-        return None
-    return Difference(difference=score.mean - below.mean, interval=None, better=None)
+    """Metric -> how far an arm is above another that it is compared with, on the same frames."""
+    return report.comparisons[arm][base].scores
 
 
 def columns(key: str, score: Spread, found: Difference | None) -> dict[str, float | None]:

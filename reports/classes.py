@@ -120,10 +120,7 @@ def resemblance(evaluations: Mapping[str, Sequence[Evaluation]], main: str | Non
     intervals that take frames as independent are too narrow.
     """
     arms = [arm for arm in (main, BEFORE) if arm in evaluations] or list(evaluations)[:1]
-    scores = [_by_frame(evaluations[arm]) for arm in arms if arm]
-    if not scores or any(each is None for each in scores):
-        return None
-    first, *others = [each for each in scores if each is not None]
+    first, *others = [_by_frame(evaluations[arm]) for arm in arms if arm]
     values = first - others[0] if others else first
     values = values[~np.isnan(values)]
     if len(values) < LEAST_FRAMES or not values.std():
@@ -132,14 +129,11 @@ def resemblance(evaluations: Mapping[str, Sequence[Evaluation]], main: str | Non
     return float((centred[1:] * centred[:-1]).sum() / (centred**2).sum())
 
 
-def _by_frame(seeds: Sequence[Evaluation]) -> Float | None:
+def _by_frame(seeds: Sequence[Evaluation]) -> Float:
     """Per-pixel accuracies (N,) of an arm, means over its seeds, by the frames' names."""
     formula = METRICS["pixel_accuracy"].formula
-    kept = [found.frames for found in seeds if found.frames]
-    if formula is None or len(kept) < len(seeds):
-        return None
-    order = np.argsort(kept[0].names)
-    return np.asarray(np.mean([formula(f.counts, None)[order] for f in kept], axis=0))  # type: ignore[arg-type]
+    order = np.argsort(seeds[0].frames.names)
+    return np.asarray(np.mean([formula(s.frames.counts, None)[order] for s in seeds], axis=0))  # type: ignore[arg-type,misc]
 
 
 # What the data sets hold.
@@ -163,10 +157,8 @@ def data(
     shares["test"] = dict(
         zip(first.classes, (truth / max(1, int(truth.sum()))).tolist(), strict=True)
     )
-    frames = None
-    if first.frames:
-        shown = (first.frames.counts.sum(axis=2) > 0).sum(axis=0)
-        frames = dict(zip(first.classes, shown.tolist(), strict=True))
+    shown = (first.frames.counts.sum(axis=2) > 0).sum(axis=0)
+    frames = dict(zip(first.classes, shown.tolist(), strict=True))
     total = frame_count(config.source)
     found = Data(
         shares=shares, test_frames=frames, source_points=source_points(report.recipes, total)

@@ -92,13 +92,6 @@ def missing(config: Config, run: Path, report: Summary) -> list[str]:
             f"Contrast and entropy of the translations {', '.join(gone)} were not measured: their "
             "pictures, or those of source or target, are not there."
         )
-    without = [
-        arm
-        for arm, scores in report.arms.items()
-        if all(score.interval is None for score in scores.values())
-    ]
-    if without:
-        lines.append(f"No counts of single frames, so no intervals, for: {', '.join(without)}.")
     for name in ("source", "target"):
         if report.data.shares.get(name) is None:
             unread = name == "target" and name not in config.labels_read

@@ -98,9 +98,9 @@ def _drawn(
     names: list[str] | None = None
     for run, arms in evaluations.items():
         for arm, drawn in drawn_metrics(arms, space_of(runs[run])).items():
-            frames = arms[arm][0].frames
-            names = names or (frames.names if frames else None)
-            if frames and frames.names == names:
+            frames = arms[arm][0].frames.names
+            names = names or frames
+            if frames == names:
                 found[run, arm] = drawn[ranking().key]
     return found
 

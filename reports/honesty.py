@@ -298,7 +298,7 @@ def _one_seed(report: Summary) -> Iterator[Found]:
 def _few_test_frames(report: Summary) -> Iterator[Found]:
     few = {
         name: frames
-        for name, frames in (report.data.test_frames or {}).items()
+        for name, frames in report.data.test_frames.items()
         if 0 < frames < FEW_TEST_FRAMES
     }
     if few:

@@ -122,8 +122,8 @@ def gallery(
     samples = {sample.name: sample for sample in list_samples(config.test, labelled=True)}
     if gone := [name for name in names if name not in samples]:
         raise UserError(f"Data set {config.test.name} no longer has frame {gone[0]!r}.")
-    scores = {arm: s for arm, one in firsts.items() if (s := _scores(one, names, space))}
-    main = main if main in scores else next(reversed(scores), None)
+    scores = {arm: _scores(one, names, space) for arm, one in firsts.items()}
+    main = main or next(reversed(scores))
     palette, labels = distinct_palette(space), LabelReader(config.test, space)
 
     def frame(index: int) -> Frame:
@@ -162,18 +162,14 @@ def gallery(
         if budget >= 0 or not kept:
             kept[index] = one
     examples = {}
-    if main is not None:
-        ranks = [i for i in _ranked(scores[main].metrics[ranking().key]) if i in kept]
-        if ranks:
-            places = {"worst": 0, "median": len(ranks) // 2, "best": -1}
-            examples = {title: kept[ranks[place]] for title, place in places.items()}
+    if ranks := [i for i in _ranked(scores[main].metrics[ranking().key]) if i in kept]:
+        places = {"worst": 0, "median": len(ranks) // 2, "best": -1}
+        examples = {title: kept[ranks[place]] for title, place in places.items()}
     return Gallery([kept[index] for index in sorted(kept)], len(names), examples, main)
 
 
-def _scores(evaluation: Evaluation, names: Sequence[str], space: LabelSpace) -> _Scores | None:
-    """From the counts of the frames, where they were kept."""
-    if evaluation.frames is None:
-        return None
+def _scores(evaluation: Evaluation, names: Sequence[str], space: LabelSpace) -> _Scores:
+    """From the counts of the frames."""
     rows = {name: row for row, name in enumerate(evaluation.frames.names)}
     counts = evaluation.frames.counts[[rows[name] for name in names]]
     formulas = {metric.key: METRICS[metric.key].formula for metric in in_steps()}
@@ -192,7 +188,7 @@ def _ranked(values: Float) -> list[int]:
     return [int(i) for i in np.argsort(values, kind="stable") if not np.isnan(values[i])]
 
 
-def _order(scores: Mapping[str, _Scores], main: str | None, number: int) -> Iterator[int]:
+def _order(scores: Mapping[str, _Scores], main: str, number: int) -> Iterator[int]:
     """All frames, those that one asks for first: a turn from each question's answers in turn."""
     questions: list[list[int]] = []
     for one in scores.values():
@@ -200,12 +196,11 @@ def _order(scores: Mapping[str, _Scores], main: str | None, number: int) -> Iter
             ranks = _ranked(values)
             middle = ranks[len(ranks) // 2 :] + ranks[: len(ranks) // 2]
             questions += [ranks, ranks[::-1], middle]
-    if main is not None:
+    if BEFORE in scores:
         for key, values in scores[main].metrics.items():
-            if BEFORE in scores:
-                gains = _ranked(values - scores[BEFORE].metrics[key])
-                questions += [gains, gains[::-1]]
-        questions += map(_ranked, scores[main].class_iou.T)
+            gains = _ranked(values - scores[BEFORE].metrics[key])
+            questions += [gains, gains[::-1]]
+    questions += map(_ranked, scores[main].class_iou.T)
     # By the bits of their numbers, the last first: however many have room, they are spread evenly.
     questions.append(sorted(range(number), key=lambda index: f"{index:032b}"[::-1]))
     turns = chain.from_iterable(zip_longest(*questions))

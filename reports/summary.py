@@ -121,7 +121,7 @@ class Data(Value):
     shares: dict[str, Names | None]
     """`source`, `target`, `test` -> class -> its share of the pixels that have a class. Of source
     and target by a sample of labels; None where they cannot or may not be read."""
-    test_frames: dict[str, int] | None
+    test_frames: dict[str, int]
     """Class -> test frames that show it."""
     source_points: list[SourcePoint] = []
     """Arms that differ in the number of synthetic frames alone; none where a run has no such."""
@@ -178,7 +178,7 @@ class Summary(Flat):
     gap_closed_intervals: dict[str, dict[str, Interval | None]]
     comparisons: dict[str, dict[str, Comparison]]
     """Arm -> the arm that it is compared with -> how far it is above it."""
-    resamplings: int | None
+    resamplings: int
     absent_classes: list[str]
     breakdowns: dict[str, dict[str, Names] | None]
     """Key in `BREAKDOWNS` -> arm -> class or category -> mean; None where it is not known."""
@@ -200,7 +200,7 @@ class Summary(Flat):
     resemblance: float | None = None
     """How far the scores of neighbouring test frames go together, a correlation: of the
     differences of two arms, or of one arm's scores. None for fewer than ten frames."""
-    data: Data = Data(shares={}, test_frames=None)
+    data: Data = Data(shares={}, test_frames={})
     trainings: list[Training] = []
     translations: dict[str, Content] = {}
     """Translation -> what is left of its frames; without those whose pictures are gone."""

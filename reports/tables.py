@@ -88,7 +88,7 @@ def summary(
     first = first_evaluation(evaluations)
     drawn = drawn_metrics(evaluations, space_of(config))
     arms = {
-        arm: {m.key: _over_seeds(scores, m.key, drawn.get(arm)) for m in tabled()}
+        arm: {m.key: _over_seeds(scores, m.key, drawn[arm]) for m in tabled()}
         for arm, scores in evaluations.items()
     }
     details = {key: _details(evaluations, drawn, key) for key in BREAKDOWNS}
@@ -102,9 +102,9 @@ def summary(
         arm: {
             than: _compare(arms, breakdowns, drawn, arm, than)
             for than in against[arm]
-            if than in drawn and than != arm
+            if than in evaluations and than != arm
         }
-        for arm in drawn
+        for arm in evaluations
         if against.get(arm)
     }
     return Summary(
@@ -123,7 +123,7 @@ def summary(
             arm: {m.key: _gap_interval(drawn, arm, m) for m in tabled()} for arm in gaps
         },
         comparisons=compared,
-        resamplings=bootstrap.RESAMPLES if drawn else None,
+        resamplings=bootstrap.RESAMPLES,
         absent_classes=first.absent_classes,
         breakdowns=breakdowns,
         scores=_means(evaluations, breakdowns),
@@ -163,7 +163,7 @@ def between_runs(
 ) -> dict[str, dict[str, Comparison]]:
     """Run -> arm -> how far it is above the arm of that name in the first run, on the same frames.
 
-    Without the runs and arms that kept no counts of these frames.
+    Without the runs and arms that were scored on others.
     """
     (_, base), *others = evaluations.items()
     found: dict[str, dict[str, Comparison]] = {}
@@ -171,7 +171,7 @@ def between_runs(
         pairs = {
             arm: {"here": scores, "there": base[arm]}
             for arm, scores in arms.items()
-            if arm in base and _frames(scores) == _frames(base[arm]) != [None]
+            if arm in base and _frames(scores) == _frames(base[arm])
         }
         # The two runs' arms are the arms of a summary: what it says of arms holds for them.
         both = {f"{arm} {run}": pair[run] for arm, pair in pairs.items() for run in pair}
@@ -181,9 +181,9 @@ def between_runs(
     return {run: arms for run, arms in found.items() if arms}
 
 
-def _frames(scores: Sequence[Evaluation]) -> list[list[str] | None]:
-    """The distinct lists of frames that the seeds of an arm were scored on; None: not kept."""
-    lists = [found.frames.names if found.frames else None for found in scores]
+def _frames(scores: Sequence[Evaluation]) -> list[list[str]]:
+    """The distinct lists of frames that the seeds of an arm were scored on."""
+    lists = [found.frames.names for found in scores]
     return [names for i, names in enumerate(lists) if names not in lists[:i]]
 
 
@@ -192,7 +192,7 @@ def _details(
 ) -> dict[str, dict[str, Spread]] | None:
     """Arm -> class or category -> its values over the seeds; None where it is not known of all.
 
-    With an interval where frames were counted, for the columns of the table of classes.
+    With an interval for the columns of the table of classes.
     """
     mean = BREAKDOWNS[key].mean
     for evaluation in (e for scores in evaluations.values() for e in scores):
@@ -203,7 +203,7 @@ def _details(
         arm: {
             name: _spread(
                 {str(s.seed): s.breakdowns[key][name] for s in scores},
-                drawn[arm][key][:, index] if key in drawn.get(arm, {}) else None,
+                drawn[arm][key][:, index] if key in drawn[arm] else None,
             )
             for index, name in enumerate(scores[0].breakdowns[key])
         }
@@ -212,20 +212,15 @@ def _details(
 
 
 def drawn_metrics(evaluations: Evaluations, space: LabelSpace) -> dict[str, Drawn]:
-    """Arm -> its metrics in each drawing of the test frames, where every seed kept its counts."""
-    kept = {
-        arm: [evaluation.frames for evaluation in scores if evaluation.frames]
-        for arm, scores in evaluations.items()
-        if all(evaluation.frames for evaluation in scores)
-    }
-    if len({tuple(frames.names) for seeds in kept.values() for frames in seeds}) > 1:
+    """Arm -> its metrics in each drawing of the test frames."""
+    if len({tuple(found.frames.names) for seeds in evaluations.values() for found in seeds}) > 1:
         raise UserError(
             "The arms were scored on unlike frames, and cannot be compared frame by frame. Score "
             "them anew with `sim2real run --force evaluation`."
         )
     return {
-        arm: bootstrap.resample([frames.counts for frames in seeds], space)
-        for arm, seeds in kept.items()
+        arm: bootstrap.resample([found.frames.counts for found in seeds], space)
+        for arm, seeds in evaluations.items()
     }
 
 
@@ -280,7 +275,7 @@ def _difference(
 def _gap_interval(
     drawn: Mapping[str, Drawn], arm: str, metric: Metric
 ) -> bootstrap.Interval | None:
-    """None where the arms have no counts, or a drawing has no gap: its share is then anything."""
+    """None where an arm is missing, or a drawing has no gap: its share is then anything."""
     if not {BEFORE, arm, IDEAL} <= drawn.keys():
         return None
     before, after, ideal = (drawn[name][metric.key] for name in (BEFORE, arm, IDEAL))
@@ -328,7 +323,7 @@ def write_classes(path: Path, report: Summary) -> None:
             }
     sets = {name: report.data.shares.get(name) for name in ("source", "target")}
     columns |= {f"share_of_{name}": part for name, part in sets.items() if part}
-    columns |= {"test_frames": report.data.test_frames} if report.data.test_frames else {}
+    columns["test_frames"] = report.data.test_frames
     columns |= {f"lost_iou_{arm}": part for arm, part in report.lost_iou.items()}
     rows = [
         {

@@ -16,7 +16,7 @@ from pipeline.files import replacing, sweep, write_json
 from pipeline.scoring import cityscapes
 from pipeline.scoring.bootstrap import intervals
 from pipeline.scoring.confusion import ConfusionMatrix
-from pipeline.scoring.evaluation import FRAMES_FILE, Evaluation, Setting
+from pipeline.scoring.evaluation import FRAMES_FILE, Evaluation, Frames, Setting
 from pipeline.scoring.metrics import Counts, Score, class_iou, scores
 
 PICTURES, IDS, OVERLAYS = "predictions", "predictions_ids", "overlays"
@@ -142,6 +142,7 @@ def write_scores(
             **matrix.metrics(space),
             **by_instance,
             "intervals": intervals(counts, space),
+            "frames": Frames(list(names), counts),
         }
     )
     evaluation.write(folder)

@@ -90,6 +90,7 @@ def write_evaluation(folder: Path, config: Config, arm: str, seed: int, counts: 
             "classes": space.class_names,
             "pictures": pictures,
             "confusion": counts,
+            "void_predictions": [0] * len(counts),
             **ConfusionMatrix.from_counts(counts).metrics(space),
         },
     )

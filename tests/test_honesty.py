@@ -146,7 +146,6 @@ KEPT: list[tuple[str, dict[str, Any]]] = [
     ("equal_arms", with_arm("adapted", 0.5001)),
     ("classes_at_zero", classes(0.0, 0.001, 0.0)),
     ("few_test_frames", {"data": Data(shares={}, test_frames={"road": 10, "car": 0})}),
-    ("few_test_frames", {"data": Data(shares={}, test_frames=None)}),
     ("frames_resemble", {"resemblance": 0.29}),
     ("frames_resemble", {"resemblance": 0.5, "images": 12}),
     ("frames_resemble", {"resemblance": None}),

@@ -31,7 +31,7 @@ from reports.logs import POINTS, entries, table_of
 from reports.report import write_comparison, write_report
 from reports.sentences import ours, result_headline, result_sentences
 from reports.settings import settings_that_differ
-from reports.summary import Recipe, Spread, Summary
+from reports.summary import Comparison, Difference, Recipe, Spread, Summary
 from reports.tables import gap_closed
 from segmentation.evaluate import evaluate
 from segmentation.train import CHECKPOINT, train
@@ -179,24 +179,14 @@ def test_a_new_line_in_the_table_of_metrics_is_all_that_a_metric_takes(
     assert Evaluation.read(scored, space).scores["wrong"] == wrong
 
 
-def test_runs_without_counts_by_frame_have_no_intervals(small_world: Path, tmp_path: Path) -> None:
+def test_runs_without_counts_by_frame_are_refused(small_world: Path, tmp_path: Path) -> None:
     config = make_config(small_world, tmp_path)
     run = make_run(config, tmp_path / "run")
-    (run / "evaluation/adapted/seed-1/per_image.npz").unlink()
+    gone = run / "evaluation/adapted/seed-1/per_image.npz"
+    gone.unlink()
 
-    write_report(config, run, run / "report")
-
-    report = read_report(run / "report")
-    assert report["arms"]["adapted"]["mean_iou"]["interval"] is None
-    assert report["arms"]["oracle"]["mean_iou"]["interval"] is not None
-    assert report["gap_closed_intervals"]["adapted"]["mean_iou"] is None
-    assert report["comparisons"].keys() == {"oracle"}
-    for file in run.rglob("per_image.npz"):
-        file.unlink()
-    write_report(config, run, run / "report")
-    report = read_report(run / "report")
-    assert (report["comparisons"], report["resamplings"]) == ({}, None)
-    assert "95% interval" not in (run / "report/index.html").read_text()
+    with pytest.raises(UserError, match=f"No file {gone}. Score the network anew"):
+        write_report(config, run, run / "report")
 
 
 def test_arms_scored_on_unlike_frames_are_refused(small_world: Path, tmp_path: Path) -> None:
@@ -286,6 +276,13 @@ def spreads(values: dict[str, float | None], *keys: str) -> dict[str, dict[str, 
     }
 
 
+def compared(value: float | None, base: float | None) -> Comparison:
+    """How far a score is above another one, in every metric."""
+    known = value is not None and base is not None
+    found = Difference(difference=value - base, interval=None, better=None) if known else None
+    return Comparison(scores=dict.fromkeys(METRICS, found), breakdowns={})
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -326,7 +323,10 @@ def test_result_is_told_honestly(values: dict[str, float | None], expected: str)
         arms=arms,
         recipes={arm: Recipe(train={}, start=None) for arm in arms},
         gap_closed_by_arm={"adapted": {m.key: gap_closed(arms, "adapted", m) for m in tabled()}},
-        comparisons={},
+        comparisons={
+            arm: {"source_only": compared(value, values.get("source_only"))}
+            for arm, value in values.items()
+        },
     )
 
     report = report.model_copy(update={"warnings": findings(report)})
@@ -653,6 +653,7 @@ def test_arms_that_some_runs_lack_are_named_once(small_world: Path, tmp_path: Pa
             {
                 "classes": ["road", "car"],
                 "confusion": [[1, 0], [0, 1]],
+                "void_predictions": [0, 0],
                 "class_accuracy": {"road": 1, "car": 1},
                 "class_iou": {"road": 1, "car": 1},
                 "class_precision": {"road": 1, "car": 1},
@@ -671,9 +672,11 @@ def test_unlike_runs_are_not_compared(
     config = make_config(small_world, tmp_path, arms={"source_only": "source"}, seeds=[0])
     path = tmp_path / "run" / "evaluation" / "source_only" / "seed-0"
     write_evaluation(path, config, "source_only", 0, COUNTS["source_only"][0])
-    evaluation = json.loads((path / "evaluation.json").read_text())
-    write_json(path / "evaluation.json", evaluation | change)
-    (path / "per_image.npz").unlink()
+    evaluation = json.loads((path / "evaluation.json").read_text()) | change
+    write_json(path / "evaluation.json", evaluation)
+    frames = list(evaluation["pictures"])
+    by_frame = spread_out(evaluation["confusion"], len(frames))
+    np.savez(path / "per_image.npz", names=frames, counts=by_frame)
 
     with pytest.raises(UserError, match="first and second cannot be compared") as error:
         write_comparison({"first": finished, "second": (config, tmp_path / "run")}, tmp_path)

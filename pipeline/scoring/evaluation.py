@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from pipeline.data.labels import LabelSpace
+from pipeline.errors import UserError
 from pipeline.files import explain_damage, open_regular, read_record, write_json
 from pipeline.scoring.bootstrap import Interval
 from pipeline.scoring.confusion import ConfusionMatrix
@@ -73,16 +74,16 @@ class Evaluation(Flat):
     classes: list[str]
     confusion: list[list[int]]
     """(K, K) pixels: rows truth, columns prediction."""
-    void_predictions: list[int] = []
-    """(K,) pixels predicted void; runs of an older version lack it, and void predictions."""
+    void_predictions: list[int]
+    """(K,) pixels predicted void."""
     scores: dict[str, Score]
     """Key in `METRICS` -> value."""
     breakdowns: dict[str, dict[str, Score]]
     """Key in `BREAKDOWNS` -> class or category -> value."""
     intervals: dict[str, Interval | None] = {}
     """Key -> ends of the 95% interval over the frames."""
-    frames: Frames | None = Field(default=None, exclude=True)
-    """Of `per_image.npz`, which runs of an older version lack."""
+    frames: Frames = Field(default=Frames([], np.zeros((0, 0, 0), np.int64)), exclude=True)
+    """Of `per_image.npz`; they are not in `evaluation.json`."""
 
     @model_validator(mode="after")
     def _of_these_classes(self) -> Self:
@@ -92,7 +93,7 @@ class Evaluation(Flat):
         ]
         if sides != {len(self.classes)} or any(keys != set(self.classes) for keys in by_class):
             raise ValueError("counts and scores are not those of `classes`")
-        if self.void_predictions and len(self.void_predictions) != len(self.classes):
+        if len(self.void_predictions) != len(self.classes):
             raise ValueError("void_predictions are not those of `classes`")
         if "label_space" not in self.protocol:
             raise ValueError("protocol has no label_space")
@@ -101,7 +102,7 @@ class Evaluation(Flat):
     @property
     def table(self) -> Counts:
         """(K, K + 1) counts, the last column void."""
-        return ConfusionMatrix.from_counts(self.confusion, self.void_predictions or None).table
+        return ConfusionMatrix.from_counts(self.confusion, self.void_predictions).table
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -128,7 +129,7 @@ class Evaluation(Flat):
                 the files did not know are computed from its counts.
 
         Raises:
-            UserError: a file is damaged.
+            UserError: a file is damaged or not there.
         """
         way_out = "Score the network anew with `sim2real run --force evaluation`."
         found = read_record(folder / FILE, cls, way_out)
@@ -140,11 +141,12 @@ class Evaluation(Flat):
                 k: v for k, v in known.items() if k in BREAKDOWNS
             } | found.breakdowns
         path = folder / FRAMES_FILE
-        if path.is_file():
-            with explain_damage(path, way_out), open_regular(path) as file, np.load(file) as arrays:
-                frames = Frames(arrays["names"].tolist(), arrays["counts"])
-                shape = len(frames.names), len(found.classes), len(found.classes) + 1
-                if frames.counts.shape != shape or frames.counts.dtype.kind != "i":
-                    raise ValueError("it does not hold a count of each pair of classes for frames")
-            update["frames"] = frames
+        if not path.is_file():
+            raise UserError(f"No file {path}. {way_out}")
+        with explain_damage(path, way_out), open_regular(path) as file, np.load(file) as arrays:
+            frames = Frames(arrays["names"].tolist(), arrays["counts"])
+            shape = len(frames.names), len(found.classes), len(found.classes) + 1
+            if frames.counts.shape != shape or frames.counts.dtype.kind != "i":
+                raise ValueError("it does not hold a count of each pair of classes for frames")
+        update["frames"] = frames
         return found.model_copy(update=update)
